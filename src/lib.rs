@@ -1,0 +1,41 @@
+//! **license-gateway**: takes licences away from the customers of an HPE Aruba Networking Central MSP account,
+//! over gRPC.
+//!
+//! The crate reads like the path of a request:
+//!
+//! 1. `main` parses the command and hands over to [`cli`], which loads [`config`] and starts [`telemetry`].
+//! 2. [`server`] accepts the RPC, opens its span, keeps its deadline and catches its panics.
+//! 3. [`service`] turns the message into an [`license::Unassignment`], or lists everything that is wrong with it.
+//! 4. [`central`] makes the call to Central, decides whether it may be repeated, and says what happened.
+//! 5. [`token`] gives the call a valid access token and keeps the refresh token from getting lost.
+//! 6. [`service::status`] turns what happened into the one status that the caller sees.
+//!
+//! Imports follow that path and never turn back. [`proto`], [`license`], [`exchange`], [`telemetry`] and
+//! [`config`] are leaves. `sandbox` stands outside: it plays Central for tests, demos and other teams.
+
+pub mod central;
+pub mod cli;
+pub mod config;
+pub mod exchange;
+pub mod license;
+#[cfg(feature = "sandbox")]
+pub mod sandbox;
+pub mod server;
+pub mod service;
+pub mod telemetry;
+pub mod token;
+
+/// The code made from `proto/`.
+#[allow(missing_docs, clippy::pedantic)]
+pub mod proto {
+    tonic::include_proto!("central.licensing.v1");
+
+    /// The health checking protocol.
+    #[allow(unreachable_pub)]
+    pub mod health {
+        tonic::include_proto!("grpc.health.v1");
+    }
+
+    /// Everything above as descriptors, for reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+}

@@ -1,0 +1,3 @@
+//! The `license-gateway` process.
+
+fn main() {}
