@@ -26,12 +26,11 @@ pub mod telemetry;
 pub mod token;
 
 /// The code made from `proto/`.
-#[allow(missing_docs, clippy::pedantic)]
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
 pub mod proto {
     tonic::include_proto!("central.licensing.v1");
 
     /// The health checking protocol.
-    #[allow(unreachable_pub)]
     pub mod health {
         tonic::include_proto!("grpc.health.v1");
     }
