@@ -1,1 +1,264 @@
-//! To be written.
+//! One HTTP exchange with Central: connect, send, read the answer, and say plainly how it ended if it did not.
+//!
+//! Used by [`crate::central`] for calls and by [`crate::token`] for the token endpoint. Nothing is decided here:
+//! no status is judged, nothing is repeated.
+
+use std::{fs, io, path::PathBuf, time::Duration};
+
+use reqwest::{
+    Certificate, Client, Method, Proxy,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue},
+    redirect, retry,
+};
+use secrecy::{ExposeSecret as _, SecretString};
+use url::Url;
+
+use crate::{
+    config,
+    telemetry::{Origin, Tracing, http::ClientSpan},
+};
+
+/// The most that is read of an answer. Central's largest known answers are lists of a few hundred kilobytes.
+pub const MAX_ANSWER_BYTES: usize = 1024 * 1024;
+
+/// The bound on connecting, TLS included: within it we know that nothing was sent.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Idle connections are closed by us before Central's side does it: a request that meets a closing connection ends
+/// with an unknown outcome.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Makes exchanges with one Central.
+#[derive(Debug, Clone)]
+pub struct HttpClient {
+    client: Client,
+    base: Url,
+    timeout: Duration,
+    tracing: Tracing,
+}
+
+/// Whether connections are kept for the next exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connections {
+    /// Kept alive for some seconds.
+    Kept,
+    /// A new one every time: for exchanges that must never meet a connection that is just being closed.
+    Fresh,
+}
+
+/// Why a client cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The file cannot be read.
+    #[error("central.ca_file {path:?} cannot be read; name a readable PEM file")]
+    CaUnreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file holds no certificates.
+    #[error("central.ca_file {path:?} holds no certificate in PEM form")]
+    CaInvalid {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The proxy or the TLS settings do not work.
+    #[error("the HTTP client cannot be made with central.proxy_url and central.ca_file as they are set")]
+    Client(#[source] reqwest::Error),
+}
+
+/// What is sent.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The verb.
+    pub method: Method,
+    /// The path below the base URL, starting with `/`.
+    pub path: &'static str,
+    /// Parameters after the `?`. Never recorded: they can hold secrets.
+    pub query: &'a [(&'a str, &'a str)],
+    /// The access token, for calls that need one.
+    pub bearer: Option<&'a SecretString>,
+    /// The body.
+    pub body: Body,
+    /// How often the same request was sent before.
+    pub resend_count: u32,
+    /// Whose waiting this exchange ends, where it belongs to no single request.
+    pub links: &'a [Origin],
+}
+
+/// A body, sent with its length, never in chunks.
+#[derive(Debug)]
+pub enum Body {
+    /// None.
+    Empty,
+    /// JSON, already written.
+    Json(Vec<u8>),
+    /// An HTML form, already written.
+    Form(String),
+}
+
+/// A complete answer, or enough of it to know what it means.
+#[derive(Debug)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body, at most [`MAX_ANSWER_BYTES`] of it.
+    pub body: Vec<u8>,
+    /// Whether the whole body was read.
+    pub complete: bool,
+}
+
+/// How an exchange ended without an answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No connection was made: surely nothing was sent.
+    #[error("no connection to Central")]
+    NotConnected(#[source] reqwest::Error),
+    /// The time limit passed. The request may have been acted on.
+    #[error("no answer from Central within the time limit")]
+    TimedOut(#[source] reqwest::Error),
+    /// The connection broke. The request may have been acted on.
+    #[error("the connection to Central was lost before its answer was complete")]
+    Lost(#[source] reqwest::Error),
+}
+
+impl HttpClient {
+    /// A client for the Central of these settings.
+    pub fn new(settings: &config::Central, connections: Connections, tracing: Tracing) -> Result<Self, SetupError> {
+        let mut builder = Client::builder()
+            .user_agent(concat!("license-gateway/", env!("CARGO_PKG_VERSION")))
+            .http1_only()
+            .no_proxy()
+            .https_only(!settings.allow_plaintext)
+            .redirect(redirect::Policy::none())
+            .referer(false)
+            .retry(retry::never())
+            .connect_timeout(CONNECT_TIMEOUT.min(settings.timeout))
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .tcp_nodelay(true);
+        if connections == Connections::Fresh {
+            builder = builder.pool_max_idle_per_host(0);
+        }
+        if let Some(path) = &settings.ca_file {
+            let pem = fs::read(path).map_err(|source| SetupError::CaUnreadable { path: path.clone(), source })?;
+            match Certificate::from_pem_bundle(&pem) {
+                Ok(certificates) if !certificates.is_empty() => builder = builder.tls_certs_only(certificates),
+                _ => return Err(SetupError::CaInvalid { path: path.clone() }),
+            }
+        }
+        if let Some(proxy) = &settings.proxy_url {
+            builder = builder.proxy(Proxy::all(proxy.clone()).map_err(SetupError::Client)?);
+        }
+        Ok(Self {
+            client: builder.build().map_err(SetupError::Client)?,
+            base: settings.base_url.clone(),
+            timeout: settings.timeout,
+            tracing,
+        })
+    }
+
+    /// The same client with another bound on a whole exchange.
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sends a request and reads its answer, inside one client span.
+    pub async fn send(&self, request: Request<'_>) -> Result<Answer, Error> {
+        let url = self.url(request.path);
+        let span = if request.links.is_empty() {
+            ClientSpan::start(&self.tracing, request.method.as_str(), &url, request.path, request.resend_count)
+        } else {
+            ClientSpan::start_linked(&self.tracing, request.method.as_str(), &url, request.path, request.links)
+        };
+        match self.transfer(url, request).await {
+            Ok(answer) => {
+                span.answered(answer.status);
+                Ok(answer)
+            }
+            Err(error) => {
+                span.failed(error.kind());
+                Err(error)
+            }
+        }
+    }
+
+    async fn transfer(&self, mut url: Url, request: Request<'_>) -> Result<Answer, Error> {
+        if !request.query.is_empty() {
+            url.query_pairs_mut().extend_pairs(request.query);
+        }
+        // Kong renders its own refusals as text or HTML unless JSON is asked for.
+        let mut builder =
+            self.client.request(request.method, url).timeout(self.timeout).header(ACCEPT, "application/json");
+        if let Some(token) = request.bearer {
+            builder = builder.header(AUTHORIZATION, bearer(token));
+        }
+        builder = match request.body {
+            Body::Empty => builder,
+            Body::Json(json) => builder.header(CONTENT_TYPE, "application/json").body(json),
+            Body::Form(form) => builder.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form),
+        };
+        let mut response = builder.send().await.map_err(Error::from)?;
+
+        let status = response.status().as_u16();
+        let headers = std::mem::take(response.headers_mut());
+        let mut body = Vec::new();
+        let complete = loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) if body.len() + chunk.len() > MAX_ANSWER_BYTES => {
+                    body.extend_from_slice(&chunk[..MAX_ANSWER_BYTES - body.len()]);
+                    break false;
+                }
+                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+                Ok(None) => break true,
+                // A refusal is a refusal, however little of its text arrived. A success might have been a report of
+                // failure: we did not see all of it.
+                Err(_) if status >= 300 => break false,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        Ok(Answer { status, headers, body, complete })
+    }
+
+    fn url(&self, path: &str) -> Url {
+        let mut url = self.base.clone();
+        url.set_path(&format!("{}{path}", self.base.path().trim_end_matches('/')));
+        url
+    }
+}
+
+fn bearer(token: &SecretString) -> HeaderValue {
+    // A token that is no header value was refused when it was received (`token::oauth`).
+    let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret()))
+        .unwrap_or_else(|_| HeaderValue::from_static("Bearer"));
+    value.set_sensitive(true);
+    value
+}
+
+impl Error {
+    /// A word for traces, from a closed set.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::NotConnected(_) => "not_connected",
+            Self::TimedOut(_) => "timeout",
+            Self::Lost(_) => "connection_lost",
+        }
+    }
+}
+
+impl From<reqwest::Error> for Error {
+    fn from(error: reqwest::Error) -> Self {
+        let error = error.without_url(); // its query can hold secrets
+        // First: a time-out while connecting is both, and what counts is that nothing was sent.
+        if error.is_connect() || error.is_builder() {
+            Self::NotConnected(error)
+        } else if error.is_timeout() {
+            Self::TimedOut(error)
+        } else {
+            Self::Lost(error)
+        }
+    }
+}

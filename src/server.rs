@@ -1,1 +1,187 @@
-//! To be written.
+//! Binds, assembles, serves until told to stop, and drains.
+
+mod boundary;
+mod health;
+
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_util::task::TaskTracker;
+use tonic::{
+    service::Routes,
+    transport::{Server as GrpcServer, server::TcpIncoming},
+};
+use tracing::{error, info, warn};
+
+use self::{
+    boundary::Boundary,
+    health::{HealthService, Statuses},
+};
+use crate::{
+    central::CentralClient,
+    config::Config,
+    exchange::SetupError,
+    proto::{
+        self,
+        health::{health_check_response::ServingStatus, health_server::HealthServer},
+        licensing_service_server::LicensingServiceServer,
+    },
+    service::Licensing,
+    telemetry::{Tracing, rpc},
+    token::{Condition, StartError, TokenCache},
+};
+
+/// The largest message that is read: 1,000 ids and 100 services of 128 characters fit.
+const MAX_MESSAGE_BYTES: usize = 256 * 1024;
+/// How often a silent connection is asked whether it is still there, so that dead peers do not hold streams for ever.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
+/// How long it may take to answer that.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A gateway that listens but does not yet serve.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    config: Config,
+    tracing: Tracing,
+    tokens: TokenCache,
+    keeper: JoinHandle<()>,
+    central: Arc<CentralClient>,
+}
+
+/// Why a gateway cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address cannot be had.
+    #[error("cannot listen on server.listen = {address}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The token's custody cannot begin.
+    #[error(transparent)]
+    Token(#[from] StartError),
+    /// The HTTP client cannot be made.
+    #[error(transparent)]
+    Http(#[from] SetupError),
+    /// The server stopped on its own.
+    #[error("the gRPC server stopped on its own")]
+    Serve(#[source] tonic::transport::Error),
+}
+
+impl Server {
+    /// Takes the address, opens the token store, and starts looking for a valid token. Returns before there is one:
+    /// health says when the gateway is ready.
+    pub async fn bind(config: Config, tracing: Tracing) -> Result<Self, Error> {
+        let address = config.server.listen;
+        let bound = TcpListener::bind(address).await;
+        let listener = bound.map_err(|source| Error::Bind { address, source })?;
+        let address = listener.local_addr().map_err(|source| Error::Bind { address, source })?;
+        // The first line of the log: other programs read the chosen port from it.
+        info!(listen = %address, central = %config.central.base_url, "listening");
+        let (tokens, keeper) = TokenCache::start(&config, tracing.clone())?;
+        let central = Arc::new(CentralClient::new(&config.central, tokens.clone(), tracing.clone())?);
+        Ok(Self { listener, address, config, tracing, tokens, keeper, central })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop` is done, then drains: takes no new requests, ends health streams, lets what runs finish, and
+    /// returns after `server.drain_timeout` at the latest.
+    pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
+        let work = TaskTracker::new();
+        let boundary = Boundary::new();
+        let (statuses, statuses_seen) = watch::channel(Some(statuses(Condition::Starting)));
+        let showing = tokio::spawn(show_statuses(self.tokens.condition(), statuses.clone()));
+        drop(self.tokens);
+
+        let licensing = Licensing::new(self.central, self.config.central.allow_open_scopes, work.clone());
+        let routes = routes(licensing, HealthService::new(statuses_seen), &boundary, self.tracing);
+        let (end, ended) = oneshot::channel::<()>();
+        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        let mut serving = tokio::spawn(
+            GrpcServer::builder()
+                .max_concurrent_streams(self.config.server.max_streams_per_connection)
+                .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
+                .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+                .add_routes(routes)
+                .serve_with_incoming_shutdown(incoming, async {
+                    let _ = ended.await; // a dropped sender ends it too
+                }),
+        );
+
+        tokio::select! {
+            () = stop => {}
+            Ok(Err(error)) = &mut serving => return Err(Error::Serve(error)),
+        }
+        let limit = self.config.server.drain_timeout;
+        info!(limit = ?limit, "draining: no new requests, what runs is finished");
+        boundary.drain();
+        showing.abort();
+        statuses.send_replace(None);
+        let _ = end.send(());
+        let drained = timeout(limit, async {
+            let _ = serving.await;
+            work.close();
+            work.wait().await;
+            // The last clone of the token cache went with the server: the keeper finishes what it began and ends.
+            self.keeper.await
+        });
+        match drained.await {
+            Ok(Ok(())) => info!("drained"),
+            Ok(Err(panic)) => error!(error = &panic as &(dyn std::error::Error + 'static), "the token keeper failed"),
+            Err(_) => warn!(calls = work.len(), "not everything was finished within server.drain_timeout"),
+        }
+        Ok(())
+    }
+}
+
+fn routes(licensing: Licensing, health: HealthService, boundary: &Boundary, tracing: Tracing) -> axum::Router {
+    let licensing = LicensingServiceServer::new(licensing).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+    };
+    let own_descriptors = "the descriptors were made from our own .proto files";
+    Routes::new(licensing)
+        .add_service(HealthServer::new(health))
+        .add_service(reflection().build_v1().expect(own_descriptors))
+        .add_service(reflection().build_v1alpha().expect(own_descriptors))
+        .prepare()
+        .into_axum_router()
+        .layer(boundary::catch_panics())
+        .layer(axum::middleware::from_fn_with_state(boundary.clone(), boundary::guard))
+        // Outermost: the span covers everything, and names the operation for all that is inside.
+        .layer(axum::middleware::from_fn_with_state(tracing, rpc::trace_rpc))
+}
+
+/// Keeps the health entries true as the token's condition changes.
+async fn show_statuses(mut condition: watch::Receiver<Condition>, shown: watch::Sender<Option<Statuses>>) {
+    loop {
+        let now = *condition.borrow_and_update();
+        shown.send_replace(Some(statuses(now)));
+        info!(condition = ?now, "token condition");
+        if condition.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The whole server is up as soon as it answers; the service can be used when there is a token.
+fn statuses(condition: Condition) -> Statuses {
+    let usable = match condition {
+        Condition::Valid => ServingStatus::Serving,
+        Condition::Starting | Condition::Failing | Condition::NeedsSeed => ServingStatus::NotServing,
+    };
+    Statuses::from([("", ServingStatus::Serving), ("central.licensing.v1.LicensingService", usable)])
+}

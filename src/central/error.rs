@@ -1,0 +1,186 @@
+//! What Central did or said when it did not simply accept.
+
+use std::time::Duration;
+
+use crate::{exchange, license::Outcome, token};
+
+/// Why a call to Central did not succeed. One variant per line of the failure table (`service/status.rs`).
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// 400, 422: an argument is not to Central's liking.
+    #[error("Central rejected an argument (HTTP {status})")]
+    ArgumentRejected {
+        /// The HTTP status.
+        status: u16,
+    },
+    /// 401 with a fresh token, or no token can be had without a person.
+    #[error("Central rejects the gateway's credentials")]
+    CredentialsRejected {
+        /// 401, where Central answered the call itself.
+        status: Option<u16>,
+        /// Why there is no token, where that was it.
+        source: Option<token::Error>,
+    },
+    /// No valid token is left and the token endpoint fails for now.
+    #[error("there is no valid access token, and a new one cannot be had now")]
+    TokenUnavailable {
+        /// When the gateway tries again, counted from now.
+        retry_after: Duration,
+        /// Why.
+        source: token::Error,
+    },
+    /// 403: our account may not do this.
+    #[error("Central does not permit this to the gateway's account (HTTP 403)")]
+    PermissionDenied,
+    /// 404 of the service: a customer of the request is unknown.
+    #[error("Central does not know a customer of the request (HTTP 404)")]
+    CustomerNotFound,
+    /// 404 in Kong's own words: there is no such operation at this address.
+    #[error("Central's API gateway has no such operation (HTTP 404); is central.base_url the right cluster?")]
+    EndpointNotFound,
+    /// 409. The cause is undocumented; probably a licensing job on the same customers.
+    #[error("Central reports a conflict (HTTP 409)")]
+    Conflict,
+    /// 413, 417: the request is larger than Central takes.
+    #[error("the request is too large for Central (HTTP {status})")]
+    TooLarge {
+        /// The HTTP status.
+        status: u16,
+    },
+    /// 429 of the short window.
+    #[error("Central's limit of calls per second is reached (HTTP 429)")]
+    RateLimited {
+        /// How long to wait for the next window.
+        wait: Duration,
+    },
+    /// 429 of the day.
+    #[error("Central's calls of the day are spent (HTTP 429)")]
+    QuotaExhausted {
+        /// How long until the next day, 00:00 UTC.
+        wait: Duration,
+    },
+    /// 501.
+    #[error("Central does not implement this operation (HTTP 501)")]
+    Unimplemented,
+    /// 502, 503, 504: something between us and the service failed, at an unknown moment.
+    #[error("Central is unavailable (HTTP {status})")]
+    Unavailable {
+        /// The HTTP status.
+        status: u16,
+    },
+    /// 500 and every other 5xx.
+    #[error("Central failed (HTTP {status})")]
+    Internal {
+        /// The HTTP status.
+        status: u16,
+    },
+    /// 3xx or a 4xx that means nothing here.
+    #[error("Central answered in a way that makes no sense here (HTTP {status})")]
+    Unexpected {
+        /// The HTTP status.
+        status: u16,
+    },
+    /// 2xx with a body that reports failure.
+    #[error("Central answered HTTP {status}, but its answer reports a failure")]
+    ReportedFailure {
+        /// The HTTP status.
+        status: u16,
+    },
+    /// 2xx with a body that a read cannot use.
+    #[error("Central's answer (HTTP {status}) is not what this operation returns")]
+    Unreadable {
+        /// The HTTP status.
+        status: u16,
+    },
+    /// Not connected: nothing was sent.
+    #[error("Central cannot be reached")]
+    Unreachable(#[source] exchange::Error),
+    /// The connection broke after sending.
+    #[error("the connection to Central was lost after the request was sent")]
+    ConnectionLost(#[source] exchange::Error),
+    /// Our own limit on one call (`central.timeout`) passed.
+    #[error("Central did not answer within central.timeout")]
+    TimedOut(#[source] exchange::Error),
+    /// The caller gave up before anything was sent; nobody hears this.
+    #[error("the caller gave up before anything was sent to Central")]
+    Abandoned,
+    /// The caller's deadline leaves no time to send.
+    #[error("the caller's deadline passed before anything was sent to Central")]
+    DeadlineBeforeSending,
+}
+
+impl Error {
+    /// Whether a call that ended like this may have changed anything.
+    ///
+    /// A refusal (4xx) counts as nothing changed, by HTTP's meaning: Central's documents do not say more. What proves
+    /// it are the refusals of its gateway: 401, 413, 417, 429.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::ArgumentRejected { .. }
+            | Self::CredentialsRejected { .. }
+            | Self::TokenUnavailable { .. }
+            | Self::PermissionDenied
+            | Self::CustomerNotFound
+            | Self::EndpointNotFound
+            | Self::Conflict
+            | Self::TooLarge { .. }
+            | Self::RateLimited { .. }
+            | Self::QuotaExhausted { .. }
+            | Self::Unimplemented
+            | Self::Unexpected { .. }
+            | Self::Unreachable(_)
+            | Self::Abandoned
+            | Self::DeadlineBeforeSending => Outcome::NotApplied,
+            Self::Unavailable { .. }
+            | Self::Internal { .. }
+            | Self::ReportedFailure { .. }
+            | Self::Unreadable { .. }
+            | Self::ConnectionLost(_)
+            | Self::TimedOut(_) => Outcome::Unknown,
+        }
+    }
+
+    /// The HTTP status of Central's answer, where there was one.
+    pub fn http_status(&self) -> Option<u16> {
+        match self {
+            Self::ArgumentRejected { status }
+            | Self::TooLarge { status }
+            | Self::Unavailable { status }
+            | Self::Internal { status }
+            | Self::Unexpected { status }
+            | Self::ReportedFailure { status }
+            | Self::Unreadable { status } => Some(*status),
+            Self::CredentialsRejected { status, .. } => *status,
+            Self::PermissionDenied => Some(403),
+            Self::CustomerNotFound | Self::EndpointNotFound => Some(404),
+            Self::Conflict => Some(409),
+            Self::RateLimited { .. } | Self::QuotaExhausted { .. } => Some(429),
+            Self::Unimplemented => Some(501),
+            Self::TokenUnavailable { .. }
+            | Self::Unreachable(_)
+            | Self::ConnectionLost(_)
+            | Self::TimedOut(_)
+            | Self::Abandoned
+            | Self::DeadlineBeforeSending => None,
+        }
+    }
+}
+
+impl From<exchange::Error> for Error {
+    fn from(error: exchange::Error) -> Self {
+        match error {
+            exchange::Error::NotConnected(_) => Self::Unreachable(error),
+            exchange::Error::TimedOut(_) => Self::TimedOut(error),
+            exchange::Error::Lost(_) => Self::ConnectionLost(error),
+        }
+    }
+}
+
+impl From<token::Error> for Error {
+    fn from(error: token::Error) -> Self {
+        match error.retry_after() {
+            Some(retry_after) => Self::TokenUnavailable { retry_after, source: error },
+            None => Self::CredentialsRejected { status: None, source: Some(error) },
+        }
+    }
+}

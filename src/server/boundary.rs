@@ -1,0 +1,171 @@
+//! What holds for every RPC: a deadline that is answered as one, panics that stay inside, refusals while draining, and
+//! failures of the transport in the same words as all others.
+
+use std::{
+    any::Any,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use http::HeaderMap;
+use tokio::time::{Instant, timeout_at};
+use tonic::{Code, Status};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::{
+    license::OperationId,
+    service::{
+        Deadline,
+        status::{self, Failure},
+    },
+};
+
+const GRPC_TIMEOUT: &str = "grpc-timeout";
+
+/// Answers leave this much before the caller's deadline, at most a tenth of it: an answer that arrives after the
+/// caller's own timer is never seen, and with it what the caller needs to know most: whether anything was sent.
+const HEAD_START: Duration = Duration::from_millis(20);
+
+/// Stands around every RPC.
+#[derive(Debug, Clone, Default)]
+pub struct Boundary {
+    is_draining: Arc<AtomicBool>,
+}
+
+impl Boundary {
+    /// Open for requests.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// From now on, requests are refused.
+    pub fn drain(&self) {
+        self.is_draining.store(true, Relaxed);
+    }
+}
+
+/// Guards one RPC.
+pub async fn guard(State(boundary): State<Boundary>, mut request: Request, next: Next) -> Response {
+    let operation_id = request.extensions().get().copied().unwrap_or_else(OperationId::new);
+    let is_infrastructure = request.uri().path().starts_with("/grpc.");
+    if boundary.is_draining.load(Relaxed) && !is_infrastructure {
+        return respond(&Failure::Draining, operation_id);
+    }
+    let answered = match grpc_timeout(request.headers()) {
+        Some(allowed) => {
+            let now = Instant::now();
+            let head_start = HEAD_START.min(allowed / 10);
+            request.extensions_mut().insert(Deadline(now + allowed.saturating_sub(head_start)));
+            // The service keeps its deadline itself and knows whether anything was sent. This is for messages that
+            // arrive too slowly to get there. (tonic's own timer, later still, would answer CANCELLED.)
+            timeout_at(now + allowed.saturating_sub(head_start / 2), next.run(request)).await
+        }
+        None => Ok(next.run(request).await),
+    };
+    match answered {
+        Ok(response) if is_infrastructure => response,
+        Ok(response) => in_our_words(response, operation_id),
+        Err(_) => respond(&Failure::DeadlineExceeded { nothing_was_sent: false }, operation_id),
+    }
+}
+
+/// Turns a panic of a handler into an answer that [`guard`] puts into words. The panic hook has logged it.
+pub fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send + 'static>) -> Response> {
+    CatchPanicLayer::custom(|_| {
+        let mut response = Status::internal("").into_http();
+        response.extensions_mut().insert(Panicked);
+        response
+    })
+}
+
+/// Marks the answer of a handler that panicked.
+#[derive(Debug, Clone, Copy)]
+struct Panicked;
+
+/// Failures that tonic makes on its own have no details; ours always have.
+fn in_our_words(response: Response, operation_id: OperationId) -> Response {
+    let headers = response.headers();
+    if headers.contains_key("grpc-status-details-bin") {
+        return response;
+    }
+    let Some(code) = headers.get("grpc-status").map(|code| Code::from_bytes(code.as_bytes())) else {
+        return response;
+    };
+    let failure = match code {
+        Code::Ok => return response,
+        _ if response.extensions().get::<Panicked>().is_some() => Failure::Bug { nothing_was_sent: false },
+        // tonic's code for a message over the limit; the protocol wants RESOURCE_EXHAUSTED.
+        Code::OutOfRange | Code::ResourceExhausted => Failure::MessageTooLarge,
+        Code::Unimplemented => Failure::NotImplemented,
+        _ => Failure::MessageMalformed,
+    };
+    respond(&failure, operation_id)
+}
+
+fn respond(failure: &Failure, operation_id: OperationId) -> Response {
+    status::respond(failure, operation_id).into_http()
+}
+
+/// How long the caller waits, by the header of the gRPC protocol: up to eight digits and a unit.
+fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let value: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(value * 3600),
+        "M" => Duration::from_secs(value * 60),
+        "S" => Duration::from_secs(value),
+        "m" => Duration::from_millis(value),
+        "u" => Duration::from_micros(value),
+        "n" => Duration::from_nanos(value),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_the_protocol_writes_them() {
+        let table = [
+            ("300m", Some(Duration::from_millis(300))),
+            ("1H", Some(Duration::from_secs(3600))),
+            ("2M", Some(Duration::from_secs(120))),
+            ("99999999S", Some(Duration::from_secs(99_999_999))),
+            ("5u", Some(Duration::from_micros(5))),
+            ("7n", Some(Duration::from_nanos(7))),
+            ("0m", Some(Duration::ZERO)),
+            ("", None),
+            ("m", None),
+            ("300", None),
+            ("300s", None),
+            ("-1S", None),
+            ("+1S", None),
+            ("1.5S", None),
+            ("123456789S", None),
+            ("1\u{e9}", None),
+        ];
+        for (text, expected) in table {
+            let headers = HeaderMap::from_iter([(
+                http::HeaderName::from_static(GRPC_TIMEOUT),
+                HeaderValue::from_bytes(text.as_bytes()).unwrap(),
+            )]);
+            assert_eq!(grpc_timeout(&headers), expected, "{text:?}");
+        }
+        assert_eq!(grpc_timeout(&HeaderMap::new()), None);
+    }
+}

@@ -1,0 +1,76 @@
+//! The health checking protocol, as it is written: `Watch` of an unknown service answers SERVICE_UNKNOWN and stays
+//! open, `List` lists, and streams end when the gateway stops (an open stream would keep it from stopping).
+
+use std::{collections::BTreeMap, pin::Pin};
+
+use tokio::sync::watch;
+use tokio_stream::{Stream, StreamExt as _, wrappers::WatchStream};
+use tonic::{Request, Response, Status};
+
+use crate::proto::health::{
+    HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
+    health_check_response::ServingStatus, health_server::Health,
+};
+
+/// The status of every registered service, by name; the name of the whole server is empty.
+pub type Statuses = BTreeMap<&'static str, ServingStatus>;
+
+/// Answers health checks from the statuses as they are.
+#[derive(Debug, Clone)]
+pub struct HealthService {
+    /// None: the server is stopping, and streams end.
+    statuses: watch::Receiver<Option<Statuses>>,
+}
+
+impl HealthService {
+    /// A service over these statuses; `None` ends every stream.
+    pub fn new(statuses: watch::Receiver<Option<Statuses>>) -> Self {
+        Self { statuses }
+    }
+
+    /// The statuses; of a server that is stopping, none is served.
+    fn status(statuses: Option<&Statuses>, service: &str) -> Option<ServingStatus> {
+        match statuses {
+            Some(statuses) => statuses.get(service).copied(),
+            None => Some(ServingStatus::NotServing),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Health for HealthService {
+    async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        let service = request.into_inner().service;
+        match Self::status(self.statuses.borrow().as_ref(), &service) {
+            Some(status) => Ok(Response::new(HealthCheckResponse { status: status.into() })),
+            None => Err(Status::not_found("this server has no health entry of that name; List tells which it has")),
+        }
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let service = request.into_inner().service;
+        let mut last = None;
+        let mut is_over = false;
+        let changes = WatchStream::new(self.statuses.clone()).map_while(move |statuses| {
+            if is_over {
+                return None;
+            }
+            is_over = statuses.is_none();
+            Some(Self::status(statuses.as_ref(), &service).unwrap_or(ServingStatus::ServiceUnknown))
+        });
+        // The protocol sends changes, not repetitions.
+        let changes = changes.filter(move |status| last.replace(*status) != Some(*status));
+        Ok(Response::new(Box::pin(changes.map(|status| Ok(HealthCheckResponse { status: status.into() })))))
+    }
+
+    async fn list(&self, _: Request<HealthListRequest>) -> Result<Response<HealthListResponse>, Status> {
+        let statuses = self.statuses.borrow();
+        let entries = statuses.iter().flatten();
+        let statuses = entries
+            .map(|(name, status)| ((*name).to_owned(), HealthCheckResponse { status: (*status).into() }))
+            .collect();
+        Ok(Response::new(HealthListResponse { statuses }))
+    }
+}

@@ -1,0 +1,327 @@
+//! The exchange with Central's token endpoint, and what its answer means for the refresh token that was presented.
+//!
+//! Facts: Kong 0.14.1's OAuth plugin and field reports; the reference for each stands in the project's notes on
+//! Central. The refresh token is single use: a successful exchange kills it, and its successor exists only in the
+//! answer.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use reqwest::{Method, header::HeaderValue};
+use serde::Deserialize;
+use serde_json::Value;
+use url::form_urlencoded;
+
+use super::secret::Secret;
+use crate::{
+    config::{self, GrantPlacement},
+    exchange::{self, Answer, Body, Connections, HttpClient, Request, SetupError},
+    telemetry::{Origin, Tracing},
+};
+
+const TOKEN_ENDPOINT: &str = "/oauth2/token";
+
+/// The bound on one exchange. Generous: an answer that we do not wait for is a refresh token lost.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Central's access tokens live for two hours; nothing longer is believed.
+const LONGEST_LIFETIME: Duration = Duration::from_secs(7200);
+/// Nothing shorter is believed either: a lifetime of zero would refresh without end.
+const SHORTEST_LIFETIME: Duration = Duration::from_secs(60);
+
+/// How long to wait after a 429 that does not say.
+const THROTTLED_FOR: Duration = Duration::from_secs(1);
+
+/// Talks to the token endpoint as one application.
+#[derive(Debug)]
+pub struct TokenEndpoint {
+    http: HttpClient,
+    client_id: String,
+    client_secret_file: PathBuf,
+    placement: GrantPlacement,
+}
+
+/// What Central gives for a refresh token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// For calls.
+    pub access_token: Secret,
+    /// How long the access token is valid from now.
+    pub lifetime: Duration,
+    /// For the next exchange.
+    pub refresh_token: Secret,
+}
+
+/// How an exchange ended, seen from the refresh token that was presented.
+#[derive(Debug)]
+pub enum Exchanged {
+    /// Spent, and here is its successor.
+    Pair(Pair),
+    /// Surely not presented.
+    NotSent(NotSent),
+    /// Refused for now, and not spent.
+    Throttled {
+        /// How long to wait.
+        wait: Duration,
+    },
+    /// Unknown, used or expired: Central says the same for all three.
+    TokenRefused,
+    /// The application's id or secret is wrong, or the token belongs to another application. Not spent.
+    ClientRefused,
+    /// The parameters of the grant were not read where they were put. Not spent.
+    GrantNotRead,
+    /// No clear answer: the token may be spent.
+    Unclear(Unclear),
+}
+
+/// Why a refresh token was surely not presented.
+#[derive(Debug, thiserror::Error)]
+pub enum NotSent {
+    /// The client secret is not at hand.
+    #[error("credentials.client_secret_file {path:?} cannot be read or is empty")]
+    NoSecret {
+        /// The file.
+        path: PathBuf,
+        /// What the system says, where it says something.
+        source: Option<io::Error>,
+    },
+    /// No connection.
+    #[error("the token endpoint cannot be reached")]
+    NotConnected(#[source] exchange::Error),
+}
+
+/// Why it is not known whether a refresh token was spent.
+#[derive(Debug, thiserror::Error)]
+pub enum Unclear {
+    /// The connection broke, or the time limit passed.
+    #[error("the exchange ended without an answer")]
+    NoAnswer(#[source] exchange::Error),
+    /// An answer that means nothing here.
+    #[error("the token endpoint answered HTTP {status}, and not with tokens: {problem}")]
+    NoTokens {
+        /// The HTTP status.
+        status: u16,
+        /// What is wrong with the answer; nothing of its text.
+        problem: &'static str,
+    },
+}
+
+impl TokenEndpoint {
+    /// The token endpoint of the Central of these settings.
+    pub fn new(
+        central: &config::Central,
+        credentials: &config::Credentials,
+        tracing: Tracing,
+    ) -> Result<Self, SetupError> {
+        Ok(Self {
+            // A kept connection could be closing just now, and the answer is the only copy of the new token.
+            http: HttpClient::new(central, Connections::Fresh, tracing)?.with_timeout(EXCHANGE_TIMEOUT),
+            client_id: credentials.client_id.clone(),
+            client_secret_file: credentials.client_secret_file.clone(),
+            placement: credentials.grant_placement,
+        })
+    }
+
+    /// Presents a refresh token, once. Must run to its end: call it where nobody can cancel it.
+    pub async fn refresh(&self, refresh_token: &Secret, waiting: &[Origin]) -> Exchanged {
+        let client_secret = match self.client_secret().await {
+            Ok(secret) => secret,
+            Err(not_sent) => return Exchanged::NotSent(not_sent),
+        };
+        let grant = [
+            ("grant_type", "refresh_token"),
+            ("client_id", &self.client_id),
+            ("client_secret", client_secret.expose()),
+            ("refresh_token", refresh_token.expose()),
+        ];
+        let (query, body) = match self.placement {
+            GrantPlacement::Form => {
+                (&[][..], Body::Form(form_urlencoded::Serializer::new(String::new()).extend_pairs(grant).finish()))
+            }
+            GrantPlacement::Query => (&grant[..], Body::Empty),
+        };
+        let request = Request {
+            method: Method::POST,
+            path: TOKEN_ENDPOINT,
+            query,
+            bearer: None,
+            body,
+            resend_count: 0,
+            links: waiting,
+        };
+        match self.http.send(request).await {
+            Ok(answer) => judge(&answer),
+            Err(error @ exchange::Error::NotConnected(_)) => Exchanged::NotSent(NotSent::NotConnected(error)),
+            Err(error) => Exchanged::Unclear(Unclear::NoAnswer(error)),
+        }
+    }
+
+    /// Read again for every exchange: the file is replaced when the secret is rotated.
+    async fn client_secret(&self) -> Result<Secret, NotSent> {
+        let path = self.client_secret_file.clone();
+        match tokio::fs::read_to_string(&path).await {
+            Ok(text) if !text.trim().is_empty() => Ok(Secret::new(text.trim().to_owned())),
+            Ok(_) => Err(NotSent::NoSecret { path, source: None }),
+            Err(source) => Err(NotSent::NoSecret { path, source: Some(source) }),
+        }
+    }
+}
+
+/// What an answer of the token endpoint means.
+fn judge(answer: &Answer) -> Exchanged {
+    #[derive(Deserialize)]
+    struct Refusal {
+        error: String,
+        #[serde(default)]
+        error_description: String,
+    }
+
+    let unclear = |problem| Exchanged::Unclear(Unclear::NoTokens { status: answer.status, problem });
+    match answer.status {
+        200..=299 => match read_pair(answer) {
+            Ok(pair) => Exchanged::Pair(pair),
+            Err(problem) => unclear(problem),
+        },
+        429 => {
+            let hint = answer.headers.get(reqwest::header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+            let wait = hint.and_then(|text| text.trim().parse().ok()).map_or(THROTTLED_FOR, Duration::from_secs);
+            Exchanged::Throttled { wait: wait.clamp(THROTTLED_FOR, Duration::from_secs(3600)) }
+        }
+        400 | 401 => match serde_json::from_slice::<Refusal>(&answer.body) {
+            Ok(refusal) => match refusal.error.as_str() {
+                "invalid_client" => Exchanged::ClientRefused,
+                "unsupported_grant_type" => Exchanged::GrantNotRead,
+                "invalid_grant" => Exchanged::TokenRefused,
+                "invalid_request" if refusal.error_description.contains("refresh_token") => Exchanged::TokenRefused,
+                _ => unclear("a refusal of an unknown kind"),
+            },
+            Err(_) => unclear("a refusal that is not JSON"),
+        },
+        300..=399 => unclear("a redirect, which is never followed"),
+        _ => unclear("an error"),
+    }
+}
+
+fn read_pair(answer: &Answer) -> Result<Pair, &'static str> {
+    #[derive(Deserialize)]
+    struct Tokens {
+        access_token: String,
+        refresh_token: String,
+        #[serde(default)]
+        expires_in: Value,
+    }
+
+    if !answer.complete {
+        return Err("its body is longer than any answer with tokens");
+    }
+    let tokens: Tokens =
+        serde_json::from_slice(&answer.body).map_err(|_| "its body is not JSON with two tokens")?;
+    for token in [&tokens.access_token, &tokens.refresh_token] {
+        // Checked here so that a token can always be sent in a header.
+        if token.trim().is_empty() || HeaderValue::from_str(token).is_err() {
+            return Err("a token in it is empty or holds impossible characters");
+        }
+    }
+    Ok(Pair {
+        access_token: Secret::new(tokens.access_token),
+        refresh_token: Secret::new(tokens.refresh_token),
+        lifetime: lifetime(&tokens.expires_in),
+    })
+}
+
+/// `expires_in` may be a number, a string, missing, zero, negative or huge.
+fn lifetime(expires_in: &Value) -> Duration {
+    let seconds = match expires_in {
+        Value::Number(number) => number.as_f64(),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    };
+    match seconds {
+        Some(seconds) if seconds.is_finite() => {
+            Duration::from_secs_f64(seconds.clamp(SHORTEST_LIFETIME.as_secs_f64(), LONGEST_LIFETIME.as_secs_f64()))
+        }
+        _ => LONGEST_LIFETIME,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::header::{HeaderMap, RETRY_AFTER};
+
+    use super::*;
+
+    fn answer(status: u16, body: &str) -> Answer {
+        Answer { status, headers: HeaderMap::new(), body: body.as_bytes().to_vec(), complete: true }
+    }
+
+    fn kind(answer: &Answer) -> &'static str {
+        match judge(answer) {
+            Exchanged::Pair(_) => "pair",
+            Exchanged::NotSent(_) => "not sent",
+            Exchanged::Throttled { .. } => "throttled",
+            Exchanged::TokenRefused => "token refused",
+            Exchanged::ClientRefused => "client refused",
+            Exchanged::GrantNotRead => "grant not read",
+            Exchanged::Unclear(_) => "unclear",
+        }
+    }
+
+    #[test]
+    fn every_answer_of_the_token_endpoint_has_a_meaning() {
+        let table = [
+            (200, r#"{"access_token":"a","refresh_token":"r","expires_in":7200,"token_type":"bearer"}"#, "pair"),
+            (200, r#"{"access_token":"a","refresh_token":"r"}"#, "pair"),
+            (200, r#"{"access_token":"a","expires_in":7200}"#, "unclear"),
+            (200, r#"{"access_token":"a","refresh_token":"","expires_in":7200}"#, "unclear"),
+            (200, r#"{"access_token":"a\n","refresh_token":"r"}"#, "unclear"),
+            (200, r#"{"access_token":"a","refresh_tok"#, "unclear"),
+            (200, "<html>", "unclear"),
+            (200, "", "unclear"),
+            (302, "", "unclear"),
+            (400, r#"{"error":"invalid_request","error_description":"Invalid refresh_token"}"#, "token refused"),
+            (400, r#"{"error":"invalid_grant"}"#, "token refused"),
+            (400, r#"{"error":"invalid_client","error_description":"Invalid client authentication"}"#, "client refused"),
+            (401, r#"{"error":"invalid_client"}"#, "client refused"),
+            (400, r#"{"error":"unsupported_grant_type","error_description":"Invalid grant_type"}"#, "grant not read"),
+            (400, r#"{"error":"invalid_request","error_description":"Invalid code"}"#, "unclear"),
+            (400, "no", "unclear"),
+            (404, r#"{"message":"no route and no API found with those values"}"#, "unclear"),
+            (429, r#"{"message":"API rate limit exceeded"}"#, "throttled"),
+            (500, r#"{"message":"An unexpected error occurred"}"#, "unclear"),
+            (503, "upstream connect error", "unclear"),
+        ];
+        for (status, body, expected) in table {
+            assert_eq!(kind(&answer(status, body)), expected, "{status} {body}");
+        }
+        let cut = Answer { complete: false, ..answer(200, r#"{"access_token":"a","refresh_token":"r"}"#) };
+        assert_eq!(kind(&cut), "unclear");
+    }
+
+    #[test]
+    fn lifetimes_are_believed_only_between_a_minute_and_two_hours() {
+        let table = [
+            ("7200", 7200),
+            ("\"3600\"", 3600),
+            ("0", 60),
+            ("-1", 60),
+            ("1e12", 7200),
+            ("\"1e400\"", 7200),
+            ("\"soon\"", 7200),
+            ("null", 7200),
+            ("[]", 7200),
+            ("61.5", 61),
+        ];
+        for (json, seconds) in table {
+            assert_eq!(lifetime(&serde_json::from_str(json).unwrap()).as_secs(), seconds, "{json}");
+        }
+    }
+
+    #[test]
+    fn a_429_says_how_long_to_wait_within_reason() {
+        for (hint, seconds) in [("7", 7), ("0", 1), ("never", 1), ("999999999", 3600)] {
+            let mut answer = answer(429, "");
+            answer.headers.insert(RETRY_AFTER, HeaderValue::from_static(hint));
+            let Exchanged::Throttled { wait } = judge(&answer) else { panic!("{hint}") };
+            assert_eq!(wait.as_secs(), seconds);
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Where the pair of tokens is kept: one record, and two operations on it.
+//!
+//! - `load() -> (record, version)`
+//! - `cas(version, record) -> ok | conflict`: linearizable, and durable before it returns.
+//!
+//! Nothing else may ever write the record. A plain "lock, then write" loses tokens after a pause or a late write; a
+//! compare-and-swap on the version that was read does not.
+
+mod file;
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+pub use self::file::FileStore;
+use super::secret::{Fingerprint, Secret};
+
+/// The only schema so far. A record of a newer one is refused, never overwritten.
+pub const SCHEMA: u32 = 1;
+
+/// Everything that is kept about the account's tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// The shape of this record: [`SCHEMA`].
+    pub schema: u32,
+    /// Names the chain of refreshes that began with one seed.
+    pub family: Uuid,
+    /// Counts the pairs, over all families. A newer generation is never replaced by an older one.
+    pub generation: u64,
+    /// The access token; none if the pair has only just been seeded.
+    pub access_token: Option<Secret>,
+    /// When the pair was received, by the clock of whoever received it: a hint for a restarted process.
+    pub received_at: SystemTime,
+    /// How long the access token is valid from its receipt.
+    pub lifetime: Duration,
+    /// The refresh token: single use.
+    pub refresh_token: Secret,
+    /// The seeds that were adopted, so that a seed put in place again is not presented again.
+    pub consumed_seeds: Vec<Fingerprint>,
+    /// Who is about to spend the refresh token.
+    pub intent: Option<Intent>,
+}
+
+/// Written before the refresh token is presented: from then on it may be spent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Intent {
+    /// The generation whose refresh token is presented.
+    pub generation: u64,
+    /// Differs for every intent.
+    pub nonce: Uuid,
+    /// The process that holds it.
+    pub owner: Uuid,
+    /// An exchange ended without a clear answer: the token may be spent.
+    pub suspect: bool,
+    /// How often the token was presented under this intent.
+    pub tries: u32,
+}
+
+/// Which state of the record was read: `cas` succeeds only if it is still the one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version(String);
+
+/// The record as it was read, if there is one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    /// None: nothing was ever stored.
+    pub record: Option<Record>,
+    /// To be given to `cas`.
+    pub version: Version,
+}
+
+/// What a compare-and-swap did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Swap {
+    /// The record is stored, durably, under this version.
+    Stored(Version),
+    /// The record was changed since it was loaded; nothing was written.
+    Conflict,
+}
+
+/// Why the store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another process holds the store.
+    #[error(
+        "the token store in {path:?} is held by another process; one process at a time may use it: stop the other one, \
+         or give this one another token_store.path and a seed of its own"
+    )]
+    Held {
+        /// The directory.
+        path: std::path::PathBuf,
+    },
+    /// The record is there but cannot be understood. It is never overwritten.
+    #[error(
+        "the token record {path:?} cannot be used: {problem}; it was left as it is. Move it away and put a new \
+         refresh token in place, or restore the previous record beside it"
+    )]
+    Unusable {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The operating system refuses.
+    #[error("the token store cannot {action} {path:?}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: std::path::PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,321 @@
+//! The record in one file: for one process on one machine or volume. The default.
+//!
+//! `flock` on `lock`, held for the life of the process, keeps a second process out. A new record is written into space
+//! that was reserved beforehand (`token.next`), synced, renamed over `token.json`, and the directory is synced: after
+//! a crash at any moment there is the old record or the new one, never neither. Space is reserved *before* a refresh
+//! token is spent, so that a full disk cannot swallow its successor.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::{Error, Loaded, Record, SCHEMA, Swap, Version};
+
+/// More than any record takes: tokens of 4 KiB and a hundred seeds fit.
+const RESERVED_BYTES: usize = 32 * 1024;
+
+/// The record in a directory.
+#[derive(Debug, Clone)]
+pub struct FileStore(Arc<Mutex<Directory>>);
+
+#[derive(Debug)]
+struct Directory {
+    path: PathBuf,
+    /// Held as long as the store is open; the operating system lets go of it when the process dies.
+    _lock: File,
+}
+
+/// What stands in the file: the record's own JSON, guarded by a checksum over exactly these bytes.
+#[derive(Serialize, Deserialize)]
+struct Envelope {
+    sha256: String,
+    record: String,
+}
+
+impl FileStore {
+    /// Opens the store in a directory, which is made if needed (mode 0700), and takes hold of it.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Io { action, path, source }
+        };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create", path))?;
+        let lock_path = path.join("lock");
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
+        let lock = lock.map_err(io("open", &lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Error::Held { path: path.to_owned() }),
+            Err(TryLockError::Error(source)) => {
+                return Err(Error::Io { action: "lock", path: lock_path, source });
+            }
+        }
+        Ok(Self(Arc::new(Mutex::new(Directory { path: path.to_owned(), _lock: lock }))))
+    }
+
+    /// The record as it stands.
+    pub async fn load(&self) -> Result<Loaded, Error> {
+        self.blocking(|directory| directory.load()).await
+    }
+
+    /// Replaces the record if it is still the one of `version`. With an intent in it, space for its successor is
+    /// reserved before this returns.
+    pub async fn cas(&self, version: Version, record: Record) -> Result<Swap, Error> {
+        self.blocking(move |directory| directory.cas(&version, &record)).await
+    }
+
+    /// File systems block, and a sync takes tens of milliseconds: not on the runtime's workers.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Directory) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let directory = Arc::clone(&self.0);
+        let task = tokio::task::spawn_blocking(move || {
+            // A panic half-way leaves files as a crash would, and those are safe at every step.
+            work(&directory.lock().unwrap_or_else(PoisonError::into_inner))
+        });
+        match task.await {
+            Ok(result) => result,
+            Err(error) => Err(Error::Io {
+                action: "finish its work in",
+                path: PathBuf::from("token_store.path"),
+                source: io::Error::other(error),
+            }),
+        }
+    }
+}
+
+impl Directory {
+    fn load(&self) -> Result<Loaded, Error> {
+        let path = self.record_path();
+        let mut bytes = Vec::new();
+        match File::open(&path).and_then(|mut file| file.read_to_end(&mut bytes)) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Loaded { record: None, version: Version(String::new()) });
+            }
+            Err(source) => return Err(Error::Io { action: "read", path, source }),
+        }
+        match read_envelope(&bytes) {
+            Ok((record, sha256)) => Ok(Loaded { record: Some(record), version: Version(sha256) }),
+            Err(problem) => Err(Error::Unusable { path, problem }),
+        }
+    }
+
+    fn cas(&self, version: &Version, record: &Record) -> Result<Swap, Error> {
+        if self.load()?.version != *version {
+            return Ok(Swap::Conflict);
+        }
+        let (bytes, sha256) = write_envelope(record);
+        self.keep_previous()?;
+        self.reserve()?;
+        self.write_reserved(&bytes)?;
+        if record.intent.is_some() {
+            self.reserve()?; // a token is about to be spent: its successor must find room
+        }
+        Ok(Swap::Stored(Version(sha256)))
+    }
+
+    /// Keeps the record that is about to be replaced, for people: nothing reads it back on its own.
+    fn keep_previous(&self) -> Result<(), Error> {
+        let previous = self.path.join("token.previous.json");
+        match fs::remove_file(&previous) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::Io { action: "remove", path: previous, source });
+            }
+            _ => {}
+        }
+        match fs::hard_link(self.record_path(), &previous) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(Error::Io { action: "keep the previous record as", path: previous, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes sure that `token.next` is a file with blocks of its own on the disk.
+    fn reserve(&self) -> Result<(), Error> {
+        let path = self.reserve_path();
+        let reserve = || -> io::Result<()> {
+            let mut file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
+            if file.metadata()?.len() != RESERVED_BYTES as u64 {
+                file.set_len(0)?;
+                // Written, not just extended: a hole is no room.
+                file.write_all(&[b' '; RESERVED_BYTES])?;
+                file.sync_all()?;
+            }
+            Ok(())
+        };
+        reserve().map_err(|source| Error::Io { action: "reserve space in", path: path.clone(), source })
+    }
+
+    /// Writes into the reserved blocks, then gives the file its place.
+    fn write_reserved(&self, bytes: &[u8]) -> Result<(), Error> {
+        let (from, to) = (self.reserve_path(), self.record_path());
+        let write = || -> io::Result<()> {
+            let mut file = OpenOptions::new().write(true).open(&from)?;
+            file.rewind()?;
+            file.write_all(bytes)?;
+            file.set_len(bytes.len() as u64)?;
+            file.sync_all()?;
+            fs::rename(&from, &to)?;
+            File::open(&self.path)?.sync_all()
+        };
+        write().map_err(|source| Error::Io { action: "write", path: to.clone(), source })
+    }
+
+    fn record_path(&self) -> PathBuf {
+        self.path.join("token.json")
+    }
+
+    fn reserve_path(&self) -> PathBuf {
+        self.path.join("token.next")
+    }
+}
+
+fn write_envelope(record: &Record) -> (Vec<u8>, String) {
+    let record = serde_json::to_string(record).expect("a record is always JSON");
+    let sha256 = checksum(&record);
+    let envelope = Envelope { sha256: sha256.clone(), record };
+    (serde_json::to_vec(&envelope).expect("two strings are always JSON"), sha256)
+}
+
+/// The record and its checksum, or what is wrong in words that hold nothing of the file.
+fn read_envelope(bytes: &[u8]) -> Result<(Record, String), String> {
+    #[derive(Deserialize)]
+    struct Schema {
+        schema: u32,
+    }
+
+    let place = |error: serde_json::Error| format!("line {}, column {}", error.line(), error.column());
+    let envelope: Envelope =
+        serde_json::from_slice(bytes).map_err(|error| format!("it is damaged at {}", place(error)))?;
+    if checksum(&envelope.record) != envelope.sha256 {
+        return Err("its checksum does not fit: it is damaged or was edited by hand".to_owned());
+    }
+    let Schema { schema } = serde_json::from_str(&envelope.record).map_err(|_| "it has no schema".to_owned())?;
+    if schema != SCHEMA {
+        return Err(format!("its schema is {schema} and this version knows {SCHEMA}; a newer version wrote it"));
+    }
+    let record =
+        serde_json::from_str(&envelope.record).map_err(|error| format!("it makes no sense at {}", place(error)))?;
+    Ok((record, envelope.sha256))
+}
+
+fn checksum(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::fs::PermissionsExt as _,
+        time::{Duration, SystemTime},
+    };
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::token::{secret::Secret, store::Intent};
+
+    fn record(generation: u64) -> Record {
+        Record {
+            schema: SCHEMA,
+            family: Uuid::nil(),
+            generation,
+            access_token: Some(Secret::new(format!("access-{generation}"))),
+            received_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1),
+            lifetime: Duration::from_secs(7200),
+            refresh_token: Secret::new(format!("refresh-{generation}")),
+            consumed_seeds: vec![Secret::new("seed".to_owned()).fingerprint()],
+            intent: None,
+        }
+    }
+
+    async fn stored(store: &FileStore, record: Record) -> Version {
+        let version = store.load().await.unwrap().version;
+        match store.cas(version, record).await.unwrap() {
+            Swap::Stored(version) => version,
+            Swap::Conflict => panic!("conflict"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_stored_is_loaded_and_a_stale_version_is_a_conflict() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path()).unwrap();
+        let empty = store.load().await.unwrap();
+        assert_eq!(empty.record, None);
+
+        let first = stored(&store, record(1)).await;
+        assert_eq!(store.load().await.unwrap(), Loaded { record: Some(record(1)), version: first.clone() });
+        assert_eq!(store.cas(empty.version, record(9)).await.unwrap(), Swap::Conflict);
+        stored(&store, record(2)).await;
+        assert_eq!(store.cas(first, record(9)).await.unwrap(), Swap::Conflict);
+        assert_eq!(store.load().await.unwrap().record, Some(record(2)));
+    }
+
+    #[tokio::test]
+    async fn one_process_at_a_time_and_it_survives_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path()).unwrap();
+        stored(&store, record(1)).await;
+        assert!(matches!(FileStore::open(dir.path()), Err(Error::Held { .. })));
+        drop(store);
+        let again = FileStore::open(dir.path()).unwrap();
+        assert_eq!(again.load().await.unwrap().record, Some(record(1)));
+    }
+
+    #[tokio::test]
+    async fn a_record_that_cannot_be_understood_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path()).unwrap();
+        stored(&store, record(1)).await;
+        let path = dir.path().join("token.json");
+        let good = fs::read(&path).unwrap();
+        let newer = {
+            let record = serde_json::to_string(&record(1)).unwrap().replace("\"schema\":1", "\"schema\":2");
+            serde_json::to_vec(&Envelope { sha256: checksum(&record), record }).unwrap()
+        };
+        let mut flipped = good.clone();
+        let middle = flipped.len() / 2;
+        flipped[middle] ^= 1;
+        let table: [(&[u8], &str); 5] = [
+            (b"", "damaged"),
+            (&good[..good.len() / 2], "damaged"),
+            (b"{}", "damaged"),
+            (&flipped, "checksum"),
+            (&newer, "schema is 2"),
+        ];
+        for (bytes, expected) in table {
+            fs::write(&path, bytes).unwrap();
+            let error = store.load().await.unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+            assert!(!error.contains("refresh-1"), "{error}");
+            store.cas(Version(String::new()), record(5)).await.unwrap_err();
+            assert_eq!(fs::read(&path).unwrap(), bytes, "left as it is");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_intent_leaves_room_for_the_successor_and_files_are_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path()).unwrap();
+        let intent =
+            Intent { generation: 1, nonce: Uuid::nil(), owner: Uuid::nil(), suspect: false, tries: 1 };
+        stored(&store, record(1)).await;
+        stored(&store, Record { intent: Some(intent), ..record(1) }).await;
+        assert_eq!(fs::metadata(dir.path().join("token.next")).unwrap().len(), RESERVED_BYTES as u64);
+        for name in ["token.json", "token.next", "token.previous.json", "lock"] {
+            let mode = fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+    }
+}
