@@ -1,1 +1,1 @@
-//! x
+//! The one integration binary: a module per behaviour.
