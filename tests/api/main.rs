@@ -1,1 +1,4 @@
-//! x
+//! The one integration binary: a module per behaviour.
+
+mod collector;
+mod telemetry;

@@ -1,0 +1,145 @@
+//! The span of one HTTP exchange, with Central or its token endpoint: one try, one span.
+//!
+//! Nothing of the exchange is recorded but method, address, path and status: queries, headers and bodies hold tokens.
+
+use opentelemetry::{
+    Context, KeyValue,
+    trace::{Link, SpanBuilder, SpanKind, Status, TraceContextExt as _},
+};
+use url::{Host, Url};
+
+use super::{Origin, Tracing, names};
+
+/// One try of a call.
+#[derive(Debug, Clone, Copy)]
+pub struct Try<'a> {
+    /// The HTTP method.
+    pub method: &'static str,
+    /// Where it goes. Query, fragment and credentials are not recorded.
+    pub url: &'a Url,
+    /// The path as Central documents it, with its variables in braces. Names the span.
+    pub template: &'static str,
+    /// How many tries came before this one.
+    pub resend_count: u32,
+}
+
+/// The span of one try. Dropped before [`answered`](Self::answered) or [`failed`](Self::failed), it ends as
+/// cancelled.
+#[derive(Debug)]
+pub struct ClientSpan {
+    /// The span's context; without one, the parent's.
+    context: Context,
+    /// Whether `context` holds a span of ours that has not ended.
+    is_open: bool,
+}
+
+impl ClientSpan {
+    /// For a call made on behalf of a request, and of `others` that travel with it.
+    ///
+    /// The span becomes part of the request's trace and is linked with the others', there and back. If the request is
+    /// not sampled but one of the others is, it becomes part of that one's trace.
+    pub fn start(tracing: &Tracing, request: &Origin, others: &[Origin], call: &Try<'_>) -> Self {
+        let parent = if request.is_sampled() {
+            request
+        } else {
+            others.iter().find(|other| other.is_sampled()).unwrap_or(request)
+        };
+        let parent_span = parent.span_context();
+        let linked: Vec<&Origin> =
+            others.iter().chain([request]).filter(|origin| origin.span_context() != parent_span).collect();
+        Self::open(tracing, &parent.0, &linked, call)
+    }
+
+    /// For a call that no single request owns, such as the exchange of a token: a trace of its own, linked with those
+    /// of all who wait for it, there and back.
+    pub fn start_root(tracing: &Tracing, waiting: &[Origin], call: &Try<'_>) -> Self {
+        let linked: Vec<&Origin> = waiting.iter().collect();
+        Self::open(tracing, &Context::new(), &linked, call)
+    }
+
+    fn open(tracing: &Tracing, parent: &Context, linked: &[&Origin], call: &Try<'_>) -> Self {
+        let links = linked.iter().map(|origin| Link::with_context(origin.span_context())).collect();
+        let span = SpanBuilder::from_name(call.template).with_kind(SpanKind::Client).with_links(links);
+        let Some(context) = tracing.open(span, parent) else {
+            return Self { context: parent.clone(), is_open: false };
+        };
+        let span = context.span();
+        if span.is_recording() {
+            span.update_name(format!("{} {}", call.method, call.template));
+            span.set_attributes(call_attributes(call));
+            for origin in linked {
+                origin.0.span().add_link(span.span_context().clone(), Vec::new());
+            }
+        }
+        Self { context, is_open: true }
+    }
+
+    /// What runs inside this try: `span.origin().run(future)` puts the span's id on the log lines within.
+    pub fn origin(&self) -> Origin {
+        Origin(self.context.clone())
+    }
+
+    /// There was an answer with this status, read to its end.
+    pub fn answered(mut self, status: u16) {
+        let span = self.context.span();
+        if self.is_open && span.is_recording() {
+            span.set_attribute(KeyValue::new(names::HTTP_RESPONSE_STATUS_CODE, i64::from(status)));
+            // The only version we speak with Central.
+            span.set_attribute(KeyValue::new(names::NETWORK_PROTOCOL_VERSION, "1.1"));
+            if status >= 400 {
+                span.set_attribute(KeyValue::new(names::ERROR_TYPE, status.to_string()));
+                span.set_status(Status::error(""));
+            }
+        }
+        self.end();
+    }
+
+    /// There was no answer, or not all of it. `error_type` is one of a few words, such as `connect` or `timeout`.
+    pub fn failed(mut self, error_type: &'static str) {
+        self.end_with_error(error_type);
+    }
+
+    fn end_with_error(&mut self, error_type: &'static str) {
+        let span = self.context.span();
+        if self.is_open && span.is_recording() {
+            span.set_attribute(KeyValue::new(names::ERROR_TYPE, error_type));
+            span.set_status(Status::error(""));
+        }
+        self.end();
+    }
+
+    fn end(&mut self) {
+        if self.is_open {
+            self.is_open = false;
+            self.context.span().end();
+        }
+    }
+}
+
+impl Drop for ClientSpan {
+    fn drop(&mut self) {
+        self.end_with_error("cancelled");
+    }
+}
+
+fn call_attributes(call: &Try<'_>) -> Vec<KeyValue> {
+    let mut attributes =
+        vec![KeyValue::new(names::HTTP_REQUEST_METHOD, call.method), KeyValue::new(names::URL_TEMPLATE, call.template)];
+    if let Some(host) = call.url.host() {
+        let address = match host {
+            Host::Domain(name) => name.to_owned(),
+            Host::Ipv4(address) => address.to_string(),
+            Host::Ipv6(address) => address.to_string(),
+        };
+        attributes.push(KeyValue::new(names::SERVER_ADDRESS, address));
+        // Put together from the parts that hold no secret, not cut from the whole.
+        let port = call.url.port().map(|port| format!(":{port}")).unwrap_or_default();
+        let full = format!("{}://{host}{port}{}", call.url.scheme(), call.url.path());
+        attributes.push(KeyValue::new(names::URL_FULL, full));
+    }
+    attributes.extend(call.url.port_or_known_default().map(|port| KeyValue::new(names::SERVER_PORT, i64::from(port))));
+    if call.resend_count > 0 {
+        attributes.push(KeyValue::new(names::HTTP_REQUEST_RESEND_COUNT, i64::from(call.resend_count)));
+    }
+    attributes
+}
