@@ -32,7 +32,7 @@ use self::{
 };
 use crate::{
     config,
-    exchange::{Answer, Body, Connections, HttpClient, Request, SetupError},
+    exchange::{Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},
     license::{CustomerId, Customers, Outcome, Scope, ServiceName, Unassignment},
     telemetry::Tracing,
     token::TokenCache,
@@ -70,7 +70,7 @@ pub struct Failed {
     /// How many calls were made.
     pub calls: u32,
     /// What became of each customer, where that is not the same for all of them.
-    pub parts: Option<Parts>,
+    pub parts: Option<Box<Parts>>,
 }
 
 /// What became of the customers of a request that travelled in several calls.
@@ -192,7 +192,7 @@ impl CentralClient {
                 bearer: Some(token.secret()),
                 body: operation.body.clone().map_or(Body::Empty, Body::Json),
                 resend_count: attempts.sent,
-                links: &[],
+                on_behalf: OnBehalf::Current,
             };
             let result = self.http.send(request).await;
             drop(slot);
@@ -257,7 +257,7 @@ impl Parts {
     /// The final account after `part` failed and `waiting` was not sent; none if it is the same for everybody.
     ///
     /// Nothing more is sent after a failure: what made one part fail may make the next one worse.
-    fn after(mut self, error: &Error, part: &Customers, waiting: &VecDeque<Customers>) -> Option<Self> {
+    fn after(mut self, error: &Error, part: &Customers, waiting: &VecDeque<Customers>) -> Option<Box<Self>> {
         match error.outcome() {
             Outcome::NotApplied => self.not_applied.extend_from_slice(part.ids()),
             Outcome::Applied | Outcome::Partial | Outcome::Unknown => self.unknown.extend_from_slice(part.ids()),
@@ -266,6 +266,6 @@ impl Parts {
             self.not_applied.extend_from_slice(unsent.ids());
         }
         let kinds = [&self.applied, &self.not_applied, &self.unknown];
-        (kinds.iter().filter(|ids| !ids.is_empty()).count() > 1).then_some(self)
+        (kinds.iter().filter(|ids| !ids.is_empty()).count() > 1).then(|| Box::new(self))
     }
 }

@@ -15,7 +15,10 @@ use url::Url;
 
 use crate::{
     config,
-    telemetry::{Origin, Tracing, http::ClientSpan},
+    telemetry::{
+        Origin, Tracing,
+        http::{ClientSpan, Try},
+    },
 };
 
 /// The most that is read of an answer. Central's largest known answers are lists of a few hundred kilobytes.
@@ -83,8 +86,17 @@ pub struct Request<'a> {
     pub body: Body,
     /// How often the same request was sent before.
     pub resend_count: u32,
-    /// Whose waiting this exchange ends, where it belongs to no single request.
-    pub links: &'a [Origin],
+    /// Whose work it is.
+    pub on_behalf: OnBehalf<'a>,
+}
+
+/// Whose work an exchange is: decides where its span belongs.
+#[derive(Debug)]
+pub enum OnBehalf<'a> {
+    /// The request's that the running code belongs to.
+    Current,
+    /// Nobody's in particular: these requests wait for it.
+    Waiting(&'a [Origin]),
 }
 
 /// A body, sent with its length, never in chunks.
@@ -161,6 +173,7 @@ impl HttpClient {
     }
 
     /// The same client with another bound on a whole exchange.
+    #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
@@ -169,12 +182,8 @@ impl HttpClient {
     /// Sends a request and reads its answer, inside one client span.
     pub async fn send(&self, request: Request<'_>) -> Result<Answer, Error> {
         let url = self.url(request.path);
-        let span = if request.links.is_empty() {
-            ClientSpan::start(&self.tracing, request.method.as_str(), &url, request.path, request.resend_count)
-        } else {
-            ClientSpan::start_linked(&self.tracing, request.method.as_str(), &url, request.path, request.links)
-        };
-        match self.transfer(url, request).await {
+        let span = self.open_span(&url, &request);
+        match span.origin().run(self.transfer(url, request)).await {
             Ok(answer) => {
                 span.answered(answer.status);
                 Ok(answer)
@@ -183,6 +192,15 @@ impl HttpClient {
                 span.failed(error.kind());
                 Err(error)
             }
+        }
+    }
+
+    fn open_span(&self, url: &Url, request: &Request<'_>) -> ClientSpan {
+        let call =
+            Try { method: request.method.as_str(), url, template: request.path, resend_count: request.resend_count };
+        match request.on_behalf {
+            OnBehalf::Current => ClientSpan::start(&self.tracing, &Origin::current(), &[], &call),
+            OnBehalf::Waiting(waiting) => ClientSpan::start_root(&self.tracing, waiting, &call),
         }
     }
 

@@ -147,13 +147,12 @@ impl Server {
     }
 }
 
-fn routes(licensing: Licensing, health: HealthService, boundary: &Boundary, tracing: Tracing) -> axum::Router {
+fn routes(licensing: Licensing, health: HealthService, boundary: &Boundary, tracing: Tracing) -> Routes {
     let licensing = LicensingServiceServer::new(licensing).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let reflection = || {
-        tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-    };
+    let reflection =
+        || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(proto::DESCRIPTORS);
     let own_descriptors = "the descriptors were made from our own .proto files";
-    Routes::new(licensing)
+    let router = Routes::new(licensing)
         .add_service(HealthServer::new(health))
         .add_service(reflection().build_v1().expect(own_descriptors))
         .add_service(reflection().build_v1alpha().expect(own_descriptors))
@@ -162,7 +161,8 @@ fn routes(licensing: Licensing, health: HealthService, boundary: &Boundary, trac
         .layer(boundary::catch_panics())
         .layer(axum::middleware::from_fn_with_state(boundary.clone(), boundary::guard))
         // Outermost: the span covers everything, and names the operation for all that is inside.
-        .layer(axum::middleware::from_fn_with_state(tracing, rpc::trace_rpc))
+        .layer(axum::middleware::from_fn_with_state(tracing, rpc::trace_rpc));
+    Routes::from(router)
 }
 
 /// Keeps the health entries true as the token's condition changes.

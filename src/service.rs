@@ -6,7 +6,7 @@
 pub mod request;
 pub mod status;
 
-use std::{sync::Arc, time::SystemTime};
+use std::sync::Arc;
 
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
@@ -21,7 +21,10 @@ use crate::{
         ListServicesRequest, ListServicesResponse, ScopeKind, Service, UnassignLicensesRequest,
         UnassignLicensesResponse, licensing_service_server::LicensingService,
     },
-    telemetry::Origin,
+    telemetry::{
+        Origin,
+        rpc::{self, Verdict},
+    },
 };
 
 /// The licensing service.
@@ -66,7 +69,8 @@ impl Licensing {
         let _leave = ShutOnDrop(Arc::clone(&gate));
         let unassignment = Arc::new(unassignment);
         let work = self.work.spawn(Origin::current().run({
-            let (central, gate, unassignment) = (Arc::clone(&self.central), Arc::clone(&gate), Arc::clone(&unassignment));
+            let (central, gate, unassignment) =
+                (Arc::clone(&self.central), Arc::clone(&gate), Arc::clone(&unassignment));
             async move {
                 let result = central.unassign(&unassignment, &gate, deadline).await;
                 record(&unassignment, &result);
@@ -81,7 +85,10 @@ impl Licensing {
             None => work.await,
         };
         match finished {
-            Ok(Ok(accepted)) => Ok(response(operation_id, &unassignment, accepted)),
+            Ok(Ok(accepted)) => {
+                rpc::report(Verdict { outcome: Outcome::Applied.as_str(), reason: None });
+                Ok(response(operation_id, &unassignment, accepted))
+            }
             Ok(Err(failed)) => Err(Failure::Change(failed)),
             Err(_) => Err(Failure::Bug { nothing_was_sent: gate.shut() }),
         }

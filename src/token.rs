@@ -51,7 +51,7 @@ const SEED_LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How often a pair that could not be stored is tried again.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// How long a wrong client id or secret keeps us from trying again: it will not mend itself.
-const CLIENT_REFUSED_WAIT: Duration = Duration::from_secs(300);
+const CLIENT_REFUSED_WAIT: Duration = Duration::from_mins(5);
 
 /// Gives out the access token. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -364,7 +364,10 @@ impl Keeper {
                     return Ok(());
                 }
                 Step::PutBack(newest) => {
-                    warn!(generation = newest.generation, "the token store went backwards; putting the newer pair back");
+                    warn!(
+                        generation = newest.generation,
+                        "the token store went backwards; putting the newer pair back"
+                    );
                     self.store.cas(version, newest).await.map_err(|error| self.store_failure(error))?;
                 }
                 Step::Claim(claimed) => {
@@ -496,7 +499,8 @@ impl Keeper {
         let adopted = async {
             loop {
                 let Loaded { record, version } = self.store.load().await?;
-                let mut consumed_seeds = record.as_ref().map(|record| record.consumed_seeds.clone()).unwrap_or_default();
+                let mut consumed_seeds =
+                    record.as_ref().map(|record| record.consumed_seeds.clone()).unwrap_or_default();
                 if consumed_seeds.contains(&fingerprint) {
                     return Ok(None);
                 }

@@ -15,9 +15,9 @@ use super::{CentralClient, Error};
 use crate::license::{ServiceName, Services};
 
 /// How long a list is used. Central's list changes with its releases; every call counts against the day's quota.
-const FRESH_FOR: Duration = Duration::from_secs(3600);
+const FRESH_FOR: Duration = Duration::from_hours(1);
 /// A list younger than this is believed when it does not hold a name; an older one is fetched again first.
-const BELIEVED_FOR: Duration = Duration::from_secs(60);
+const BELIEVED_FOR: Duration = Duration::from_mins(1);
 /// After a failed check, how long requests go on unchecked without trying.
 const UNCHECKED_FOR: Duration = Duration::from_secs(30);
 /// How long a request that only wants its services checked waits for the list.
@@ -72,7 +72,7 @@ impl Catalogue {
             let unknown = list.lacks(services);
             // The name may be newer than the list.
             if unknown.is_empty() || list.age() < BELIEVED_FOR {
-                return Ok(unknown);
+                return Ok::<_, Error>(unknown);
             }
             Ok(self.younger_than(BELIEVED_FOR).await?.lacks(services))
         };

@@ -12,13 +12,13 @@ use crate::exchange::Answer;
 const MAX_RECONNECTS: u32 = 2;
 
 /// The longest that a wait hint is believed: a minute spans any short window.
-const LONGEST_HINT: Duration = Duration::from_secs(60);
+const LONGEST_HINT: Duration = Duration::from_mins(1);
 
 const SECONDS_PER_DAY: u64 = 86_400;
 
 /// What an answer of Central means.
 #[derive(Debug)]
-pub enum Verdict {
+pub(super) enum Verdict {
     /// Accepted.
     Accepted,
     /// 401: the token is not valid.
@@ -28,7 +28,7 @@ pub enum Verdict {
 }
 
 /// Reads the verdict off a status, the headers and the body. `now` serves where the answer has no `Date`.
-pub fn judge(answer: &Answer, now: SystemTime) -> Verdict {
+pub(super) fn judge(answer: &Answer, now: SystemTime) -> Verdict {
     let status = answer.status;
     Verdict::Failed(match status {
         200..=299 if wire::reports_failure(&answer.body) => Error::ReportedFailure { status },
@@ -82,7 +82,7 @@ fn until_midnight(now: SystemTime) -> Duration {
 
 /// What has happened to a call so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Attempts {
+pub(super) struct Attempts {
     /// How often it was sent or tried to be.
     pub sent: u32,
     /// How many of those did not connect.
@@ -93,7 +93,7 @@ pub struct Attempts {
 
 /// Whether a call is repeated after it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Next {
+pub(super) enum Next {
     /// No: the failure is the answer.
     Fail,
     /// Yes, after this wait.
@@ -105,7 +105,7 @@ pub enum Next {
 ///
 /// Only what surely did not run is repeated, and never past the caller's deadline: then the failure is told at once.
 /// (413 and 417 did not run either, but the same request would be refused again: see `CentralClient::unassign`.)
-pub fn next(error: &Error, attempts: Attempts, left: Duration, jitter: f64) -> Next {
+pub(super) fn next(error: &Error, attempts: Attempts, left: Duration, jitter: f64) -> Next {
     let wait = match error {
         Error::Unreachable(_) if attempts.not_connected <= MAX_RECONNECTS => {
             // Full jitter below 200 ms, then below 400 ms.
@@ -119,7 +119,7 @@ pub fn next(error: &Error, attempts: Attempts, left: Duration, jitter: f64) -> N
 }
 
 /// Decides on a 401: send again with the token of another generation, once.
-pub fn resend_after_unauthorized(attempts: Attempts) -> bool {
+pub(super) fn resend_after_unauthorized(attempts: Attempts) -> bool {
     attempts.unauthorized <= 1
 }
 
@@ -132,9 +132,7 @@ mod tests {
     fn answer(status: u16, body: &str, headers: &[(&str, &str)]) -> Answer {
         let headers = headers
             .iter()
-            .map(|(name, value)| {
-                (HeaderName::try_from(*name).unwrap(), HeaderValue::try_from(*value).unwrap())
-            })
+            .map(|(name, value)| (HeaderName::try_from(*name).unwrap(), HeaderValue::try_from(*value).unwrap()))
             .collect();
         Answer { status, headers, body: body.as_bytes().to_vec(), complete: true }
     }
@@ -191,10 +189,7 @@ mod tests {
                 &[("x-ratelimit-remaining-day", "0"), ("x-ratelimit-remaining-second", "0")],
                 Error::QuotaExhausted { wait: seconds(43_200) },
             ),
-            (
-                &[("x-ratelimit-remaining-day", "77"), ("retry-after", "3")],
-                Error::RateLimited { wait: seconds(3) },
-            ),
+            (&[("x-ratelimit-remaining-day", "77"), ("retry-after", "3")], Error::RateLimited { wait: seconds(3) }),
             (
                 &[("date", "Tue, 07 Oct 2025 10:00:00 GMT"), ("retry-after", "Tue, 07 Oct 2025 10:00:07 GMT")],
                 Error::RateLimited { wait: seconds(7) },

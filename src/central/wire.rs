@@ -10,7 +10,7 @@ use crate::license::{CustomerId, Customers, Scope, ServiceName, Services};
 ///
 /// An absent list and an empty one mean *everyone* to Central, so an empty list is never written, and neither is
 /// `null`: the fields are slices of types that cannot be empty.
-pub fn unassign_body(scope: &Scope, services: &Services) -> Vec<u8> {
+pub(super) fn unassign_body(scope: &Scope, services: &Services) -> Vec<u8> {
     #[derive(Serialize)]
     struct Body<'a> {
         services: Vec<&'a str>,
@@ -36,7 +36,7 @@ fn ids(customers: &Customers) -> Vec<&str> {
 
 /// The names in an answer of `GET /platform/licensing/v1/services/config`: an object whose keys are the services
 /// (the shape of the values is not documented). None if it is anything else.
-pub fn service_names(body: &[u8]) -> Option<Vec<ServiceName>> {
+pub(super) fn service_names(body: &[u8]) -> Option<Vec<ServiceName>> {
     let Ok(Value::Object(services)) = serde_json::from_slice(body) else { return None };
     let mut names: Vec<_> = services.into_iter().filter_map(|(name, _)| ServiceName::new(name).ok()).collect();
     names.sort();
@@ -48,7 +48,7 @@ pub fn service_names(body: &[u8]) -> Option<Vec<ServiceName>> {
 /// The body of this operation is not documented. Other operations of classic Central answer 2xx with nothing, a bare
 /// boolean, a string, `{"status":"success"}`, and sometimes with a list of failures. Only what plainly reports a
 /// failure counts as one; everything else is success.
-pub fn reports_failure(body: &[u8]) -> bool {
+pub(super) fn reports_failure(body: &[u8]) -> bool {
     match serde_json::from_slice(body) {
         Ok(Value::Bool(succeeded)) => !succeeded,
         Ok(Value::Object(fields)) => fields.iter().any(|(name, value)| {
@@ -88,7 +88,7 @@ fn is_something(value: &Value) -> bool {
 /// What Central says in a refusal, whichever of its dialects it speaks. For decisions and the debug log; never for
 /// callers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Complaint {
+pub(super) struct Complaint {
     /// Which dialect.
     pub dialect: Dialect,
     /// A code, where the dialect has one.
@@ -99,7 +99,7 @@ pub struct Complaint {
 
 /// Central's dialects of refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dialect {
+pub(super) enum Dialect {
     /// `{"error":"invalid_token","error_description":"…"}`: Kong's OAuth plugin.
     OAuth,
     /// `{"message":"…"}`: Kong and its plugins.
@@ -116,7 +116,7 @@ pub enum Dialect {
 
 impl Complaint {
     /// Reads the body of a refusal. Never fails: what is no known JSON is text.
-    pub fn read(body: &[u8]) -> Self {
+    pub(super) fn read(body: &[u8]) -> Self {
         let Ok(Value::Object(fields)) = serde_json::from_slice::<Value>(body) else {
             return Self { dialect: Dialect::Text, code: None, text: excerpt(&String::from_utf8_lossy(body)) };
         };
@@ -142,7 +142,7 @@ impl Complaint {
 
     /// The text for a log: words only. Whatever could be a token is masked, in any encoding: a hostile or careless
     /// answer may repeat what we sent. (Ids of customers are masked with it; our own log lines have them.)
-    pub fn for_log(&self) -> String {
+    pub(super) fn for_log(&self) -> String {
         let mut words = String::new();
         let mut run = String::new();
         for c in self.text.chars().chain([' ']) {
@@ -158,7 +158,7 @@ impl Complaint {
     }
 
     /// Whether Kong says that it has no such route: usually a wrong base URL, never an unknown customer.
-    pub fn is_missing_route(&self) -> bool {
+    pub(super) fn is_missing_route(&self) -> bool {
         let text = self.text.to_ascii_lowercase();
         self.dialect != Dialect::Service && text.contains("no route") && text.contains("found")
     }

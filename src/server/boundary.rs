@@ -36,24 +36,24 @@ const HEAD_START: Duration = Duration::from_millis(20);
 
 /// Stands around every RPC.
 #[derive(Debug, Clone, Default)]
-pub struct Boundary {
+pub(super) struct Boundary {
     is_draining: Arc<AtomicBool>,
 }
 
 impl Boundary {
     /// Open for requests.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::default()
     }
 
     /// From now on, requests are refused.
-    pub fn drain(&self) {
+    pub(super) fn drain(&self) {
         self.is_draining.store(true, Relaxed);
     }
 }
 
 /// Guards one RPC.
-pub async fn guard(State(boundary): State<Boundary>, mut request: Request, next: Next) -> Response {
+pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request, next: Next) -> Response {
     let operation_id = request.extensions().get().copied().unwrap_or_else(OperationId::new);
     let is_infrastructure = request.uri().path().starts_with("/grpc.");
     if boundary.is_draining.load(Relaxed) && !is_infrastructure {
@@ -78,7 +78,7 @@ pub async fn guard(State(boundary): State<Boundary>, mut request: Request, next:
 }
 
 /// Turns a panic of a handler into an answer that [`guard`] puts into words. The panic hook has logged it.
-pub fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send + 'static>) -> Response> {
+pub(super) fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send + 'static>) -> Response> {
     CatchPanicLayer::custom(|_| {
         let mut response = Status::internal("").into_http();
         response.extensions_mut().insert(Panicked);
@@ -143,8 +143,8 @@ mod tests {
     fn timeouts_are_read_as_the_protocol_writes_them() {
         let table = [
             ("300m", Some(Duration::from_millis(300))),
-            ("1H", Some(Duration::from_secs(3600))),
-            ("2M", Some(Duration::from_secs(120))),
+            ("1H", Some(Duration::from_hours(1))),
+            ("2M", Some(Duration::from_mins(2))),
             ("99999999S", Some(Duration::from_secs(99_999_999))),
             ("5u", Some(Duration::from_micros(5))),
             ("7n", Some(Duration::from_nanos(7))),

@@ -13,18 +13,18 @@ use crate::proto::health::{
 };
 
 /// The status of every registered service, by name; the name of the whole server is empty.
-pub type Statuses = BTreeMap<&'static str, ServingStatus>;
+pub(super) type Statuses = BTreeMap<&'static str, ServingStatus>;
 
 /// Answers health checks from the statuses as they are.
 #[derive(Debug, Clone)]
-pub struct HealthService {
+pub(super) struct HealthService {
     /// None: the server is stopping, and streams end.
     statuses: watch::Receiver<Option<Statuses>>,
 }
 
 impl HealthService {
     /// A service over these statuses; `None` ends every stream.
-    pub fn new(statuses: watch::Receiver<Option<Statuses>>) -> Self {
+    pub(super) fn new(statuses: watch::Receiver<Option<Statuses>>) -> Self {
         Self { statuses }
     }
 

@@ -25,16 +25,15 @@ impl TryFrom<UnassignLicensesRequest> for Unassignment {
             }
         };
         match (scope, services, reason) {
-            (Some(scope), Some(services), Some(reason)) if violations.is_empty() => Ok(Self { scope, services, reason }),
+            (Some(scope), Some(services), Some(reason)) if violations.is_empty() => {
+                Ok(Self { scope, services, reason })
+            }
             _ => Err(violations),
         }
     }
 }
 
-fn read_scope(
-    scope: Option<unassign_licenses_request::Scope>,
-    violations: &mut Vec<Violation>,
-) -> Option<Scope> {
+fn read_scope(scope: Option<unassign_licenses_request::Scope>, violations: &mut Vec<Violation>) -> Option<Scope> {
     use unassign_licenses_request::Scope as Message;
 
     let mut customers = |field: &str, list: CustomerList| {

@@ -14,7 +14,7 @@ use super::{Origin, Tracing, names};
 #[derive(Debug, Clone, Copy)]
 pub struct Try<'a> {
     /// The HTTP method.
-    pub method: &'static str,
+    pub method: &'a str,
     /// Where it goes. Query, fragment and credentials are not recorded.
     pub url: &'a Url,
     /// The path as Central documents it, with its variables in braces. Names the span.
@@ -123,8 +123,10 @@ impl Drop for ClientSpan {
 }
 
 fn call_attributes(call: &Try<'_>) -> Vec<KeyValue> {
-    let mut attributes =
-        vec![KeyValue::new(names::HTTP_REQUEST_METHOD, call.method), KeyValue::new(names::URL_TEMPLATE, call.template)];
+    let mut attributes = vec![
+        KeyValue::new(names::HTTP_REQUEST_METHOD, call.method.to_owned()),
+        KeyValue::new(names::URL_TEMPLATE, call.template),
+    ];
     if let Some(host) = call.url.host() {
         let address = match host {
             Host::Domain(name) => name.to_owned(),

@@ -1,5 +1,7 @@
 //! The layer around every RPC: opens its span, names the operation, records how it ended.
 
+use std::sync::{Arc, OnceLock};
+
 use axum::{
     extract::{Request, State},
     middleware::Next,
@@ -17,7 +19,7 @@ use tonic::{Code, transport::server::TcpConnectInfo};
 use super::{Tracing, names};
 use crate::license::OperationId;
 
-/// What happened, in our own words. The layer that knows leaves it in the response's extensions.
+/// What happened, in our own words. Whoever knows tells it by [`report`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verdict {
     /// Whether anything happened: [`crate::license::Outcome::as_str`].
@@ -25,6 +27,17 @@ pub struct Verdict {
     /// Why it failed, as in the answer's `ErrorInfo`.
     pub reason: Option<&'static str>,
 }
+
+/// Tells the span of the RPC that the running code belongs to what happened. The first word counts.
+pub fn report(verdict: Verdict) {
+    if let Some(Reported(slot)) = Context::current().get() {
+        let _ = slot.set(verdict);
+    }
+}
+
+/// Where the code that knows leaves its verdict for the layer around it.
+#[derive(Debug, Clone, Default)]
+struct Reported(Arc<OnceLock<Verdict>>);
 
 /// An axum middleware, to stand outside of all others. Gives every RPC an [`OperationId`], which the layers inside
 /// find in the request's extensions and log lines carry by themselves, and a span that continues the caller's trace.
@@ -52,7 +65,8 @@ impl RpcSpan {
     fn open(tracing: &Tracing, request: &Request, operation_id: OperationId) -> Self {
         let headers = Headers(request.headers());
         let caller = TraceContextPropagator::new().extract_with_context(&Context::new(), &headers);
-        let caller = BaggagePropagator::new().extract_with_context(&caller, &headers).with_value(operation_id);
+        let caller = BaggagePropagator::new().extract_with_context(&caller, &headers);
+        let caller = caller.with_value(operation_id).with_value(Reported::default());
 
         // Whether to sample is decided on the caller's trace and the name alone, so that a request that is not
         // sampled does not pay for its attributes.
@@ -71,11 +85,12 @@ impl RpcSpan {
     fn close(mut self, response: &Response) {
         if self.is_open {
             self.is_open = false;
-            self.end(status_code(response), response.extensions().get::<Verdict>().copied());
+            self.end(status_code(response));
         }
     }
 
-    fn end(&self, code: Code, verdict: Option<Verdict>) {
+    fn end(&self, code: Code) {
+        let verdict = self.context.get::<Reported>().and_then(|reported| reported.0.get()).copied();
         let span = self.context.span();
         if span.is_recording() {
             let name = names::status_code(code);
@@ -99,7 +114,7 @@ impl RpcSpan {
 impl Drop for RpcSpan {
     fn drop(&mut self) {
         if self.is_open {
-            self.end(if std::thread::panicking() { Code::Internal } else { Code::Cancelled }, None);
+            self.end(if std::thread::panicking() { Code::Internal } else { Code::Cancelled });
         }
     }
 }

@@ -14,7 +14,7 @@ use url::form_urlencoded;
 use super::secret::Secret;
 use crate::{
     config::{self, GrantPlacement},
-    exchange::{self, Answer, Body, Connections, HttpClient, Request, SetupError},
+    exchange::{self, Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},
     telemetry::{Origin, Tracing},
 };
 
@@ -24,16 +24,16 @@ const TOKEN_ENDPOINT: &str = "/oauth2/token";
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Central's access tokens live for two hours; nothing longer is believed.
-const LONGEST_LIFETIME: Duration = Duration::from_secs(7200);
+const LONGEST_LIFETIME: Duration = Duration::from_hours(2);
 /// Nothing shorter is believed either: a lifetime of zero would refresh without end.
-const SHORTEST_LIFETIME: Duration = Duration::from_secs(60);
+const SHORTEST_LIFETIME: Duration = Duration::from_mins(1);
 
 /// How long to wait after a 429 that does not say.
 const THROTTLED_FOR: Duration = Duration::from_secs(1);
 
 /// Talks to the token endpoint as one application.
 #[derive(Debug)]
-pub struct TokenEndpoint {
+pub(super) struct TokenEndpoint {
     http: HttpClient,
     client_id: String,
     client_secret_file: PathBuf,
@@ -42,7 +42,7 @@ pub struct TokenEndpoint {
 
 /// What Central gives for a refresh token.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pair {
+pub(super) struct Pair {
     /// For calls.
     pub access_token: Secret,
     /// How long the access token is valid from now.
@@ -53,7 +53,7 @@ pub struct Pair {
 
 /// How an exchange ended, seen from the refresh token that was presented.
 #[derive(Debug)]
-pub enum Exchanged {
+pub(super) enum Exchanged {
     /// Spent, and here is its successor.
     Pair(Pair),
     /// Surely not presented.
@@ -75,7 +75,7 @@ pub enum Exchanged {
 
 /// Why a refresh token was surely not presented.
 #[derive(Debug, thiserror::Error)]
-pub enum NotSent {
+pub(super) enum NotSent {
     /// The client secret is not at hand.
     #[error("credentials.client_secret_file {path:?} cannot be read or is empty")]
     NoSecret {
@@ -91,7 +91,7 @@ pub enum NotSent {
 
 /// Why it is not known whether a refresh token was spent.
 #[derive(Debug, thiserror::Error)]
-pub enum Unclear {
+pub(super) enum Unclear {
     /// The connection broke, or the time limit passed.
     #[error("the exchange ended without an answer")]
     NoAnswer(#[source] exchange::Error),
@@ -107,7 +107,7 @@ pub enum Unclear {
 
 impl TokenEndpoint {
     /// The token endpoint of the Central of these settings.
-    pub fn new(
+    pub(super) fn new(
         central: &config::Central,
         credentials: &config::Credentials,
         tracing: Tracing,
@@ -122,7 +122,7 @@ impl TokenEndpoint {
     }
 
     /// Presents a refresh token, once. Must run to its end: call it where nobody can cancel it.
-    pub async fn refresh(&self, refresh_token: &Secret, waiting: &[Origin]) -> Exchanged {
+    pub(super) async fn refresh(&self, refresh_token: &Secret, waiting: &[Origin]) -> Exchanged {
         let client_secret = match self.client_secret().await {
             Ok(secret) => secret,
             Err(not_sent) => return Exchanged::NotSent(not_sent),
@@ -146,7 +146,7 @@ impl TokenEndpoint {
             bearer: None,
             body,
             resend_count: 0,
-            links: waiting,
+            on_behalf: OnBehalf::Waiting(waiting),
         };
         match self.http.send(request).await {
             Ok(answer) => judge(&answer),
@@ -184,7 +184,7 @@ fn judge(answer: &Answer) -> Exchanged {
         429 => {
             let hint = answer.headers.get(reqwest::header::RETRY_AFTER).and_then(|value| value.to_str().ok());
             let wait = hint.and_then(|text| text.trim().parse().ok()).map_or(THROTTLED_FOR, Duration::from_secs);
-            Exchanged::Throttled { wait: wait.clamp(THROTTLED_FOR, Duration::from_secs(3600)) }
+            Exchanged::Throttled { wait: wait.clamp(THROTTLED_FOR, Duration::from_hours(1)) }
         }
         400 | 401 => match serde_json::from_slice::<Refusal>(&answer.body) {
             Ok(refusal) => match refusal.error.as_str() {
@@ -213,8 +213,7 @@ fn read_pair(answer: &Answer) -> Result<Pair, &'static str> {
     if !answer.complete {
         return Err("its body is longer than any answer with tokens");
     }
-    let tokens: Tokens =
-        serde_json::from_slice(&answer.body).map_err(|_| "its body is not JSON with two tokens")?;
+    let tokens: Tokens = serde_json::from_slice(&answer.body).map_err(|_| "its body is not JSON with two tokens")?;
     for token in [&tokens.access_token, &tokens.refresh_token] {
         // Checked here so that a token can always be sent in a header.
         if token.trim().is_empty() || HeaderValue::from_str(token).is_err() {
@@ -279,7 +278,11 @@ mod tests {
             (302, "", "unclear"),
             (400, r#"{"error":"invalid_request","error_description":"Invalid refresh_token"}"#, "token refused"),
             (400, r#"{"error":"invalid_grant"}"#, "token refused"),
-            (400, r#"{"error":"invalid_client","error_description":"Invalid client authentication"}"#, "client refused"),
+            (
+                400,
+                r#"{"error":"invalid_client","error_description":"Invalid client authentication"}"#,
+                "client refused",
+            ),
             (401, r#"{"error":"invalid_client"}"#, "client refused"),
             (400, r#"{"error":"unsupported_grant_type","error_description":"Invalid grant_type"}"#, "grant not read"),
             (400, r#"{"error":"invalid_request","error_description":"Invalid code"}"#, "unclear"),

@@ -14,11 +14,11 @@ const RENEW_JITTER: f64 = 0.05;
 
 /// A token that replaced a refused one and is refused itself within this time, unused, is Central's fault: another
 /// exchange would only loop.
-const JUST_ISSUED: Duration = Duration::from_secs(60);
+const JUST_ISSUED: Duration = Duration::from_mins(1);
 
 /// What this process knows besides the record.
 #[derive(Debug)]
-pub struct Memory {
+pub(super) struct Memory {
     /// Names this process in intents.
     pub owner: Uuid,
     /// The newest pair this process has seen.
@@ -29,7 +29,7 @@ pub struct Memory {
 
 /// Why a token is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
+pub(super) enum Wanted {
     /// Any valid one.
     Valid,
     /// A newer one than this generation, which Central refused or which is due for renewal.
@@ -38,7 +38,7 @@ pub enum Wanted {
 
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
+pub(super) enum Step {
     /// There is no refresh token, or it is known to be dead.
     NeedsSeed,
     /// The record already holds what is wanted: use it, no exchange.
@@ -51,7 +51,7 @@ pub enum Step {
 
 /// Decides. Nobody else can hold an intent that counts: the file store admits one process, so an intent of another
 /// owner is that of a dead one.
-pub fn decide(record: Option<&Record>, memory: &Memory, wanted: Wanted, now: SystemTime, nonce: Uuid) -> Step {
+pub(super) fn decide(record: Option<&Record>, memory: &Memory, wanted: Wanted, now: SystemTime, nonce: Uuid) -> Step {
     let stored_generation = record.map(|record| record.generation);
     if let Some(newest) = &memory.newest
         && stored_generation < Some(newest.generation)
@@ -86,7 +86,7 @@ pub fn decide(record: Option<&Record>, memory: &Memory, wanted: Wanted, now: Sys
 
 /// How long the record's access token is still valid, by the wall clock: a hint for a restarted process. A receipt in
 /// the future (another machine's clock) counts as now; should the token be dead, a 401 heals it.
-pub fn remaining(record: &Record, now: SystemTime) -> Duration {
+pub(super) fn remaining(record: &Record, now: SystemTime) -> Duration {
     if record.access_token.is_none() {
         return Duration::ZERO;
     }
@@ -95,25 +95,25 @@ pub fn remaining(record: &Record, now: SystemTime) -> Duration {
 }
 
 /// When a token is renewed ahead of its end. `jitter` is a random number from 0 to 1.
-pub fn renew_at(now: Instant, remaining: Duration, lifetime: Duration, jitter: f64) -> Instant {
+pub(super) fn renew_at(now: Instant, remaining: Duration, lifetime: Duration, jitter: f64) -> Instant {
     let share = RENEW_AT + RENEW_JITTER * (2.0 * jitter - 1.0);
     let age = lifetime.saturating_sub(remaining);
     now + lifetime.mul_f64(share).saturating_sub(age)
 }
 
 /// Whether a refused token is worth another exchange.
-pub fn is_gateway_fault(replaced_a_refused_one: bool, was_ever_accepted: bool, age: Duration) -> bool {
+pub(super) fn is_gateway_fault(replaced_a_refused_one: bool, was_ever_accepted: bool, age: Duration) -> bool {
     replaced_a_refused_one && !was_ever_accepted && age < JUST_ISSUED
 }
 
 /// How long to wait after the n-th failure in a row, from 1: 1, 2, 4 … 60 seconds.
-pub fn backoff(failures: u32) -> Duration {
-    Duration::from_secs(1 << failures.clamp(1, 7).saturating_sub(1)).min(Duration::from_secs(60))
+pub(super) fn backoff(failures: u32) -> Duration {
+    Duration::from_secs(1 << failures.clamp(1, 7).saturating_sub(1)).min(Duration::from_mins(1))
 }
 
 /// How long to wait before a suspect token is presented again, after so many tries: 5, 10, 20 … 60 seconds.
-pub fn suspect_wait(tries: u32) -> Duration {
-    Duration::from_secs(5 << tries.clamp(1, 5).saturating_sub(1)).min(Duration::from_secs(60))
+pub(super) fn suspect_wait(tries: u32) -> Duration {
+    Duration::from_secs(5 << tries.clamp(1, 5).saturating_sub(1)).min(Duration::from_mins(1))
 }
 
 #[cfg(test)]
@@ -218,7 +218,14 @@ mod tests {
                 claimed(false, 1),
             ),
             ("lost", Some(record(5)), memory(Some(5), Some(5)), Wanted::NewerThan(5), 1_001, Step::NeedsSeed),
-            ("lost, still valid", Some(record(5)), memory(Some(5), Some(5)), Wanted::Valid, 1_001, Step::Adopt(record(5))),
+            (
+                "lost, still valid",
+                Some(record(5)),
+                memory(Some(5), Some(5)),
+                Wanted::Valid,
+                1_001,
+                Step::Adopt(record(5)),
+            ),
             (
                 "lost, then seeded",
                 Some(record(6)),
@@ -236,7 +243,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_token_is_renewed_at_two_thirds_of_its_life() {
         let now = Instant::now();
-        let life = Duration::from_secs(7_200);
+        let life = Duration::from_hours(2);
         let after = |remaining, jitter| renew_at(now, remaining, life, jitter) - now;
         assert_eq!(after(life, 0.5).as_secs(), 4_800);
         assert_eq!(after(life, 0.0).as_secs(), 4_440);

@@ -8,26 +8,26 @@ use sha2::{Digest as _, Sha256};
 
 /// A token or a client secret. `Debug` shows nothing of it; serialising it is for the store alone.
 #[derive(Clone)]
-pub struct Secret(SecretString);
+pub(super) struct Secret(SecretString);
 
 impl Secret {
     /// Takes a text into custody.
-    pub fn new(text: String) -> Self {
+    pub(super) fn new(text: String) -> Self {
         Self(text.into())
     }
 
     /// The text itself, for the wire and the store.
-    pub fn expose(&self) -> &str {
+    pub(super) fn expose(&self) -> &str {
         self.0.expose_secret()
     }
 
     /// The text in the form that HTTP clients take.
-    pub fn as_secret_string(&self) -> &SecretString {
+    pub(super) fn as_secret_string(&self) -> &SecretString {
         &self.0
     }
 
     /// Enough of a hash to recognise the secret by, too little to find it: tokens are long and random.
-    pub fn fingerprint(&self) -> Fingerprint {
+    pub(super) fn fingerprint(&self) -> Fingerprint {
         let digest = Sha256::digest(self.expose().as_bytes());
         Fingerprint(digest[..8].iter().map(|byte| format!("{byte:02x}")).collect())
     }
@@ -61,7 +61,7 @@ impl<'de> Deserialize<'de> for Secret {
 
 /// Recognises a secret without giving it away: the first 64 bits of its SHA-256, in hexadecimal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Fingerprint(String);
+pub(super) struct Fingerprint(String);
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -10,7 +10,7 @@ use super::secret::Secret;
 /// None: there is no such file, or it is empty.
 ///
 /// A problem is told in words that hold nothing of the file.
-pub async fn read(path: &Path) -> Result<Option<Secret>, &'static str> {
+pub(super) async fn read(path: &Path) -> Result<Option<Secret>, &'static str> {
     match tokio::fs::read_to_string(path).await {
         Ok(text) => parse(&text),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -30,8 +30,7 @@ fn parse(text: &str) -> Result<Option<Secret>, &'static str> {
         return Ok(None);
     }
     let token = if text.starts_with('{') {
-        let downloaded: Downloaded =
-            serde_json::from_str(text).map_err(|_| "it is JSON without a refresh_token")?;
+        let downloaded: Downloaded = serde_json::from_str(text).map_err(|_| "it is JSON without a refresh_token")?;
         downloaded.refresh_token
     } else {
         text.to_owned()

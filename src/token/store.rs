@@ -13,16 +13,16 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub use self::file::FileStore;
+pub(super) use self::file::FileStore;
 use super::secret::{Fingerprint, Secret};
 
 /// The only schema so far. A record of a newer one is refused, never overwritten.
-pub const SCHEMA: u32 = 1;
+pub(super) const SCHEMA: u32 = 1;
 
 /// Everything that is kept about the account's tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Record {
+pub(super) struct Record {
     /// The shape of this record: [`SCHEMA`].
     pub schema: u32,
     /// Names the chain of refreshes that began with one seed.
@@ -46,7 +46,7 @@ pub struct Record {
 /// Written before the refresh token is presented: from then on it may be spent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Intent {
+pub(super) struct Intent {
     /// The generation whose refresh token is presented.
     pub generation: u64,
     /// Differs for every intent.
@@ -61,11 +61,11 @@ pub struct Intent {
 
 /// Which state of the record was read: `cas` succeeds only if it is still the one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Version(String);
+pub(super) struct Version(String);
 
 /// The record as it was read, if there is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Loaded {
+pub(super) struct Loaded {
     /// None: nothing was ever stored.
     pub record: Option<Record>,
     /// To be given to `cas`.
@@ -74,7 +74,7 @@ pub struct Loaded {
 
 /// What a compare-and-swap did.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Swap {
+pub(super) enum Swap {
     /// The record is stored, durably, under this version.
     Stored(Version),
     /// The record was changed since it was loaded; nothing was written.

@@ -23,7 +23,7 @@ const RESERVED_BYTES: usize = 32 * 1024;
 
 /// The record in a directory.
 #[derive(Debug, Clone)]
-pub struct FileStore(Arc<Mutex<Directory>>);
+pub(crate) struct FileStore(Arc<Mutex<Directory>>);
 
 #[derive(Debug)]
 struct Directory {
@@ -41,7 +41,7 @@ struct Envelope {
 
 impl FileStore {
     /// Opens the store in a directory, which is made if needed (mode 0700), and takes hold of it.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let io = |action, path: &Path| {
             let path = path.to_owned();
             move |source| Error::Io { action, path, source }
@@ -61,13 +61,13 @@ impl FileStore {
     }
 
     /// The record as it stands.
-    pub async fn load(&self) -> Result<Loaded, Error> {
-        self.blocking(|directory| directory.load()).await
+    pub(crate) async fn load(&self) -> Result<Loaded, Error> {
+        self.blocking(Directory::load).await
     }
 
     /// Replaces the record if it is still the one of `version`. With an intent in it, space for its successor is
     /// reserved before this returns.
-    pub async fn cas(&self, version: Version, record: Record) -> Result<Swap, Error> {
+    pub(crate) async fn cas(&self, version: Version, record: Record) -> Result<Swap, Error> {
         self.blocking(move |directory| directory.cas(&version, &record)).await
     }
 
@@ -232,7 +232,7 @@ mod tests {
             generation,
             access_token: Some(Secret::new(format!("access-{generation}"))),
             received_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1),
-            lifetime: Duration::from_secs(7200),
+            lifetime: Duration::from_hours(2),
             refresh_token: Secret::new(format!("refresh-{generation}")),
             consumed_seeds: vec![Secret::new("seed".to_owned()).fingerprint()],
             intent: None,
@@ -308,8 +308,7 @@ mod tests {
     async fn an_intent_leaves_room_for_the_successor_and_files_are_private() {
         let dir = tempfile::tempdir().unwrap();
         let store = FileStore::open(dir.path()).unwrap();
-        let intent =
-            Intent { generation: 1, nonce: Uuid::nil(), owner: Uuid::nil(), suspect: false, tries: 1 };
+        let intent = Intent { generation: 1, nonce: Uuid::nil(), owner: Uuid::nil(), suspect: false, tries: 1 };
         stored(&store, record(1)).await;
         stored(&store, Record { intent: Some(intent), ..record(1) }).await;
         assert_eq!(fs::metadata(dir.path().join("token.next")).unwrap().len(), RESERVED_BYTES as u64);
