@@ -74,7 +74,7 @@ pub struct Violation {
 }
 
 /// A row of the table.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Row {
     code: Code,
     reason: &'static str,
@@ -82,15 +82,32 @@ struct Row {
     message: String,
     /// How long to wait before a repeat that may help; none: a repeat must not happen, or is pointless.
     repeat_after: Option<Duration>,
+    /// The status of Central's answer.
+    http_status: Option<u16>,
+    /// The details that not every failure has.
+    details: Vec<Any>,
 }
 
 impl Row {
     fn new(code: Code, reason: &'static str, outcome: Outcome, message: impl Into<String>) -> Self {
-        Self { code, reason, outcome, message: message.into(), repeat_after: None }
+        Self {
+            code,
+            reason,
+            outcome,
+            message: message.into(),
+            repeat_after: None,
+            http_status: None,
+            details: Vec::new(),
+        }
     }
 
     fn repeat_after(self, wait: Duration) -> Self {
         Self { repeat_after: Some(wait), ..self }
+    }
+
+    fn detail(mut self, name: &str, message: &impl prost::Message) -> Self {
+        self.details.push(detail(name, message));
+        self
     }
 }
 
@@ -108,6 +125,7 @@ fn row(failure: &Failure) -> Row {
                 let _ = write!(message, "; and {} more", violations.len() - 3);
             }
             Row::new(Code::InvalidArgument, "INVALID_REQUEST", NotApplied, message)
+                .detail("google.rpc.BadRequest", &bad_request(violations))
         }
         Failure::OpenScopeDenied => Row::new(
             Code::PermissionDenied,
@@ -132,7 +150,14 @@ fn row(failure: &Failure) -> Row {
             NotApplied,
             "the deadline passed before Central answered",
         ),
-        Failure::Change(failed) => Row { outcome: failed.outcome(), ..central_row(&failed.error) },
+        Failure::Change(failed) => {
+            let row = Row { outcome: failed.outcome(), ..central_row(&failed.error) };
+            match &failed.parts {
+                Some(parts) => Row { repeat_after: None, ..row }
+                    .detail("central.licensing.v1.PartialOutcome", &partial_outcome(parts)),
+                None => row,
+            }
+        }
         Failure::Read(error) => {
             let row = central_row(error);
             // A read changes nothing, so it may be repeated whatever became of it.
@@ -175,8 +200,10 @@ fn row(failure: &Failure) -> Row {
 fn central_row(error: &central::Error) -> Row {
     use central::Error;
 
-    let outcome = error.outcome();
-    let row = |code, reason, message: &str| Row::new(code, reason, outcome, message);
+    let row = |code, reason, message: &str| Row {
+        http_status: error.http_status(),
+        ..Row::new(code, reason, error.outcome(), message)
+    };
     match error {
         Error::ArgumentRejected { .. } => row(
             Code::InvalidArgument,
@@ -224,12 +251,14 @@ fn central_row(error: &central::Error) -> Row {
             "CENTRAL_RATE_LIMITED",
             "Central's calls of this second are spent, and your deadline leaves no time to wait",
         )
+        .detail("google.rpc.QuotaFailure", &quota_failure("calls per second"))
         .repeat_after((*wait).max(SOON)),
         Error::QuotaExhausted { wait } => row(
             Code::ResourceExhausted,
             "CENTRAL_QUOTA_EXHAUSTED",
             "Central's calls of this day are spent; there are new ones at 00:00 UTC",
         )
+        .detail("google.rpc.QuotaFailure", &quota_failure("calls per day"))
         .repeat_after((*wait).max(SOON)),
         Error::Internal { .. } => {
             row(Code::Internal, "CENTRAL_INTERNAL", "Central failed; look whether it was done before you repeat it")
@@ -282,7 +311,7 @@ pub fn respond(failure: &Failure, operation_id: OperationId) -> Status {
     let row = row(failure);
     rpc::report(Verdict { outcome: row.outcome.as_str(), reason: Some(row.reason) });
     log(failure, &row);
-    row.into_status(failure, operation_id)
+    row.into_status(operation_id)
 }
 
 /// A failure of a change was already logged as the operation's record.
@@ -307,12 +336,12 @@ fn log(failure: &Failure, row: &Row) {
 }
 
 impl Row {
-    fn into_status(self, failure: &Failure, operation_id: OperationId) -> Status {
+    fn into_status(self, operation_id: OperationId) -> Status {
         let mut metadata = std::collections::HashMap::from([
             ("outcome".to_owned(), self.outcome.as_str().to_owned()),
             ("operation_id".to_owned(), operation_id.to_string()),
         ]);
-        if let Some(status) = http_status(failure) {
+        if let Some(status) = self.http_status {
             metadata.insert("http_status".to_owned(), status.to_string());
         }
         let mut details = vec![
@@ -329,7 +358,7 @@ impl Row {
             let retry_delay = prost_types::Duration::try_from(wait).ok();
             details.push(detail("google.rpc.RetryInfo", &pb::RetryInfo { retry_delay }));
         }
-        details.extend(own_details(failure));
+        details.extend(self.details);
 
         let pushback = self.repeat_after.map_or(-1, |wait| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
         let mut trailers = MetadataMap::new();
@@ -339,57 +368,25 @@ impl Row {
     }
 }
 
-fn http_status(failure: &Failure) -> Option<u16> {
-    match failure {
-        Failure::Change(failed) => failed.error.http_status(),
-        Failure::Read(error) => error.http_status(),
-        Failure::InvalidRequest(_)
-        | Failure::OpenScopeDenied
-        | Failure::DeadlineExceeded { .. }
-        | Failure::ReadDeadlineExceeded
-        | Failure::Draining
-        | Failure::Bug { .. }
-        | Failure::MessageTooLarge
-        | Failure::MessageMalformed
-        | Failure::NotImplemented => None,
-    }
+fn bad_request(violations: &[Violation]) -> pb::BadRequest {
+    let field_violations = violations
+        .iter()
+        .map(|violation| pb::bad_request::FieldViolation {
+            field: violation.field.clone(),
+            description: violation.problem.clone(),
+            ..pb::bad_request::FieldViolation::default()
+        })
+        .collect();
+    pb::BadRequest { field_violations }
 }
 
-/// The details that only some failures have.
-fn own_details(failure: &Failure) -> Vec<Any> {
-    let quota = |subject: &str, description: &str| {
-        let violation = pb::quota_failure::Violation {
-            subject: subject.to_owned(),
-            description: description.to_owned(),
-            ..pb::quota_failure::Violation::default()
-        };
-        detail("google.rpc.QuotaFailure", &pb::QuotaFailure { violations: vec![violation] })
+fn quota_failure(quota: &str) -> pb::QuotaFailure {
+    let violation = pb::quota_failure::Violation {
+        subject: format!("central: {quota}"),
+        description: format!("Central limits the {quota} of the whole account, all applications together"),
+        ..pb::quota_failure::Violation::default()
     };
-    match failure {
-        Failure::InvalidRequest(violations) => {
-            let field_violations = violations
-                .iter()
-                .map(|violation| pb::bad_request::FieldViolation {
-                    field: violation.field.clone(),
-                    description: violation.problem.clone(),
-                    ..pb::bad_request::FieldViolation::default()
-                })
-                .collect();
-            vec![detail("google.rpc.BadRequest", &pb::BadRequest { field_violations })]
-        }
-        Failure::Change(Failed { parts: Some(parts), .. }) => {
-            vec![detail("central.licensing.v1.PartialOutcome", &partial_outcome(parts))]
-        }
-        Failure::Change(Failed { error: central::Error::RateLimited { .. }, .. })
-        | Failure::Read(central::Error::RateLimited { .. }) => {
-            vec![quota("central:calls-per-second", "Central allows 7 calls a second for the whole account")]
-        }
-        Failure::Change(Failed { error: central::Error::QuotaExhausted { .. }, .. })
-        | Failure::Read(central::Error::QuotaExhausted { .. }) => {
-            vec![quota("central:calls-per-day", "Central's calls of the day are counted for the whole account")]
-        }
-        _ => Vec::new(),
-    }
+    pb::QuotaFailure { violations: vec![violation] }
 }
 
 fn partial_outcome(parts: &Parts) -> PartialOutcome {
@@ -403,4 +400,243 @@ fn partial_outcome(parts: &Parts) -> PartialOutcome {
 
 fn detail(name: &str, message: &impl prost::Message) -> Any {
     Any { type_url: format!("type.googleapis.com/{name}"), value: message.encode_to_vec() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeSet, HashMap};
+
+    use tonic_types::StatusExt as _;
+
+    use super::*;
+    use crate::{central::Error, exchange, token};
+
+    fn change(error: Error) -> Failure {
+        Failure::Change(Failed { error, calls: 1, parts: None })
+    }
+
+    fn id(id: &str) -> CustomerId {
+        CustomerId::new(id.to_owned()).unwrap()
+    }
+
+    /// An error of the HTTP client, the only way to get one.
+    async fn transport_error() -> reqwest::Error {
+        reqwest::Client::new().get("http://[::1]:0/").send().await.unwrap_err()
+    }
+
+    /// Code, reason, outcome, HTTP status, milliseconds of pushback, and the details beside those that all have.
+    type Expected = (Code, &'static str, &'static str, Option<&'static str>, i64, &'static [&'static str]);
+
+    /// Every line of the failure table.
+    #[allow(clippy::too_many_lines)] // a table
+    async fn table() -> Vec<(Failure, Expected)> {
+        use Code::{
+            Aborted, DeadlineExceeded, Internal, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted,
+            Unavailable, Unimplemented,
+        };
+        let ten = Duration::from_secs(10);
+        let violation = Violation { field: "scope".to_owned(), problem: "is missing".to_owned() };
+        let parts = Parts { applied: vec![id("a")], not_applied: vec![id("b")], unknown: vec![id("c")] };
+        let partial = Failed { error: Error::RateLimited { wait: ten }, calls: 3, parts: Some(Box::new(parts)) };
+        let unavailable = token::Error::Stopping;
+        let retry = &["RetryInfo"][..];
+        let quota = &["QuotaFailure", "RetryInfo"][..];
+        vec![
+            (
+                Failure::InvalidRequest(vec![violation]),
+                (InvalidArgument, "INVALID_REQUEST", "not_applied", None, -1, &["BadRequest"]),
+            ),
+            (Failure::OpenScopeDenied, (PermissionDenied, "POLICY_DENIED", "not_applied", None, -1, &[])),
+            (
+                Failure::DeadlineExceeded { nothing_was_sent: true },
+                (DeadlineExceeded, "DEADLINE_EXCEEDED", "not_applied", None, -1, &[]),
+            ),
+            (
+                Failure::DeadlineExceeded { nothing_was_sent: false },
+                (DeadlineExceeded, "DEADLINE_EXCEEDED", "unknown", None, -1, &[]),
+            ),
+            (Failure::ReadDeadlineExceeded, (DeadlineExceeded, "DEADLINE_EXCEEDED", "not_applied", None, -1, &[])),
+            (Failure::Draining, (Unavailable, "GATEWAY_DRAINING", "not_applied", None, 1_000, retry)),
+            (Failure::Bug { nothing_was_sent: true }, (Internal, "GATEWAY_INTERNAL", "not_applied", None, -1, &[])),
+            (Failure::Bug { nothing_was_sent: false }, (Internal, "GATEWAY_INTERNAL", "unknown", None, -1, &[])),
+            (Failure::MessageTooLarge, (ResourceExhausted, "MESSAGE_TOO_LARGE", "not_applied", None, -1, &[])),
+            (Failure::MessageMalformed, (Internal, "MESSAGE_MALFORMED", "not_applied", None, -1, &[])),
+            (Failure::NotImplemented, (Unimplemented, "NOT_IMPLEMENTED", "not_applied", None, -1, &[])),
+            (
+                Failure::Change(partial),
+                (
+                    ResourceExhausted,
+                    "CENTRAL_RATE_LIMITED",
+                    "partial",
+                    Some("429"),
+                    -1,
+                    &["PartialOutcome", "QuotaFailure"],
+                ),
+            ),
+            (
+                change(Error::ArgumentRejected { status: 422 }),
+                (InvalidArgument, "CENTRAL_REJECTED_ARGUMENT", "not_applied", Some("422"), -1, &[]),
+            ),
+            (
+                change(Error::CredentialsRejected { status: Some(401), source: None }),
+                (Internal, "CENTRAL_CREDENTIALS_REJECTED", "not_applied", Some("401"), -1, &[]),
+            ),
+            (
+                change(Error::from(token::Error::Lost)),
+                (Internal, "CENTRAL_CREDENTIALS_REJECTED", "not_applied", None, -1, &[]),
+            ),
+            (
+                change(Error::TokenUnavailable { retry_after: ten, source: unavailable }),
+                (Unavailable, "CENTRAL_TOKEN_UNAVAILABLE", "not_applied", None, 10_000, retry),
+            ),
+            (
+                change(Error::PermissionDenied),
+                (PermissionDenied, "CENTRAL_PERMISSION_DENIED", "not_applied", Some("403"), -1, &[]),
+            ),
+            (change(Error::CustomerNotFound), (NotFound, "CUSTOMER_NOT_FOUND", "not_applied", Some("404"), -1, &[])),
+            (
+                change(Error::EndpointNotFound),
+                (Internal, "CENTRAL_ENDPOINT_NOT_FOUND", "not_applied", Some("404"), -1, &[]),
+            ),
+            (change(Error::Conflict), (Aborted, "CENTRAL_CONFLICT", "not_applied", Some("409"), -1, &[])),
+            (
+                change(Error::TooLarge { status: 417 }),
+                (InvalidArgument, "SCOPE_TOO_LARGE", "not_applied", Some("417"), -1, &[]),
+            ),
+            (
+                change(Error::RateLimited { wait: ten }),
+                (ResourceExhausted, "CENTRAL_RATE_LIMITED", "not_applied", Some("429"), 10_000, quota),
+            ),
+            (
+                change(Error::QuotaExhausted { wait: Duration::from_hours(24) }),
+                (ResourceExhausted, "CENTRAL_QUOTA_EXHAUSTED", "not_applied", Some("429"), 86_400_000, quota),
+            ),
+            (change(Error::Internal { status: 500 }), (Internal, "CENTRAL_INTERNAL", "unknown", Some("500"), -1, &[])),
+            (
+                change(Error::Unimplemented),
+                (Unimplemented, "CENTRAL_UNIMPLEMENTED", "not_applied", Some("501"), -1, &[]),
+            ),
+            (
+                change(Error::Unavailable { status: 503 }),
+                (Unavailable, "CENTRAL_UNAVAILABLE", "unknown", Some("503"), -1, &[]),
+            ),
+            (
+                change(Error::Unexpected { status: 302 }),
+                (Internal, "CENTRAL_UNEXPECTED", "not_applied", Some("302"), -1, &[]),
+            ),
+            (
+                change(Error::Unreadable { status: 200 }),
+                (Internal, "CENTRAL_UNEXPECTED", "unknown", Some("200"), -1, &[]),
+            ),
+            (
+                change(Error::ReportedFailure { status: 200 }),
+                (Internal, "CENTRAL_REPORTED_FAILURE", "unknown", Some("200"), -1, &[]),
+            ),
+            (
+                change(Error::Unreachable(exchange::Error::NotConnected(transport_error().await))),
+                (Unavailable, "CENTRAL_UNREACHABLE", "not_applied", None, 1_000, retry),
+            ),
+            (
+                change(Error::ConnectionLost(exchange::Error::Lost(transport_error().await))),
+                (Unavailable, "CENTRAL_CONNECTION_LOST", "unknown", None, -1, &[]),
+            ),
+            (
+                change(Error::TimedOut(exchange::Error::TimedOut(transport_error().await))),
+                (DeadlineExceeded, "CENTRAL_TIMEOUT", "unknown", None, -1, &[]),
+            ),
+            (
+                change(Error::DeadlineBeforeSending),
+                (DeadlineExceeded, "DEADLINE_EXCEEDED", "not_applied", None, -1, &[]),
+            ),
+            (change(Error::Abandoned), (DeadlineExceeded, "DEADLINE_EXCEEDED", "not_applied", None, -1, &[])),
+            // Reads change nothing, whatever becomes of them.
+            (
+                Failure::Read(Error::Unavailable { status: 502 }),
+                (Unavailable, "CENTRAL_UNAVAILABLE", "not_applied", Some("502"), 1_000, retry),
+            ),
+            (
+                Failure::Read(Error::Internal { status: 500 }),
+                (Internal, "CENTRAL_INTERNAL", "not_applied", Some("500"), -1, &[]),
+            ),
+        ]
+    }
+
+    #[tokio::test]
+    async fn every_failure_is_told_in_full() {
+        for (failure, (code, reason, outcome, http_status, pushback, own_details)) in table().await {
+            let operation_id = OperationId::new();
+            let status = respond(&failure, operation_id);
+            assert_eq!(status.code(), code, "{failure:?}");
+            assert_eq!(status.metadata().get(PUSHBACK).unwrap().to_str().unwrap(), pushback.to_string(), "{failure:?}");
+
+            let details = status.get_error_details();
+            let info = details.error_info().unwrap();
+            assert_eq!((info.domain.as_str(), info.reason.as_str()), (DOMAIN, reason));
+            let mut metadata =
+                HashMap::from([("outcome", outcome.to_owned()), ("operation_id", operation_id.to_string())]);
+            metadata.extend(http_status.map(|status| ("http_status", status.to_owned())));
+            assert_eq!(info.metadata, metadata.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(), "{failure:?}");
+            assert_eq!(details.request_info().unwrap().request_id, operation_id.to_string());
+            if pushback >= 0 {
+                let wait = details.retry_info().unwrap().retry_delay.unwrap();
+                assert_eq!(i64::try_from(wait.as_millis()).unwrap(), pushback, "{failure:?}");
+            }
+            assert_eq!(detail_names(&status), {
+                let all = ["ErrorInfo", "RequestInfo"].into_iter().chain(own_details.iter().copied());
+                all.map(str::to_owned).collect::<BTreeSet<_>>()
+            });
+            assert!(!status.message().is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn the_readme_has_every_reason_of_the_table_and_no_other() {
+        let readme = include_str!("../../README.md");
+        let shown =
+            readme.split("<!-- failures:start -->").nth(1).and_then(|rest| rest.split("<!-- failures:end -->").next());
+        let shown: BTreeSet<_> = shown
+            .expect("README.md has a failure table between its two comments")
+            .split('`')
+            .filter(|word| word.len() > 3 && word.chars().all(|c| c.is_ascii_uppercase() || c == '_'))
+            .collect();
+        let table = table().await;
+        let codes: BTreeSet<_> = ["INVALID_ARGUMENT", "PERMISSION_DENIED"].into();
+        let expected: BTreeSet<_> = table.iter().map(|(_, (_, reason, ..))| *reason).collect();
+        assert_eq!(shown.difference(&codes).copied().collect::<BTreeSet<_>>(), expected);
+    }
+
+    /// The short names of all details; each type stands at most once.
+    fn detail_names(status: &Status) -> BTreeSet<String> {
+        let status = pb::Status::decode(status.details()).unwrap();
+        let names: Vec<_> =
+            status.details.iter().map(|any| any.type_url.rsplit('.').next().unwrap().to_owned()).collect();
+        let set: BTreeSet<_> = names.iter().cloned().collect();
+        assert_eq!(names.len(), set.len(), "{names:?}");
+        set
+    }
+
+    #[test]
+    fn partial_outcomes_name_every_customer() {
+        let parts = Parts { applied: vec![id("a"), id("b")], not_applied: vec![], unknown: vec![id("c")] };
+        let error = Error::Internal { status: 500 };
+        let status =
+            respond(&Failure::Change(Failed { error, calls: 2, parts: Some(Box::new(parts)) }), OperationId::new());
+        let details = pb::Status::decode(status.details()).unwrap().details;
+        let partial = details.iter().find(|any| any.type_url.ends_with("PartialOutcome")).unwrap();
+        assert_eq!(partial.type_url, "type.googleapis.com/central.licensing.v1.PartialOutcome");
+        let partial = PartialOutcome::decode(&*partial.value).unwrap();
+        assert_eq!(partial.applied_customer_ids, ["a", "b"]);
+        assert_eq!(partial.unknown_customer_ids, ["c"]);
+        assert!(partial.not_applied_customer_ids.is_empty());
+    }
+
+    #[test]
+    fn a_long_list_of_violations_is_short_in_the_message_and_whole_in_the_details() {
+        let violations: Vec<_> = (0..5)
+            .map(|n| Violation { field: format!("services[{n}]"), problem: "must not be blank".to_owned() })
+            .collect();
+        let status = respond(&Failure::InvalidRequest(violations), OperationId::new());
+        assert!(status.message().ends_with("services[2]: must not be blank; and 2 more"), "{}", status.message());
+        assert_eq!(status.get_error_details().bad_request().unwrap().field_violations.len(), 5);
+    }
 }

@@ -154,7 +154,7 @@ mod tests {
         let with = |intent: Intent| Record { intent: Some(intent), ..record(5) };
         let memory = |newest: Option<u64>, lost: Option<u64>| Memory { owner: ME, newest: newest.map(record), lost };
         let claimed = |suspect, tries| Step::Claim(with(intent(ME, 5, suspect, tries)));
-        let cases: Vec<(&str, Option<Record>, Memory, Wanted, u64, Step)> = vec![
+        let cases = [
             ("nothing stored", None, memory(None, None), Wanted::Valid, 0, Step::NeedsSeed),
             (
                 "only seeded",

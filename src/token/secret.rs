@@ -1,6 +1,6 @@
 //! A secret that never prints itself.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -28,8 +28,7 @@ impl Secret {
 
     /// Enough of a hash to recognise the secret by, too little to find it: tokens are long and random.
     pub(super) fn fingerprint(&self) -> Fingerprint {
-        let digest = Sha256::digest(self.expose().as_bytes());
-        Fingerprint(digest[..8].iter().map(|byte| format!("{byte:02x}")).collect())
+        Fingerprint(hex(&Sha256::digest(self.expose().as_bytes())[..8]))
     }
 }
 
@@ -57,6 +56,14 @@ impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer).map(Self::new)
     }
+}
+
+/// Bytes in hexadecimal, as checksums are written.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// Recognises a secret without giving it away: the first 64 bits of its SHA-256, in hexadecimal.

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{Error, Loaded, Record, SCHEMA, Swap, Version};
+use crate::token::secret::hex;
 
 /// More than any record takes: tokens of 4 KiB and a hundred seeds fit.
 const RESERVED_BYTES: usize = 32 * 1024;
@@ -148,7 +149,7 @@ impl Directory {
             if file.metadata()?.len() != RESERVED_BYTES as u64 {
                 file.set_len(0)?;
                 // Written, not just extended: a hole is no room.
-                file.write_all(&[b' '; RESERVED_BYTES])?;
+                file.write_all(&vec![b' '; RESERVED_BYTES])?;
                 file.sync_all()?;
             }
             Ok(())
@@ -210,7 +211,7 @@ fn read_envelope(bytes: &[u8]) -> Result<(Record, String), String> {
 }
 
 fn checksum(text: &str) -> String {
-    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(text.as_bytes()))
 }
 
 #[cfg(test)]
