@@ -376,6 +376,7 @@ impl fmt::Display for Visible<'_> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)] // a test that cannot go on fails
 mod tests {
     use std::sync::Arc;
 

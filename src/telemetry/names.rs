@@ -80,6 +80,7 @@ pub(super) fn status_code(code: Code) -> &'static str {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)] // a test that cannot go on fails
 mod tests {
     use prost::Message as _;
 

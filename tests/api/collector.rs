@@ -17,7 +17,7 @@ use opentelemetry_proto::tonic::{
 use tokio::sync::{oneshot, watch};
 use tonic::{
     Request, Response, Status,
-    transport::{Server, server::TcpIncoming},
+    transport::{Identity, Server, ServerTlsConfig, server::TcpIncoming},
 };
 
 /// Longer than any batch takes to be sent, shorter than anybody's patience.
@@ -33,6 +33,16 @@ pub(crate) struct Collector {
 
 impl Collector {
     pub(crate) async fn start() -> Self {
+        Self::serve(Server::builder()).await
+    }
+
+    /// One that speaks TLS, as `localhost`.
+    pub(crate) async fn start_with_tls(identity: Identity) -> Self {
+        let tls = ServerTlsConfig::new().identity(identity);
+        Self::serve(Server::builder().tls_config(tls).expect("a certificate and its key")).await
+    }
+
+    async fn serve(mut server: Server) -> Self {
         let (sender, spans) = watch::channel(Vec::new());
         let (stop, stopped) = oneshot::channel();
         let (bound, address) = oneshot::channel();
@@ -41,10 +51,10 @@ impl Collector {
             runtime.block_on(async {
                 let incoming = TcpIncoming::bind(([127, 0, 0, 1], 0).into()).expect("a free port");
                 bound.send(incoming.local_addr().expect("bound")).expect("start() waits for the address");
-                let server = Server::builder().add_service(TraceServiceServer::new(Intake { spans: sender }));
+                let server = server.add_service(TraceServiceServer::new(Intake { spans: sender }));
                 // Not graceful: a client's idle connection would keep it forever.
                 tokio::select! {
-                    served = server.serve_with_incoming(incoming) => served.expect("the collector serves"),
+                    result = server.serve_with_incoming(incoming) => result.expect("the collector serves"),
                     _ = stopped => {}
                 }
             });
@@ -58,13 +68,20 @@ impl Collector {
         format!("http://{}", self.address)
     }
 
+    /// The same for a collector with TLS.
+    pub(crate) fn tls_endpoint(&self) -> String {
+        format!("https://localhost:{}", self.address.port())
+    }
+
     /// All spans so far, as soon as they are what the test waits for. The gateway sends every five seconds; a gateway
     /// that is shut down sends at once.
     pub(crate) async fn wait_for_spans(&self, are_enough: impl Fn(&[Span]) -> bool) -> Vec<Span> {
         let mut spans = self.spans.clone();
         match tokio::time::timeout(PATIENCE, spans.wait_for(|spans| are_enough(spans))).await {
             Ok(spans) => spans.expect("the collector lives as long as its handle").clone(),
-            Err(_) => panic!("the expected spans did not arrive within {PATIENCE:?}; there are {:#?}", self.spans()),
+            Err(tokio::time::error::Elapsed { .. }) => {
+                panic!("the expected spans did not arrive within {PATIENCE:?}; there are {:#?}", self.spans())
+            }
         }
     }
 

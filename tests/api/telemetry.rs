@@ -25,7 +25,7 @@ use license_gateway::{
     },
 };
 use tokio::{sync::oneshot, task};
-use tonic::transport::server::TcpConnectInfo;
+use tonic::transport::{Identity, server::TcpConnectInfo};
 use tower::ServiceExt as _;
 use url::Url;
 
@@ -390,6 +390,21 @@ async fn environment_switches_sampling_off() {
         .env("OTEL_TRACES_SAMPLER", "always_off")
         .run();
     assert_eq!(names(&collector.spans()), [] as [&str; 0]);
+}
+
+#[tokio::test]
+async fn spans_travel_encrypted_to_a_collector_that_the_system_trusts() {
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let trusted = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(trusted.path(), certified.cert.pem()).expect("it is written");
+    let identity = Identity::from_pem(certified.cert.pem(), certified.signing_key.serialize_pem());
+    let collector = Collector::start_with_tls(identity).await;
+
+    let trusting = || child("child_exports_one_span").env("CHILD_ENDPOINT", collector.tls_endpoint());
+    trusting().run();
+    assert_eq!(names(&collector.spans()), [] as [&str; 0]);
+    trusting().env("SSL_CERT_FILE", trusted.path()).run();
+    assert_eq!(names(&collector.spans()), [UNASSIGN]);
 }
 
 #[test]
