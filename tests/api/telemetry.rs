@@ -43,8 +43,8 @@ async fn rpc_continues_the_trace_of_its_caller() {
     let (send, receive) = oneshot::channel();
     let handler = answer(|operation: OperationId| {
         send.send((operation, Origin::current().operation_id())).expect("the test waits");
-        let verdict = Verdict { outcome: "applied", reason: None };
-        Response::builder().extension(verdict).body(Body::empty()).expect("a response")
+        rpc::report(Verdict { outcome: "applied", reason: None });
+        Response::new(Body::empty())
     });
     call(&telemetry, UNASSIGN, "01", handler).await;
     let (operation, seen_by_logs) = receive.await.expect("the handler ran");
@@ -76,7 +76,8 @@ async fn failure_of_the_gateway_is_an_error_and_a_refusal_is_not() {
     for (code, reason) in [(13, "CENTRAL_INTERNAL"), (3, "INVALID_REQUEST")] {
         let verdict = Verdict { outcome: "unknown", reason: Some(reason) };
         let handler = answer(move |_| {
-            Response::builder().header("grpc-status", code).extension(verdict).body(Body::empty()).expect("a response")
+            rpc::report(verdict);
+            Response::builder().header("grpc-status", code).body(Body::empty()).expect("a response")
         });
         call(&telemetry, UNASSIGN, "01", handler).await;
     }
