@@ -7,7 +7,7 @@ mod catalogue;
 mod error;
 mod gate;
 mod retry;
-mod wire;
+pub(crate) mod wire;
 
 use std::{
     collections::VecDeque,

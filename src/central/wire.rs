@@ -10,7 +10,7 @@ use crate::license::{CustomerId, Customers, Scope, ServiceName, Services};
 ///
 /// An absent list and an empty one mean *everyone* to Central, so an empty list is never written, and neither is
 /// `null`: the fields are slices of types that cannot be empty.
-pub(super) fn unassign_body(scope: &Scope, services: &Services) -> Vec<u8> {
+pub(crate) fn unassign_body(scope: &Scope, services: &Services) -> Vec<u8> {
     #[derive(Serialize)]
     struct Body<'a> {
         services: Vec<&'a str>,

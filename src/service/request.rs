@@ -92,3 +92,136 @@ fn read_set<T: Eq + std::hash::Hash>(
     }
     (violations.len() == before).then_some(entries)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::{collection::vec, prelude::*};
+    use serde_json::Value;
+
+    use super::*;
+    use crate::{
+        central::wire,
+        proto::{AllCustomers, unassign_licenses_request::Scope as Message},
+    };
+
+    fn request(scope: Option<Message>, services: &[&str]) -> UnassignLicensesRequest {
+        let services = services.iter().map(ToString::to_string).collect();
+        UnassignLicensesRequest { scope, services, reason: String::new() }
+    }
+
+    fn ids(ids: &[&str]) -> CustomerList {
+        CustomerList { customer_ids: ids.iter().map(ToString::to_string).collect() }
+    }
+
+    fn fields(request: UnassignLicensesRequest) -> Vec<String> {
+        Unassignment::try_from(request).unwrap_err().into_iter().map(|violation| violation.field).collect()
+    }
+
+    #[test]
+    fn every_violation_is_named_with_its_path() {
+        let include = |list: &[&str]| Some(Message::IncludeCustomers(ids(list)));
+        let exclude = |list: &[&str]| Some(Message::ExcludeCustomers(ids(list)));
+        let long = "x".repeat(129);
+        let many: Vec<_> = (0..1_001).map(|n| n.to_string()).collect();
+        let many: Vec<_> = many.iter().map(String::as_str).collect();
+        let table: Vec<(UnassignLicensesRequest, &[&str])> = vec![
+            (request(None, &["pa"]), &["scope"]),
+            (request(None, &[]), &["scope", "services"]),
+            (request(include(&[]), &["pa"]), &["include_customers.customer_ids"]),
+            (request(exclude(&[]), &["pa"]), &["exclude_customers.customer_ids"]),
+            (request(include(&[""]), &["pa"]), &["include_customers.customer_ids[0]"]),
+            (request(include(&["a", "  "]), &["pa"]), &["include_customers.customer_ids[1]"]),
+            (request(include(&["a", "b", "a"]), &["pa"]), &["include_customers.customer_ids[2]"]),
+            (request(include(&["a b"]), &["pa"]), &["include_customers.customer_ids[0]"]),
+            (request(include(&[" a"]), &["pa"]), &["include_customers.customer_ids[0]"]),
+            (request(include(&["\u{e4}"]), &["pa"]), &["include_customers.customer_ids[0]"]),
+            (request(include(&["a\n"]), &["pa"]), &["include_customers.customer_ids[0]"]),
+            (request(include(&[&long]), &[&long]), &["include_customers.customer_ids[0]", "services[0]"]),
+            (request(include(&many), &["pa"]), &["include_customers.customer_ids"]),
+            (request(include(&["a"]), &[]), &["services"]),
+            (request(include(&["a"]), &["pa", "pa", ""]), &["services[1]", "services[2]"]),
+            (UnassignLicensesRequest { reason: "a\u{7}".to_owned(), ..request(include(&["a"]), &["pa"]) }, &["reason"]),
+            (
+                UnassignLicensesRequest { reason: "x".repeat(513), ..request(include(&["a"]), &[]) },
+                &["services", "reason"],
+            ),
+        ];
+        for (request, expected) in table {
+            assert_eq!(fields(request), expected);
+        }
+    }
+
+    #[test]
+    fn the_limits_themselves_are_allowed() {
+        let names = |count: usize| (0..count).map(|n| format!("{n:0>128}")).collect::<Vec<_>>();
+        let request = UnassignLicensesRequest {
+            scope: Some(Message::IncludeCustomers(CustomerList { customer_ids: names(MAX_CUSTOMERS) })),
+            services: names(MAX_SERVICES),
+            reason: "\u{e4}".repeat(512),
+        };
+        assert!(Unassignment::try_from(request).is_ok());
+    }
+
+    /// Anything a caller can put into a list: good ids, repeated ones, blank ones, odd ones.
+    fn list() -> impl Strategy<Value = Vec<String>> {
+        vec(
+            prop_oneof![6 => "[a-z0-9]{1,4}", 1 => Just(String::new()), 1 => Just(" ".to_owned()), 1 => any::<String>()],
+            0..8,
+        )
+    }
+
+    fn message() -> impl Strategy<Value = UnassignLicensesRequest> {
+        let scope = prop_oneof![
+            4 => list().prop_map(|customer_ids| Some(Message::IncludeCustomers(CustomerList { customer_ids }))),
+            4 => list().prop_map(|customer_ids| Some(Message::ExcludeCustomers(CustomerList { customer_ids }))),
+            1 => Just(Some(Message::AllCustomers(AllCustomers {}))),
+            1 => Just(None),
+        ];
+        (scope, list()).prop_map(|(scope, services)| UnassignLicensesRequest { scope, services, reason: String::new() })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 100_000, ..ProptestConfig::default() })]
+
+        /// Whatever is asked for, in as many parts as it may travel: no body is wider than the request.
+        #[test]
+        fn no_body_is_wider_than_its_request(message in message()) {
+            let asked = message.clone();
+            let Ok(unassignment) = Unassignment::try_from(message) else { return Ok(()) };
+            let mut scopes = vec![unassignment.scope.clone()];
+            if let Scope::Include(customers) = &unassignment.scope
+                && let Some((left, right)) = customers.halves()
+            {
+                scopes.extend([Scope::Include(left), Scope::Include(right)]);
+            }
+            for scope in scopes {
+                let body: Value = serde_json::from_slice(&wire::unassign_body(&scope, &unassignment.services)).unwrap();
+                let body = body.as_object().unwrap();
+                for list in body.values() {
+                    prop_assert!(list.as_array().is_some_and(|list| !list.is_empty()), "{body:?}");
+                }
+                prop_assert!(holds_only(&body["services"], &asked.services));
+                match &asked.scope {
+                    Some(Message::IncludeCustomers(list)) => {
+                        prop_assert_eq!(body.len(), 2);
+                        prop_assert!(holds_only(&body["include_customers"], &list.customer_ids));
+                    }
+                    Some(Message::ExcludeCustomers(list)) => {
+                        prop_assert_eq!(body.len(), 2);
+                        prop_assert_eq!(body["exclude_customers"].as_array().unwrap().len(), list.customer_ids.len());
+                        prop_assert!(holds_only(&body["exclude_customers"], &list.customer_ids));
+                    }
+                    Some(Message::AllCustomers(_)) => prop_assert_eq!(body.len(), 1),
+                    None => prop_assert!(false, "a request without a scope was accepted"),
+                }
+            }
+        }
+    }
+
+    fn holds_only(sent: &Value, asked: &[String]) -> bool {
+        let asked: HashSet<_> = asked.iter().map(String::as_str).collect();
+        sent.as_array().unwrap().iter().all(|id| asked.contains(id.as_str().unwrap()))
+    }
+}
