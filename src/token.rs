@@ -38,7 +38,7 @@ use self::{
     oauth::{Exchanged, TokenEndpoint},
     refresh::{Memory, Step, Wanted},
     secret::Secret,
-    store::{FileStore, Loaded, Record, SCHEMA, Swap, Version},
+    store::{FileStore, Loaded, Record, SCHEMA, Swap, TokenStore, Version},
 };
 use crate::{
     config,
@@ -190,7 +190,7 @@ impl TokenCache {
     /// The keeper ends when the last clone of the cache is gone and what it began is finished: await the handle
     /// before the process exits.
     pub fn start(config: &config::Config, tracing: Tracing) -> Result<(Self, JoinHandle<()>), StartError> {
-        let store = FileStore::open(&config.token_store.path)?;
+        let store = TokenStore::File(FileStore::open(&config.token_store.path)?);
         let endpoint = TokenEndpoint::new(&config.central, &config.credentials, tracing)?;
         let current = Arc::new(ArcSwapOption::empty());
         let (asks, asked) = mpsc::unbounded_channel();
@@ -249,7 +249,7 @@ struct Ask {
 
 /// The one task that touches the refresh token.
 struct Keeper {
-    store: FileStore,
+    store: TokenStore,
     endpoint: TokenEndpoint,
     seed_file: Option<PathBuf>,
     current: Arc<ArcSwapOption<AccessToken>>,

@@ -6,6 +6,8 @@
 //! Nothing else may ever write the record. A plain "lock, then write" loses tokens after a pause or a late write; a
 //! compare-and-swap on the version that was read does not.
 
+#[cfg(test)]
+mod conformance;
 mod file;
 
 use std::time::{Duration, SystemTime};
@@ -81,6 +83,37 @@ pub(super) enum Swap {
     Conflict,
 }
 
+/// The store that `token_store.kind` chose.
+#[derive(Debug, Clone)]
+pub(super) enum TokenStore {
+    /// `file`.
+    File(FileStore),
+}
+
+impl TokenStore {
+    /// The record as it stands.
+    pub(super) async fn load(&self) -> Result<Loaded, Error> {
+        match self {
+            Self::File(store) => store.load().await,
+        }
+    }
+
+    /// Replaces the record if it is still the one of `version`: durable before it returns. An error leaves open
+    /// whether the record was stored; load it and look.
+    pub(super) async fn cas(&self, version: Version, record: Record) -> Result<Swap, Error> {
+        match self {
+            Self::File(store) => store.cas(version, record).await,
+        }
+    }
+
+    /// Whether this process alone can hold the store, so that the intent of another owner is that of a dead one.
+    pub(super) fn is_exclusive(&self) -> bool {
+        match self {
+            Self::File(_) => true,
+        }
+    }
+}
+
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -103,6 +136,16 @@ pub enum Error {
         path: std::path::PathBuf,
         /// What is wrong with it.
         problem: String,
+    },
+    /// The store cannot be reached, or did not answer in time. Whether a record was stored is not known.
+    #[error("the token store {store} cannot {action}")]
+    Unavailable {
+        /// Which store, without secrets.
+        store: String,
+        /// What was tried.
+        action: &'static str,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The operating system refuses.
     #[error("the token store cannot {action} {path:?}")]

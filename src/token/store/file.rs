@@ -33,10 +33,13 @@ struct Directory {
     _lock: File,
 }
 
-/// What stands in the file: the record's own JSON, guarded by a checksum over exactly these bytes.
+/// What stands in the file: the record's own JSON, guarded by a checksum.
 #[derive(Serialize, Deserialize)]
 struct Envelope {
+    /// Over `serial` and exactly the bytes of `record`.
     sha256: String,
+    /// Counts the records that were stored here, so that a version is never used twice.
+    serial: u64,
     record: String,
 }
 
@@ -105,7 +108,7 @@ impl Directory {
             Err(source) => return Err(Error::Io { action: "read", path, source }),
         }
         match read_envelope(&bytes) {
-            Ok((record, sha256)) => Ok(Loaded { record: Some(record), version: Version(sha256) }),
+            Ok((record, serial)) => Ok(Loaded { record: Some(record), version: Version(serial.to_string()) }),
             Err(problem) => Err(Error::Unusable { path, problem }),
         }
     }
@@ -114,14 +117,14 @@ impl Directory {
         if self.load()?.version != *version {
             return Ok(Swap::Conflict);
         }
-        let (bytes, sha256) = write_envelope(record);
+        let serial = version.0.parse().unwrap_or(0_u64) + 1;
         self.keep_previous()?;
         self.reserve()?;
-        self.write_reserved(&bytes)?;
+        self.write_reserved(&write_envelope(serial, record))?;
         if record.intent.is_some() {
             self.reserve()?; // a token is about to be spent: its successor must find room
         }
-        Ok(Swap::Stored(Version(sha256)))
+        Ok(Swap::Stored(Version(serial.to_string())))
     }
 
     /// Keeps the record that is about to be replaced, for people: nothing reads it back on its own.
@@ -181,15 +184,14 @@ impl Directory {
     }
 }
 
-fn write_envelope(record: &Record) -> (Vec<u8>, String) {
+fn write_envelope(serial: u64, record: &Record) -> Vec<u8> {
     let record = serde_json::to_string(record).expect("a record is always JSON");
-    let sha256 = checksum(&record);
-    let envelope = Envelope { sha256: sha256.clone(), record };
-    (serde_json::to_vec(&envelope).expect("two strings are always JSON"), sha256)
+    let envelope = Envelope { sha256: checksum(serial, &record), serial, record };
+    serde_json::to_vec(&envelope).expect("texts and numbers are always JSON")
 }
 
-/// The record and its checksum, or what is wrong in words that hold nothing of the file.
-fn read_envelope(bytes: &[u8]) -> Result<(Record, String), String> {
+/// The record and its serial number, or what is wrong in words that hold nothing of the file.
+fn read_envelope(bytes: &[u8]) -> Result<(Record, u64), String> {
     #[derive(Deserialize)]
     struct Schema {
         schema: u32,
@@ -198,7 +200,7 @@ fn read_envelope(bytes: &[u8]) -> Result<(Record, String), String> {
     let place = |error: serde_json::Error| format!("line {}, column {}", error.line(), error.column());
     let envelope: Envelope =
         serde_json::from_slice(bytes).map_err(|error| format!("it is damaged at {}", place(error)))?;
-    if checksum(&envelope.record) != envelope.sha256 {
+    if checksum(envelope.serial, &envelope.record) != envelope.sha256 {
         return Err("its checksum does not fit: it is damaged or was edited by hand".to_owned());
     }
     let Schema { schema } = serde_json::from_str(&envelope.record).map_err(|_| "it has no schema".to_owned())?;
@@ -207,38 +209,24 @@ fn read_envelope(bytes: &[u8]) -> Result<(Record, String), String> {
     }
     let record =
         serde_json::from_str(&envelope.record).map_err(|error| format!("it makes no sense at {}", place(error)))?;
-    Ok((record, envelope.sha256))
+    Ok((record, envelope.serial))
 }
 
-fn checksum(text: &str) -> String {
-    hex(&Sha256::digest(text.as_bytes()))
+fn checksum(serial: u64, record: &str) -> String {
+    hex(&Sha256::digest(format!("{serial} {record}").as_bytes()))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        os::unix::fs::PermissionsExt as _,
-        time::{Duration, SystemTime},
-    };
+    use std::os::unix::fs::PermissionsExt as _;
 
     use uuid::Uuid;
 
     use super::*;
-    use crate::token::{secret::Secret, store::Intent};
-
-    fn record(generation: u64) -> Record {
-        Record {
-            schema: SCHEMA,
-            family: Uuid::nil(),
-            generation,
-            access_token: Some(Secret::new(format!("access-{generation}"))),
-            received_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1),
-            lifetime: Duration::from_hours(2),
-            refresh_token: Secret::new(format!("refresh-{generation}")),
-            consumed_seeds: vec![Secret::new("seed".to_owned()).fingerprint()],
-            intent: None,
-        }
-    }
+    use crate::token::store::{
+        Intent, TokenStore,
+        conformance::{self, record},
+    };
 
     async fn stored(store: &FileStore, record: Record) -> Version {
         let version = store.load().await.unwrap().version;
@@ -249,18 +237,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_stored_is_loaded_and_a_stale_version_is_a_conflict() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::open(dir.path()).unwrap();
-        let empty = store.load().await.unwrap();
-        assert_eq!(empty.record, None);
-
-        let first = stored(&store, record(1)).await;
-        assert_eq!(store.load().await.unwrap(), Loaded { record: Some(record(1)), version: first.clone() });
-        assert_eq!(store.cas(empty.version, record(9)).await.unwrap(), Swap::Conflict);
-        stored(&store, record(2)).await;
-        assert_eq!(store.cas(first, record(9)).await.unwrap(), Swap::Conflict);
-        assert_eq!(store.load().await.unwrap().record, Some(record(2)));
+    async fn it_conforms() {
+        conformance::holds(async || {
+            let dir = tempfile::tempdir().unwrap();
+            let store = TokenStore::File(FileStore::open(dir.path()).unwrap());
+            (store, dir)
+        })
+        .await;
     }
 
     #[tokio::test]
@@ -283,7 +266,7 @@ mod tests {
         let good = fs::read(&path).unwrap();
         let newer = {
             let record = serde_json::to_string(&record(1)).unwrap().replace("\"schema\":1", "\"schema\":2");
-            serde_json::to_vec(&Envelope { sha256: checksum(&record), record }).unwrap()
+            serde_json::to_vec(&Envelope { sha256: checksum(1, &record), serial: 1, record }).unwrap()
         };
         let mut flipped = good.clone();
         let middle = flipped.len() / 2;
