@@ -2,8 +2,14 @@
 
 use clap::Args;
 
-use super::{ConfigFile, Exit, print, print::GOOD};
-use crate::config::{self, Loaded, settings};
+use super::{
+    ConfigFile, Exit,
+    print::{self, GOOD, HEAD},
+};
+use crate::config::{
+    self, Loaded,
+    settings::{self, Setting},
+};
 
 /// Checks the configuration and shows what holds, or every problem at once.
 #[derive(Debug, Args)]
@@ -50,24 +56,17 @@ impl CheckConfig {
 }
 
 fn list() -> String {
-    let rows: Vec<_> = settings::SETTINGS
-        .iter()
-        .map(|setting| {
-            // A list of clusters is longer than a screen is wide.
-            let allowed = match setting.allowed {
-                settings::Allowed::OneOf(words) if words.len() > 5 => "a name from the list below".to_owned(),
-                allowed => allowed.to_string(),
-            };
-            [setting.name.to_owned(), setting.unset.to_string(), allowed, setting.meaning.to_owned()]
-        })
-        .collect();
-    let clusters = settings::Setting::find("central.cluster").map(|setting| setting.allowed.to_string());
-    format!(
-        "{}\n  central.cluster is one of: {}\n\n  Each can be set by a variable too: central.timeout by \
-         LICENSE_GATEWAY__CENTRAL__TIMEOUT. Paths that do not begin with / start at the working directory.\n",
-        print::table(["SETTING", "DEFAULT", "ALLOWED", "MEANING"], &rows),
-        clusters.unwrap_or_default(),
-    )
+    let entry = |setting: &Setting| {
+        [
+            format!("{HEAD}{}{HEAD:#}  ({})", setting.name, setting.unset),
+            format!("    {}", setting.meaning),
+            format!("    Allowed: {}", setting.allowed),
+            String::new(),
+        ]
+    };
+    let last = "Each can be set by a variable too: central.timeout by LICENSE_GATEWAY__CENTRAL__TIMEOUT.\n\
+                Paths that do not begin with / start at the working directory.";
+    print::lines(settings::SETTINGS.iter().flat_map(entry).chain([last.to_owned()]))
 }
 
 fn effective(loaded: &Loaded) -> String {

@@ -1,6 +1,6 @@
 //! How the commands reach a running gateway.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{error::Error as _, fs, path::PathBuf, time::Duration};
 
 use clap::Args;
 use http::Uri;
@@ -12,7 +12,7 @@ pub(super) struct Gateway {
     /// Where the gateway listens: http://host:port, or https:// where TLS is in front of it
     #[arg(long, env = "LICENSE_GATEWAY_ADDRESS", default_value = "http://127.0.0.1:50051", value_parser = address)]
     #[arg(value_name = "URL")]
-    pub(super) address: Uri,
+    address: Uri,
 
     /// A PEM file with the certificate authorities to trust for https:// instead of the system's
     #[arg(long, value_name = "FILE")]
@@ -40,7 +40,7 @@ impl Gateway {
             Ok(Err(error)) => Err(ConnectError::Failed(self.explain(&error))),
             Err(_) => Err(ConnectError::Failed(format!(
                 "{} did not answer within {}. Is the address right, and does a firewall let you through?",
-                self.address,
+                self.name(),
                 humantime::format_duration(limit)
             ))),
         }
@@ -66,8 +66,14 @@ impl Gateway {
             .map_err(|error| ConnectError::Usage(format!("TLS cannot be set up: {}", chain(&error))))
     }
 
+    /// The address as people write it.
+    fn name(&self) -> String {
+        self.address.to_string().trim_end_matches('/').to_owned()
+    }
+
     fn explain(&self, error: &tonic::transport::Error) -> String {
-        let causes = chain(error);
+        // The error itself says no more than "transport error".
+        let causes = error.source().map_or_else(|| error.to_string(), chain);
         let hint = if causes.contains("refused") {
             "Nothing listens there. Is the gateway running (`license-gateway serve`), and is the port right?"
         } else if causes.contains("dns") || causes.contains("lookup") {
@@ -79,7 +85,7 @@ impl Gateway {
         } else {
             "Is the address right, and is a gateway running there?"
         };
-        format!("cannot connect to {}: {causes}. {hint}", self.address)
+        format!("cannot connect to {}: {causes}. {hint}", self.name())
     }
 }
 

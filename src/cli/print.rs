@@ -13,8 +13,8 @@ pub(super) const GOOD: Style = AnsiColor::Green.on_default().bold();
 pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
 /// For what may have gone either way.
 pub(super) const UNSURE: Style = AnsiColor::Yellow.on_default().bold();
-/// For the heads of tables.
-const HEAD: Style = Style::new().bold();
+/// For heads and names.
+pub(super) const HEAD: Style = Style::new().bold();
 
 /// Writes a text to standard output.
 pub(super) fn out(text: &str) {

@@ -78,13 +78,13 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "central.base_url",
-        unset: Unset::Means("required, unless `central.cluster` is set"),
+        unset: Unset::Means("then `central.cluster` is required"),
         allowed: Allowed::Text("`https://host` or `https://host:port`, without a path"),
         meaning: "The address of Central's API gateway. Plain `http://` only with `central.allow_plaintext`.",
     },
     Setting {
         name: "central.cluster",
-        unset: Unset::Means("`central.base_url` says where Central is"),
+        unset: Unset::Means("then `central.base_url` is required"),
         allowed: Allowed::OneOf(&cluster::NAMES),
         meaning: "The public cluster to use, by name, in place of `central.base_url`.",
     },
@@ -222,9 +222,9 @@ pub fn markdown() -> String {
 impl fmt::Display for Unset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Default(value) => f.write_str(value),
+            Self::Default(value) => write!(f, "default {value}"),
             Self::Required => f.write_str("required"),
-            Self::Means(meaning) => write!(f, "none: {meaning}"),
+            Self::Means(meaning) => write!(f, "no default: {meaning}"),
         }
     }
 }

@@ -130,6 +130,7 @@ fn full_file_is_read_into_every_field() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines)] // a table
 fn each_bad_configuration_is_refused_in_a_sentence() {
     let files = Files::new();
     let empty = files.path("empty");
@@ -450,8 +451,8 @@ fn standard_telemetry_variables_are_honoured() {
     let files = Files::new();
     let all = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://all:4317");
     let traces = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://traces:4317");
-    let cases: &[(&[(&str, &str)], Option<&str>)] = &[
-        (&[], None),
+    let cases = [
+        (&[][..], None),
         (&[all], Some("http://all:4317")),
         (&[all, traces], Some("http://traces:4317")),
         (&[all, ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "")], Some("http://all:4317")),
@@ -462,7 +463,7 @@ fn standard_telemetry_variables_are_honoured() {
     ];
     for (environment, endpoint) in cases {
         let config = valid(&files.minimal(""), environment).config;
-        assert_eq!(config.telemetry.traces_endpoint.as_deref(), *endpoint, "{environment:?}");
+        assert_eq!(config.telemetry.traces_endpoint.as_deref(), endpoint, "{environment:?}");
     }
 }
 
