@@ -9,6 +9,7 @@ mod health;
 mod print;
 mod serve;
 mod services;
+mod signals;
 mod unassign;
 
 use std::{future::Future, path::PathBuf, process::ExitCode};

@@ -1,11 +1,10 @@
 //! `serve`: configuration, then telemetry, then the server, until it is told to stop.
 
-use std::{future::Future, io, process};
+use std::future::Future;
 
 use clap::Args;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{ConfigFile, Exit, print};
+use super::{ConfigFile, Exit, print, signals::told_to_stop};
 use crate::config::{self, Config};
 
 /// Runs the gateway until SIGTERM or Ctrl-C.
@@ -59,26 +58,4 @@ impl Serve {
 async fn serve(_config: Config, _stop: impl Future<Output = ()>) -> Exit {
     print::error("this build has no server");
     Exit::Failure
-}
-
-/// Ends with the first SIGTERM or SIGINT. The second one ends the process.
-///
-/// From this call on, and not only once the future is polled, the signals no longer kill.
-fn told_to_stop() -> io::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        either(&mut terminate, &mut interrupt).await;
-        tokio::spawn(async move {
-            either(&mut terminate, &mut interrupt).await;
-            process::exit(Exit::Failure as i32);
-        });
-    })
-}
-
-async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
 }
