@@ -1,7 +1,7 @@
 //! The configuration: one TOML file and the environment become a [`Config`] that is typed, complete and safe to
 //! print. The only module that reads the environment.
 //!
-//! [`settings`] is the one list of what can be set. [`reader`](self) looks every setting up in the environment, then
+//! [`settings`] is the one list of what can be set. The reader looks every setting up in the environment, then
 //! in the file, then in the list's defaults, and collects every problem on the way, so that a person mends a
 //! configuration once and not once per mistake.
 
