@@ -1,1 +1,108 @@
-//! To be written.
+//! The commands for people. Each one parses its arguments, does its work and returns its [`Exit`].
+//!
+//! Only this module and those below it write to standard output as people read it; the gateway itself logs.
+
+mod check_config;
+mod client;
+mod failure;
+mod health;
+mod print;
+mod serve;
+mod services;
+mod signals;
+mod unassign;
+
+use std::{future::Future, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::FILE_VARIABLE;
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = AFTER_HELP, max_term_width = 120)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Exit codes:
+  0   done
+  1   failed
+  2   unassign: not applied, nothing was changed
+  3   unassign: unknown or partial; look at Central before you repeat it
+  64  the command line or the configuration is wrong
+
+Examples:
+  license-gateway check-config --config gateway.toml
+  license-gateway serve --config gateway.toml
+  license-gateway services
+  license-gateway unassign --include 0123456789abcdef0123456789abcdef --service advanced_ap --reason TICKET-42";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway until SIGTERM or Ctrl-C
+    Serve(serve::Serve),
+    /// Take licences away from customers, through a running gateway
+    Unassign(unassign::Unassign),
+    /// List the services whose licences can be taken away
+    Services(services::Services),
+    /// Check the configuration and show what holds, or every problem at once
+    CheckConfig(check_config::CheckConfig),
+    /// Ask a running gateway whether it is serving
+    Health(health::Health),
+}
+
+/// How a command ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// It did what it was asked.
+    Clean = 0,
+    /// It failed.
+    Failure = 1,
+    /// An unassignment surely changed nothing.
+    NotApplied = 2,
+    /// An unassignment may have changed something.
+    Unsure = 3,
+    /// The command line or the configuration is wrong; nothing was tried. BSD's `EX_USAGE`.
+    Usage = 64,
+}
+
+impl Cli {
+    /// Does what the command line says.
+    pub fn run(self) -> Exit {
+        match self.command {
+            Command::Serve(serve) => serve.run(),
+            Command::Unassign(unassign) => finish(unassign.run()),
+            Command::Services(services) => finish(services.run()),
+            Command::CheckConfig(check_config) => check_config.run(),
+            Command::Health(health) => finish(health.run()),
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Where the configuration is.
+#[derive(Debug, Args)]
+struct ConfigFile {
+    /// The configuration file (TOML); variables such as `LICENSE_GATEWAY__CENTRAL__TIMEOUT` win over it
+    #[arg(long, env = FILE_VARIABLE, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Runs a client's command on this thread.
+fn finish(command: impl Future<Output = Exit>) -> Exit {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(command),
+        Err(error) => {
+            print::error(&format!("cannot start: {error}"));
+            Exit::Failure
+        }
+    }
+}

@@ -1,9 +1,35 @@
 //! The configuration: one TOML file and the environment become a [`Config`] that is typed, complete and safe to
 //! print. The only module that reads the environment.
+//!
+//! [`settings`] is the one list of what can be set. The reader looks every setting up in the environment, then
+//! in the file, then in the list's defaults, and collects every problem on the way, so that a person mends a
+//! configuration once and not once per mistake.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+mod cluster;
+mod problem;
+mod reader;
+pub mod settings;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use url::Url;
+
+use self::reader::{File, Reader};
+pub use self::{
+    problem::{Problem, Problems},
+    reader::{Effective, Origin},
+};
+
+/// The variable that names the configuration file where `--config` does not.
+pub const FILE_VARIABLE: &str = "LICENSE_GATEWAY_CONFIG";
 
 /// Everything that can be set.
 #[derive(Debug, Clone)]
@@ -20,6 +46,64 @@ pub struct Config {
     pub log: Log,
     /// The standard `OTEL_*` variables.
     pub telemetry: Telemetry,
+}
+
+/// A valid configuration, and where each of its values came from.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// What the process runs with.
+    pub config: Config,
+    /// Every setting with its value, in the order of [`settings::SETTINGS`].
+    pub effective: Vec<Effective>,
+}
+
+impl Config {
+    /// Reads the file, if there is one, and lays the environment over it. Returns every problem at once.
+    pub fn load(
+        path: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Problems> {
+        Loaded::load(path, environment).map(|loaded| loaded.config)
+    }
+}
+
+impl Loaded {
+    /// As [`Config::load`], for whoever also wants to know where the values came from.
+    pub fn load(
+        path: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Problems> {
+        let environment = environment.into_iter().collect();
+        let Some(path) = path else {
+            return Self::read(Reader::new(None, environment), None);
+        };
+        let name = path.display().to_string();
+        match fs::read_to_string(path) {
+            Ok(text) => Self::read(Reader::new(Some(File { name: &name, text: &text }), environment), None),
+            Err(error) => Self::read(Reader::without_file(environment), Some(unreadable(name, &error))),
+        }
+    }
+
+    fn read(mut reader: Reader, file_problem: Option<Problem>) -> Result<Self, Problems> {
+        let config = Config {
+            server: server(&mut reader),
+            central: central(&mut reader),
+            credentials: credentials(&mut reader),
+            token_store: token_store(&mut reader),
+            log: log(&mut reader),
+            telemetry: telemetry(&mut reader),
+        };
+        let (effective, problems) = reader.finish();
+        let problems: Vec<_> = file_problem.into_iter().chain(problems).collect();
+        if problems.is_empty() { Ok(Self { config, effective }) } else { Err(Problems(problems)) }
+    }
+}
+
+/// The environment of this process. Names and values that are not Unicode come with replacement characters: a setting
+/// that holds one is refused for what it then says.
+pub fn process_environment() -> impl Iterator<Item = (String, String)> {
+    let text = |raw: OsString| raw.to_string_lossy().into_owned();
+    std::env::vars_os().map(move |(name, value)| (text(name), text(value)))
 }
 
 /// How the gateway serves gRPC.
@@ -108,4 +192,203 @@ pub struct Telemetry {
     /// `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, else `OTEL_EXPORTER_OTLP_ENDPOINT`; unset or `OTEL_SDK_DISABLED=true`
     /// or `OTEL_TRACES_EXPORTER=none`: none.
     pub traces_endpoint: Option<String>,
+}
+
+fn unreadable(name: String, error: &io::Error) -> Problem {
+    let message = match error.kind() {
+        io::ErrorKind::NotFound => format!("no such file; name the file with --config or {FILE_VARIABLE}"),
+        io::ErrorKind::InvalidData => "is not UTF-8 text; TOML files are".to_owned(),
+        _ => format!("cannot be read: {error}"),
+    };
+    Problem::new(name, message)
+}
+
+// Each function below reads one section. After a problem the reader hands out a stand-in, so that the next setting
+// can be looked at; `Loaded::read` then throws the whole thing away.
+
+fn server(reader: &mut Reader) -> Server {
+    Server {
+        listen: reader.address("server.listen"),
+        drain_timeout: reader.duration("server.drain_timeout"),
+        max_streams_per_connection: reader.integer("server.max_streams_per_connection"),
+    }
+}
+
+fn central(reader: &mut Reader) -> Central {
+    let given_url = reader.http_url("central.base_url");
+    let cluster = reader.choice("central.cluster", &cluster::HOSTS);
+    let timeout = reader.duration("central.timeout");
+    let max_in_flight = reader.integer("central.max_in_flight");
+    let ca_file = reader.text("central.ca_file", certificates).map(PathBuf::from);
+    let proxy_url = reader.http_url("central.proxy_url");
+    let allow_plaintext = reader.boolean("central.allow_plaintext");
+    let allow_open_scopes = reader.boolean("central.allow_open_scopes");
+
+    let base_url = match (reader.place("central.base_url"), reader.place("central.cluster")) {
+        (Some(url), Some(cluster)) => {
+            reader.problem(
+                "central.cluster",
+                format!("is set (by {cluster}), and so is `central.base_url` (by {url}); remove one of them"),
+            );
+            None
+        }
+        (None, None) => {
+            reader.missing(
+                "central.base_url",
+                "set it to the https:// address of Central's API gateway, or set `central.cluster` to a name such as \
+                 `us-2`",
+            );
+            None
+        }
+        (Some(_), None) => given_url,
+        (None, Some(_)) => cluster.map(|host| {
+            let url = cluster::url(host);
+            reader.derive("central.base_url", url.as_str(), "central.cluster");
+            url
+        }),
+    };
+    if let Some(url) = &base_url
+        && url.scheme() == "http"
+        && !allow_plaintext
+    {
+        reader.problem(
+            "central.base_url",
+            "is plain http, which would show the account's tokens to the network; use https://, or set \
+             `central.allow_plaintext` to true where that is acceptable"
+                .to_owned(),
+        );
+    }
+
+    Central {
+        base_url: base_url.unwrap_or_else(|| cluster::url(cluster::HOSTS[0].1)),
+        timeout,
+        max_in_flight,
+        ca_file,
+        proxy_url,
+        allow_plaintext,
+        allow_open_scopes,
+    }
+}
+
+fn credentials(reader: &mut Reader) -> Credentials {
+    Credentials {
+        client_id: reader.text("credentials.client_id", visible).unwrap_or_default(),
+        client_secret_file: reader.text("credentials.client_secret_file", secret).unwrap_or_default().into(),
+        refresh_token_file: reader.text("credentials.refresh_token_file", seed).map(PathBuf::from),
+        grant_placement: reader
+            .choice("credentials.grant_placement", &[("form", GrantPlacement::Form), ("query", GrantPlacement::Query)])
+            .unwrap_or(GrantPlacement::Form),
+    }
+}
+
+fn token_store(reader: &mut Reader) -> TokenStore {
+    reader.text("token_store.kind", |kind| match kind {
+        "file" => Ok(()),
+        "redis" | "kubernetes" => Err("is not in this release; use `file`".to_owned()),
+        _ => Err("is not a kind of store; use `file`".to_owned()),
+    });
+    TokenStore { path: reader.text("token_store.path", directory).unwrap_or_default().into() }
+}
+
+fn log(reader: &mut Reader) -> Log {
+    Log {
+        filter: reader.text("log.filter", directives).unwrap_or_default(),
+        format: reader
+            .choice("log.format", &[("auto", LogFormat::Auto), ("json", LogFormat::Json), ("text", LogFormat::Text)])
+            .unwrap_or(LogFormat::Auto),
+    }
+}
+
+/// Reads the standard variables as their specification says: an empty one counts as unset, and booleans come in any
+/// case.
+fn telemetry(reader: &mut Reader) -> Telemetry {
+    let disabled = reader.variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    let no_traces = reader.variable("OTEL_TRACES_EXPORTER").is_some_and(|value| value == "none");
+    if disabled || no_traces {
+        return Telemetry { traces_endpoint: None };
+    }
+    let endpoint = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"]
+        .into_iter()
+        .find_map(|name| reader.variable(name).map(|value| (name, value.to_owned())));
+    // A password in the endpoint would be printed with the configuration.
+    if let Some((name, value)) = &endpoint
+        && value.contains('@')
+    {
+        reader.problem(name, "must not hold a user name or a password; use OTEL_EXPORTER_OTLP_HEADERS".to_owned());
+    }
+    Telemetry { traces_endpoint: endpoint.map(|(_, value)| value) }
+}
+
+// What a text must be. Each function returns what to keep, or the end of a sentence that begins with the value.
+
+fn visible(text: &str) -> Result<String, String> {
+    if text.chars().all(|c| c.is_ascii_graphic()) {
+        Ok(text.to_owned())
+    } else {
+        Err("holds a blank or a character that is not visible ASCII; copy it again".to_owned())
+    }
+}
+
+fn certificates(text: &str) -> Result<String, String> {
+    let pem = fs::read_to_string(text).map_err(|error| file_error(&error))?;
+    if pem.contains("-----BEGIN CERTIFICATE-----") {
+        Ok(text.to_owned())
+    } else {
+        Err("holds no certificate; it must be a PEM file of certificate authorities".to_owned())
+    }
+}
+
+fn secret(text: &str) -> Result<String, String> {
+    let content = fs::read_to_string(text).map_err(|error| file_error(&error))?;
+    if content.trim().is_empty() {
+        Err("is an empty file; write the secret into it".to_owned())
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+/// A seed that has been used may be gone, and a later one may be put in its place while the gateway runs.
+fn seed(text: &str) -> Result<String, String> {
+    if Path::new(text).exists() { secret(text) } else { Ok(text.to_owned()) }
+}
+
+fn directory(text: &str) -> Result<String, String> {
+    match fs::metadata(text) {
+        Ok(found) if !found.is_dir() => Err("is not a directory; the store keeps several files".to_owned()),
+        // The store makes it.
+        _ => Ok(text.to_owned()),
+    }
+}
+
+fn file_error(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "does not exist; create the file or correct the path".to_owned(),
+        io::ErrorKind::PermissionDenied => "may not be read by this user; change its owner or mode".to_owned(),
+        io::ErrorKind::IsADirectory => "is a directory; name the file in it".to_owned(),
+        io::ErrorKind::InvalidData => "is not a text file".to_owned(),
+        _ => format!("cannot be read: {error}"),
+    }
+}
+
+/// Stricter than the usual grammar, in which a misspelt level is the name of a module and the log falls silent.
+fn directives(text: &str) -> Result<String, String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = |word: &str| LEVELS.contains(&word.to_ascii_lowercase().as_str());
+    let is_module = |word: &str| {
+        !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | ':' | '-' | '.'))
+    };
+    for directive in text.split(',').map(str::trim) {
+        let good = match directive.split_once('=') {
+            None => is_level(directive),
+            Some((module, level)) => is_module(module) && is_level(level),
+        };
+        if !good {
+            return Err(format!(
+                "holds `{}`, which is neither a level ({}) nor module=level",
+                directive.escape_debug(),
+                LEVELS.join(", ")
+            ));
+        }
+    }
+    Ok(text.to_owned())
 }

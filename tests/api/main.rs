@@ -1,4 +1,5 @@
 //! The one integration binary: a module per behaviour.
 
 mod collector;
+mod commands;
 mod telemetry;

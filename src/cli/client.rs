@@ -1,0 +1,129 @@
+//! How the commands reach a running gateway.
+
+use std::{error::Error as _, fs, path::PathBuf, time::Duration};
+
+use clap::Args;
+use http::Uri;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+
+/// Which gateway, and how to trust it.
+#[derive(Debug, Args)]
+pub(super) struct Gateway {
+    /// Where the gateway listens: http://host:port, or https:// where TLS is in front of it
+    #[arg(long, env = "LICENSE_GATEWAY_ADDRESS", default_value = "http://127.0.0.1:50051", value_parser = address)]
+    #[arg(value_name = "URL")]
+    address: Uri,
+
+    /// A PEM file with the certificate authorities to trust for https:// instead of the system's
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+}
+
+/// Why there is no connection. Nothing was sent.
+pub(super) enum ConnectError {
+    /// The command line is wrong.
+    Usage(String),
+    /// Nobody answers there as a gateway would.
+    Failed(String),
+}
+
+/// No gateway needs longer to accept a connection, and a wrong address often shows by silence.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Gateway {
+    /// Connects within `limit`.
+    pub(super) async fn connect(&self, limit: Duration) -> Result<Channel, ConnectError> {
+        let endpoint = self.endpoint()?;
+        let limit = limit.min(CONNECT_TIMEOUT);
+        match tokio::time::timeout(limit, endpoint.connect()).await {
+            Ok(Ok(channel)) => Ok(channel),
+            Ok(Err(error)) => Err(ConnectError::Failed(self.explain(&error))),
+            Err(_) => Err(ConnectError::Failed(format!(
+                "{} did not answer within {}. Is the address right, and does a firewall let you through?",
+                self.name(),
+                humantime::format_duration(limit)
+            ))),
+        }
+    }
+
+    fn endpoint(&self) -> Result<Endpoint, ConnectError> {
+        let endpoint = Endpoint::from(self.address.clone());
+        let secure = self.address.scheme_str() == Some("https");
+        let tls = match &self.ca_file {
+            Some(_) if !secure => {
+                return Err(ConnectError::Usage("--ca-file is of use only with an https:// address".to_owned()));
+            }
+            Some(file) => {
+                let pem = fs::read(file)
+                    .map_err(|error| ConnectError::Usage(format!("--ca-file {}: {error}", file.display())))?;
+                ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem))
+            }
+            None if secure => ClientTlsConfig::new().with_native_roots(),
+            None => return Ok(endpoint),
+        };
+        endpoint
+            .tls_config(tls)
+            .map_err(|error| ConnectError::Usage(format!("TLS cannot be set up: {}", chain(&error))))
+    }
+
+    /// The address as people write it.
+    fn name(&self) -> String {
+        self.address.to_string().trim_end_matches('/').to_owned()
+    }
+
+    fn explain(&self, error: &tonic::transport::Error) -> String {
+        // The error itself says no more than "transport error".
+        let causes = error.source().map_or_else(|| error.to_string(), chain);
+        let hint = if causes.contains("refused") {
+            "Nothing listens there. Is the gateway running (`license-gateway serve`), and is the port right?"
+        } else if causes.contains("dns") || causes.contains("lookup") {
+            "The host name cannot be resolved. Is it spelled right?"
+        } else if causes.contains("InvalidContentType") || causes.contains("corrupt message") {
+            "What listens there does not speak TLS. Try http:// in place of https://."
+        } else if causes.contains("certificate") {
+            "Its certificate is not trusted. Name the authority that issued it with --ca-file."
+        } else {
+            "Is the address right, and is a gateway running there?"
+        };
+        format!("cannot connect to {}: {causes}. {hint}", self.name())
+    }
+}
+
+/// An error and what caused it, once each.
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+fn address(text: &str) -> Result<Uri, String> {
+    let uri: Uri = text.parse().map_err(|error| format!("{error}; write it like http://127.0.0.1:50051"))?;
+    match uri.scheme_str() {
+        Some("http" | "https") if matches!(uri.path(), "" | "/") && uri.query().is_none() => Ok(uri),
+        Some("http" | "https") => Err("must not have a path or a query".to_owned()),
+        _ => Err("must begin with http:// or https://".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::address;
+
+    #[test]
+    fn addresses_are_http_urls_without_a_path() {
+        for good in ["http://127.0.0.1:50051", "https://gateway.test", "http://[::1]:50051/"] {
+            assert!(address(good).is_ok(), "{good}");
+        }
+        for bad in ["127.0.0.1:50051", "gateway.test", "ftp://gateway.test", "http://gateway.test/v1", "http://g?x", ""]
+        {
+            assert!(address(bad).is_err(), "{bad}");
+        }
+    }
+}

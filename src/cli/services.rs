@@ -1,0 +1,101 @@
+//! `services`: what Central accepts as services.
+
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+use tonic::Request;
+
+use super::{
+    Exit,
+    client::{ConnectError, Gateway},
+    failure::Failure,
+    print,
+};
+use crate::{
+    license::Outcome,
+    proto::{ListServicesRequest, licensing_service_client::LicensingServiceClient},
+};
+
+/// Lists the services whose licences can be taken away.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct Services {
+    /// Print one JSON object, whether it worked or not
+    #[arg(long)]
+    json: bool,
+
+    /// How long to wait for the answer; the gateway is told
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration, value_name = "DURATION")]
+    timeout: Duration,
+
+    #[command(flatten)]
+    gateway: Gateway,
+}
+
+const AFTER_HELP: &str = "\
+The gateway keeps the list and asks Central for it at most once an hour.
+
+Exit codes: 0 done, 1 failed, 64 the command line is wrong.
+
+Keys of --json: ok, services, fetched_at; or, where it failed, those of `unassign --json`.
+
+Example:
+  license-gateway services --address https://gateway.example.com";
+
+/// Success. Serialized, it is the `--json` output, whose keys are stable.
+#[derive(Serialize)]
+struct List {
+    ok: bool,
+    services: Vec<String>,
+    /// When Central gave the list: RFC 3339, UTC.
+    fetched_at: Option<String>,
+}
+
+impl Services {
+    pub(super) async fn run(self) -> Exit {
+        let failure = match self.gateway.connect(self.timeout).await {
+            Ok(channel) => {
+                let mut request = Request::new(ListServicesRequest {});
+                request.set_timeout(self.timeout);
+                match LicensingServiceClient::new(channel).list_services(request).await {
+                    Ok(response) => {
+                        let response = response.into_inner();
+                        self.print(&List {
+                            ok: true,
+                            services: response.services.into_iter().map(|service| service.name).collect(),
+                            fetched_at: response.fetched_at.and_then(time),
+                        });
+                        return Exit::Clean;
+                    }
+                    // Reading changes nothing.
+                    Err(status) => Failure::of_status(&status, Outcome::NotApplied),
+                }
+            }
+            Err(ConnectError::Usage(message)) => {
+                print::error(&message);
+                return Exit::Usage;
+            }
+            Err(ConnectError::Failed(message)) => Failure::not_connected(message),
+        };
+        failure.print(self.json);
+        Exit::Failure
+    }
+
+    fn print(&self, list: &List) {
+        if self.json {
+            return print::json(list);
+        }
+        let rows: Vec<_> = list.services.iter().map(|name| [name.clone()]).collect();
+        let fetched_at = list.fetched_at.as_deref().unwrap_or("an unknown time");
+        print::out(&format!(
+            "{}\n{} service(s), as Central listed them at {fetched_at}",
+            print::table(["SERVICE"], &rows),
+            rows.len()
+        ));
+    }
+}
+
+fn time(timestamp: prost_types::Timestamp) -> Option<String> {
+    jiff::Timestamp::new(timestamp.seconds, timestamp.nanos).ok().map(|time| format!("{time:.0}"))
+}

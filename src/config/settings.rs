@@ -1,0 +1,245 @@
+//! The one list of what can be set: the reader takes names, defaults and bounds from it, `check-config --list` and the
+//! README's table are made from it.
+
+use std::{fmt, time::Duration};
+
+use super::cluster;
+
+/// Something that can be set.
+#[derive(Debug)]
+pub struct Setting {
+    /// Section and key, such as `central.timeout`.
+    pub name: &'static str,
+    /// What holds where it is not set.
+    pub unset: Unset,
+    /// What it may be.
+    pub allowed: Allowed,
+    /// What it does.
+    pub meaning: &'static str,
+}
+
+/// What holds where a setting is not set.
+#[derive(Debug, Clone, Copy)]
+pub enum Unset {
+    /// This value, written as a variable would have it.
+    Default(&'static str),
+    /// Nothing: it has to be set.
+    Required,
+    /// No value; this is what that means.
+    Means(&'static str),
+}
+
+/// What a setting may be.
+#[derive(Debug, Clone, Copy)]
+pub enum Allowed {
+    /// An IP address and a port.
+    Address,
+    /// A length of time.
+    Duration {
+        /// The shortest.
+        min: Duration,
+        /// The longest.
+        max: Duration,
+    },
+    /// A whole number.
+    Integer {
+        /// The smallest.
+        min: u32,
+        /// The largest.
+        max: u32,
+    },
+    /// `true` or `false`.
+    Boolean,
+    /// One of these words.
+    OneOf(&'static [&'static str]),
+    /// Text; this describes it.
+    Text(&'static str),
+}
+
+/// Everything that can be set, section by section.
+pub const SETTINGS: &[Setting] = &[
+    Setting {
+        name: "server.listen",
+        unset: Unset::Default("0.0.0.0:50051"),
+        allowed: Allowed::Address,
+        meaning: "Where the gateway serves gRPC. Port 0 takes a free one; the log's first line names it.",
+    },
+    Setting {
+        name: "server.drain_timeout",
+        unset: Unset::Default("25s"),
+        allowed: Allowed::Duration { min: Duration::ZERO, max: Duration::from_mins(10) },
+        meaning: "The hard bound on finishing what runs when told to stop.",
+    },
+    Setting {
+        name: "server.max_streams_per_connection",
+        unset: Unset::Default("1000"),
+        allowed: Allowed::Integer { min: 1, max: 100_000 },
+        meaning: "How many RPCs one connection may carry at once.",
+    },
+    Setting {
+        name: "central.base_url",
+        unset: Unset::Means("then `central.cluster` is required"),
+        allowed: Allowed::Text("`https://host` or `https://host:port`, without a path"),
+        meaning: "The address of Central's API gateway. Plain `http://` only with `central.allow_plaintext`.",
+    },
+    Setting {
+        name: "central.cluster",
+        unset: Unset::Means("then `central.base_url` is required"),
+        allowed: Allowed::OneOf(&cluster::NAMES),
+        meaning: "The public cluster to use, by name, in place of `central.base_url`.",
+    },
+    Setting {
+        name: "central.timeout",
+        unset: Unset::Default("30s"),
+        allowed: Allowed::Duration { min: Duration::from_secs(1), max: Duration::from_mins(5) },
+        meaning: "The bound on one call to Central, from connecting to the last byte of the answer.",
+    },
+    Setting {
+        name: "central.max_in_flight",
+        unset: Unset::Default("64"),
+        allowed: Allowed::Integer { min: 1, max: 10_000 },
+        meaning: "How many calls to Central may be on their way at once.",
+    },
+    Setting {
+        name: "central.ca_file",
+        unset: Unset::Means("the system's authorities are trusted"),
+        allowed: Allowed::Text("path of a PEM file"),
+        meaning: "The certificate authorities to trust for Central instead of the system's.",
+    },
+    Setting {
+        name: "central.proxy_url",
+        unset: Unset::Means("no proxy; the environment's proxy variables are not read"),
+        allowed: Allowed::Text("`http://host:port` or `https://host:port`, without a path"),
+        meaning: "The HTTP proxy to reach Central through.",
+    },
+    Setting {
+        name: "central.allow_plaintext",
+        unset: Unset::Default("false"),
+        allowed: Allowed::Boolean,
+        meaning: "Whether Central may be reached over plain http: for the sandbox and for tests.",
+    },
+    Setting {
+        name: "central.allow_open_scopes",
+        unset: Unset::Default("false"),
+        allowed: Allowed::Boolean,
+        meaning: "Whether callers may use the scopes `exclude_customers` and `all_customers`.",
+    },
+    Setting {
+        name: "credentials.client_id",
+        unset: Unset::Required,
+        allowed: Allowed::Text("visible ASCII characters"),
+        meaning: "The client id of the application that was registered at Central's API gateway.",
+    },
+    Setting {
+        name: "credentials.client_secret_file",
+        unset: Unset::Required,
+        allowed: Allowed::Text("path of a file that is not empty"),
+        meaning: "The file that holds the application's client secret.",
+    },
+    Setting {
+        name: "credentials.refresh_token_file",
+        unset: Unset::Means("the store already holds a token"),
+        allowed: Allowed::Text("path; the file may be absent once its token was used"),
+        meaning: "The file that holds the first refresh token.",
+    },
+    Setting {
+        name: "credentials.grant_placement",
+        unset: Unset::Default("form"),
+        allowed: Allowed::OneOf(&["form", "query"]),
+        meaning: "Where the parameters of the refresh grant travel: in the body, or in the query string, as Central's \
+                  documentation shows it and as logs of URLs record it.",
+    },
+    Setting {
+        name: "token_store.kind",
+        unset: Unset::Default("file"),
+        allowed: Allowed::OneOf(&["file"]),
+        meaning: "What keeps the tokens.",
+    },
+    Setting {
+        name: "token_store.path",
+        unset: Unset::Default("./state"),
+        allowed: Allowed::Text("path of a directory; made where it is missing"),
+        meaning: "Where the `file` store keeps the tokens. Must outlive the process: Central's refresh tokens work once.",
+    },
+    Setting {
+        name: "log.filter",
+        unset: Unset::Default("info"),
+        allowed: Allowed::Text("directives such as `info,license_gateway=debug`"),
+        meaning: "What is logged.",
+    },
+    Setting {
+        name: "log.format",
+        unset: Unset::Default("auto"),
+        allowed: Allowed::OneOf(&["auto", "json", "text"]),
+        meaning: "The shape of a log line; `auto` is text on a terminal and JSON elsewhere.",
+    },
+];
+
+impl Setting {
+    /// The setting of this name.
+    pub fn find(name: &str) -> Option<&'static Self> {
+        SETTINGS.iter().find(|setting| setting.name == name)
+    }
+
+    /// The section it stands in.
+    pub fn section(&self) -> &'static str {
+        self.name.split_once('.').map_or(self.name, |(section, _)| section)
+    }
+
+    /// Its name within the section.
+    pub fn key(&self) -> &'static str {
+        self.name.split_once('.').map_or(self.name, |(_, key)| key)
+    }
+
+    /// The variable that sets it: `LICENSE_GATEWAY__CENTRAL__TIMEOUT`.
+    pub fn variable(&self) -> String {
+        format!("{VARIABLE_PREFIX}{}", self.name.replace('.', "__").to_uppercase())
+    }
+}
+
+/// How the variables begin. The double underscore keeps clear of the variables that Kubernetes makes for a service of
+/// the name `license-gateway`, such as `LICENSE_GATEWAY_PORT`.
+pub const VARIABLE_PREFIX: &str = "LICENSE_GATEWAY__";
+
+/// The table of the README.
+pub fn markdown() -> String {
+    let row = |Setting { name, unset, allowed, meaning }: &Setting| {
+        let unset = match unset {
+            Unset::Default(value) => format!("`{value}`"),
+            Unset::Required => "**required**".to_owned(),
+            Unset::Means(meaning) => format!("none: {meaning}"),
+        };
+        let allowed = match allowed {
+            Allowed::OneOf(words) => words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", "),
+            other => other.to_string(),
+        };
+        format!("| `{name}` | {unset} | {allowed} | {meaning} |\n")
+    };
+    let head = "| Setting | Default | Allowed | Meaning |\n|---|---|---|---|\n".to_owned();
+    head + &SETTINGS.iter().map(row).collect::<String>()
+}
+
+impl fmt::Display for Unset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default(value) => write!(f, "default {value}"),
+            Self::Required => f.write_str("required"),
+            Self::Means(meaning) => write!(f, "no default: {meaning}"),
+        }
+    }
+}
+
+impl fmt::Display for Allowed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address => f.write_str("IP address and port"),
+            Self::Duration { min, max } => {
+                write!(f, "{} to {}", humantime::format_duration(*min), humantime::format_duration(*max))
+            }
+            Self::Integer { min, max } => write!(f, "{min} to {max}"),
+            Self::Boolean => f.write_str("true, false"),
+            Self::OneOf(words) => f.write_str(&words.join(", ")),
+            Self::Text(description) => f.write_str(description),
+        }
+    }
+}
