@@ -7,6 +7,8 @@ mod client;
 mod failure;
 mod health;
 mod print;
+#[cfg(feature = "sandbox")]
+mod sandbox;
 mod serve;
 mod services;
 mod signals;
@@ -48,6 +50,9 @@ enum Command {
     Unassign(unassign::Unassign),
     /// List the services whose licences can be taken away
     Services(services::Services),
+    /// Play Central on a local port, for trying a gateway without an account
+    #[cfg(feature = "sandbox")]
+    Sandbox(sandbox::SandboxCommand),
     /// Check the configuration and show what holds, or every problem at once
     CheckConfig(check_config::CheckConfig),
     /// Ask a running gateway whether it is serving
@@ -76,6 +81,8 @@ impl Cli {
             Command::Serve(serve) => serve.run(),
             Command::Unassign(unassign) => finish(unassign.run()),
             Command::Services(services) => finish(services.run()),
+            #[cfg(feature = "sandbox")]
+            Command::Sandbox(sandbox) => finish(sandbox.run()),
             Command::CheckConfig(check_config) => check_config.run(),
             Command::Health(health) => finish(health.run()),
         }

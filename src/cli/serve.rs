@@ -1,11 +1,23 @@
 //! `serve`: configuration, then telemetry, then the server, until it is told to stop.
 
-use std::future::Future;
+use std::{
+    error::Error,
+    future::Future,
+    io::{self, IsTerminal as _},
+    time::Duration,
+};
 
 use clap::Args;
 
 use super::{ConfigFile, Exit, print, signals::told_to_stop};
-use crate::config::{self, Config};
+use crate::{
+    config::{self, Config},
+    server::Server,
+    telemetry::{Telemetry, log},
+};
+
+/// With the drain's 25 s and a little air it fits into the 30 s that Kubernetes grants.
+const FLUSH_LIMIT: Duration = Duration::from_secs(3);
 
 /// Runs the gateway until SIGTERM or Ctrl-C.
 #[derive(Debug, Args)]
@@ -53,9 +65,30 @@ impl Serve {
     }
 }
 
-/// The seam to the server.
-#[allow(clippy::unused_async)] // until the server is here
-async fn serve(_config: Config, _stop: impl Future<Output = ()>) -> Exit {
-    print::error("this build has no server");
-    Exit::Failure
+async fn serve(config: Config, stop: impl Future<Output = ()>) -> Exit {
+    if let Err(error) = log::init(&config.log, io::stdout().is_terminal()) {
+        print::error(&error.to_string());
+        return Exit::Usage;
+    }
+    log::install_panic_hook();
+    let telemetry = match Telemetry::start(&config.telemetry) {
+        Ok(telemetry) => telemetry,
+        Err(error) => {
+            tracing::error!(error = &error as &dyn Error, "cannot start");
+            return Exit::Usage;
+        }
+    };
+    let served = match Server::bind(config, telemetry.tracing()).await {
+        Ok(server) => server.serve(stop).await,
+        Err(error) => Err(error),
+    };
+    // After an error too: the last spans may be the ones that tell why.
+    telemetry.shutdown(FLUSH_LIMIT).await;
+    match served {
+        Ok(()) => Exit::Clean,
+        Err(error) => {
+            tracing::error!(error = &error as &dyn Error, "stopped by an error");
+            Exit::Failure
+        }
+    }
 }

@@ -627,7 +627,7 @@ fn wrong_command_lines_end_with_64() {
 
 #[test]
 fn help_and_version_are_no_errors() {
-    let commands = ["serve", "unassign", "services", "check-config", "health"];
+    let commands = ["serve", "sandbox", "unassign", "services", "check-config", "health"];
     let helps = commands.map(|name| vec![name, "--help"]);
     for arguments in helps.into_iter().chain([vec!["--help"], vec!["help"], vec!["--version"]]) {
         let ran = run(&arguments);
