@@ -9,6 +9,8 @@
 pub mod http;
 pub mod log;
 mod names;
+#[cfg(feature = "sandbox")]
+mod recorder;
 pub mod rpc;
 
 use std::{error, future::Future, time::Duration};
@@ -26,6 +28,8 @@ use opentelemetry_sdk::{
 };
 use uuid::Uuid;
 
+#[cfg(feature = "sandbox")]
+pub use self::recorder::Recorder;
 use crate::{config, license::OperationId};
 
 /// The export of spans, from start to flush.
@@ -51,21 +55,20 @@ impl Telemetry {
     ///
     /// Must be called inside a tokio runtime: the exporter's connection lives there.
     pub fn start(settings: &config::Telemetry) -> Result<Self, StartError> {
-        let Some(endpoint) = &settings.traces_endpoint else {
-            return Ok(Self { provider: None });
-        };
-        if endpoint.contains('@') {
-            return Err(StartError::Credentials);
-        }
-        let mut exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint);
-        // Anything but plain http may end up encrypted (no scheme means https), and the exporter's own TLS trusts
-        // nobody. Reading the system's certificates takes a while, so plain http does without.
-        if !endpoint.starts_with("http://") {
-            exporter = exporter.with_tls_config(ClientTlsConfig::new().with_enabled_roots());
-        }
-        let exporter = exporter.build().map_err(|error| StartError::Exporter(Box::new(error)))?;
+        let Some(exporter) = exporter(settings)? else { return Ok(Self { provider: None }) };
         let provider = SdkTracerProvider::builder().with_resource(resource()).with_batch_exporter(exporter).build();
         Ok(Self { provider: Some(provider) })
+    }
+
+    /// The same, and every span is kept in the [`Recorder`] too, as soon as it ends.
+    #[cfg(feature = "sandbox")]
+    pub fn start_recording(settings: &config::Telemetry) -> Result<(Self, Recorder), StartError> {
+        let recorder = Recorder::default();
+        let mut builder = SdkTracerProvider::builder().with_resource(resource()).with_simple_exporter(recorder.clone());
+        if let Some(exporter) = exporter(settings)? {
+            builder = builder.with_batch_exporter(exporter);
+        }
+        Ok((Self { provider: Some(builder.build()) }, recorder))
     }
 
     /// What opens spans; hand it to whoever does.
@@ -100,6 +103,21 @@ impl Drop for Telemetry {
             let _ = provider.shutdown_with_timeout(Duration::ZERO);
         }
     }
+}
+
+/// Where spans go; none if there is no endpoint.
+fn exporter(settings: &config::Telemetry) -> Result<Option<SpanExporter>, StartError> {
+    let Some(endpoint) = &settings.traces_endpoint else { return Ok(None) };
+    if endpoint.contains('@') {
+        return Err(StartError::Credentials);
+    }
+    let mut exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint);
+    // Anything but plain http may end up encrypted (no scheme means https), and the exporter's own TLS trusts
+    // nobody. Reading the system's certificates takes a while, so plain http does without.
+    if !endpoint.starts_with("http://") {
+        exporter = exporter.with_tls_config(ClientTlsConfig::new().with_enabled_roots());
+    }
+    exporter.build().map(Some).map_err(|error| StartError::Exporter(Box::new(error)))
 }
 
 /// Who we are in every span. What `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` say comes first.

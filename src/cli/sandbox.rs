@@ -83,7 +83,7 @@ impl SandboxCommand {
         let client_id = settings.client_id.clone();
         let sandbox =
             Sandbox::start(settings).await.map_err(|error| format!("cannot listen on {}: {error}", self.listen))?;
-        self.announce(sandbox.base_url().to_string().trim_end_matches('/'), &client_id);
+        self.announce(&sandbox.base_url(), &client_id);
         stop.await;
         Ok(())
     }

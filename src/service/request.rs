@@ -63,32 +63,27 @@ fn read_set<T: Eq + std::hash::Hash>(
     violations: &mut Vec<Violation>,
 ) -> Option<Vec<T>> {
     let before = violations.len();
-    let mut entry_violation = |position: usize, problem: String| {
-        violations.push(Violation { field: format!("{field}[{position}]"), problem });
-    };
+    let problems = check_set(&texts, max).err().unwrap_or_default();
     // Of a list that is too long only that is said: its entries could be a quarter of a million.
-    let mut list_problem = None;
-    match check_set(&texts, max) {
-        Ok(()) => {}
-        Err(problems) => {
-            for problem in problems {
-                match problem {
-                    ListError::Duplicate { position, .. } => entry_violation(position, problem.to_string()),
-                    ListError::Empty | ListError::TooLong { .. } => list_problem = Some(problem.to_string()),
-                }
-            }
-        }
-    }
-    if let Some(problem) = list_problem {
-        violations.push(Violation { field: field.to_owned(), problem });
+    if let Some(problem) = problems.iter().find(|problem| !matches!(problem, ListError::Duplicate { .. })) {
+        violations.push(Violation { field: field.to_owned(), problem: problem.to_string() });
         return None;
     }
+    let mut duplicates = problems.into_iter().peekable();
     let mut entries = Vec::with_capacity(texts.len());
-    for (position, text) in texts.into_iter().enumerate() {
-        match parse(text) {
-            Ok(entry) => entries.push(entry),
-            Err(problem) => entry_violation(position, problem.to_string()),
-        }
+    for (index, text) in texts.into_iter().enumerate() {
+        let duplicate = duplicates
+            .next_if(|problem| matches!(problem, ListError::Duplicate { position, .. } if *position == index));
+        let problem = match (parse(text), duplicate) {
+            // Blank and there twice: one problem an entry is enough.
+            (Err(problem), _) => problem.to_string(),
+            (Ok(_), Some(problem)) => problem.to_string(),
+            (Ok(entry), None) => {
+                entries.push(entry);
+                continue;
+            }
+        };
+        violations.push(Violation { field: format!("{field}[{index}]"), problem });
     }
     (violations.len() == before).then_some(entries)
 }

@@ -118,11 +118,12 @@ fn row(failure: &Failure) -> Row {
     let sent = |nothing_was_sent: &bool| if *nothing_was_sent { NotApplied } else { Unknown };
     match failure {
         Failure::InvalidRequest(violations) => {
-            let listed =
-                violations.iter().take(3).map(|violation| format!("{}: {}", violation.field, violation.problem));
-            let mut message = listed.collect::<Vec<_>>().join("; ");
-            if violations.len() > 3 {
-                let _ = write!(message, "; and {} more", violations.len() - 3);
+            let mut message = match violations.first() {
+                Some(Violation { field, problem }) => format!("{field} {problem}"),
+                None => "the request is not valid".to_owned(),
+            };
+            if violations.len() > 1 {
+                let _ = write!(message, "; and {} more, all in the BadRequest detail", violations.len() - 1);
             }
             Row::new(Code::InvalidArgument, "INVALID_REQUEST", NotApplied, message)
                 .detail("google.rpc.BadRequest", &bad_request(violations))
@@ -636,7 +637,7 @@ mod tests {
             .map(|n| Violation { field: format!("services[{n}]"), problem: "must not be blank".to_owned() })
             .collect();
         let status = respond(&Failure::InvalidRequest(violations), OperationId::new());
-        assert!(status.message().ends_with("services[2]: must not be blank; and 2 more"), "{}", status.message());
+        assert_eq!(status.message(), "services[0] must not be blank; and 4 more, all in the BadRequest detail");
         assert_eq!(status.get_error_details().bad_request().unwrap().field_violations.len(), 5);
     }
 }

@@ -1,5 +1,14 @@
 //! The one integration binary: a module per behaviour.
+#![allow(unreachable_pub)] // nothing outside sees this crate
 
 mod collector;
 mod commands;
+mod departures;
+mod failures;
+mod requests;
+mod secrets;
+mod serving;
+mod support;
 mod telemetry;
+mod tokens;
+mod traces;

@@ -1,0 +1,308 @@
+//! The real server in front of a sandbox, and the real binary where the process itself is tested.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use license_gateway::{
+    config,
+    proto::{
+        AllCustomers, CustomerList, ListServicesRequest, UnassignLicensesRequest,
+        licensing_service_client::LicensingServiceClient, unassign_licenses_request::Scope,
+    },
+    sandbox::{Sandbox, Settings},
+    server::Server,
+    telemetry::{Telemetry, Tracing},
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{sync::oneshot, sync::watch, task::JoinHandle, time::timeout};
+use tonic::{Code, Status, transport::Channel};
+use tonic_types::{ErrorInfo, StatusExt as _};
+
+/// How long anything may take before a test fails loudly. Never a measure of speed.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A service that the sandbox's default account has licences of.
+pub const SERVICE: &str = "advanced_ap";
+
+/// Settings for tests: no limits unless a test is about them.
+pub fn unlimited() -> Settings {
+    Settings::default().unlimited()
+}
+
+/// The id of a customer of the sandbox's account.
+pub fn customer(sandbox: &Sandbox, index: usize) -> String {
+    sandbox.settings().customers[index].id.clone()
+}
+
+/// A sandbox that has no limits.
+pub async fn sandbox() -> Sandbox {
+    Sandbox::start(unlimited()).await.expect("the sandbox starts")
+}
+
+/// A gateway in this process.
+pub struct Gateway {
+    pub address: SocketAddr,
+    pub channel: Channel,
+    stop: Option<oneshot::Sender<()>>,
+    serving: JoinHandle<()>,
+    telemetry: Option<Telemetry>,
+    pub state: Arc<TempDir>,
+}
+
+impl Gateway {
+    /// In front of a sandbox, with its credentials.
+    pub async fn start(sandbox: &Sandbox) -> Self {
+        Self::start_with(sandbox, |_| {}).await
+    }
+
+    /// The same, with other settings.
+    pub async fn start_with(sandbox: &Sandbox, change: impl FnOnce(&mut config::Config)) -> Self {
+        let state = Arc::new(tempfile::tempdir().expect("a temporary directory"));
+        Self::start_in(sandbox, state, change).await
+    }
+
+    /// The same, on a token store that was used before.
+    pub async fn start_in(sandbox: &Sandbox, state: Arc<TempDir>, change: impl FnOnce(&mut config::Config)) -> Self {
+        let mut config = config(sandbox, state.path());
+        change(&mut config);
+        let telemetry = Telemetry::start(&config.telemetry).expect("telemetry starts");
+        let tracing =
+            if config.telemetry.traces_endpoint.is_some() { telemetry.tracing() } else { Tracing::disabled() };
+        let server = Server::bind(config, tracing).await.expect("the gateway starts");
+        let address = server.address();
+        let (stop, stopped) = oneshot::channel();
+        let serving = tokio::spawn(async move {
+            let stopped = async {
+                let _ = stopped.await;
+            };
+            server.serve(stopped).await.expect("the gateway serves");
+        });
+        let channel = channel(address).await;
+        Self { address, channel, stop: Some(stop), serving, telemetry: Some(telemetry), state }
+    }
+
+    /// Waits until there is a token and the list of services is at hand: what comes next is the test's own.
+    pub async fn ready(&self) {
+        timeout(PATIENCE, self.client().list_services(ListServicesRequest {}))
+            .await
+            .expect("an answer")
+            .expect("ready");
+    }
+
+    /// A client on the shared connection.
+    pub fn client(&self) -> LicensingServiceClient<Channel> {
+        LicensingServiceClient::new(self.channel.clone())
+    }
+
+    /// Takes licences of one service from one customer.
+    pub async fn unassign(&self, customer: &str) -> Result<u32, Failure> {
+        self.send(include(&[customer])).await
+    }
+
+    /// Sends a request; the number of calls it took, or the failure as callers read it.
+    pub async fn send(&self, request: UnassignLicensesRequest) -> Result<u32, Failure> {
+        let answer = timeout(PATIENCE, self.client().unassign_licenses(request)).await.expect("an answer");
+        answer.map(|response| response.into_inner().call_count).map_err(Failure::from)
+    }
+
+    /// Stops gently and flushes the spans; panics inside come out here.
+    pub async fn stop(mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+        drop(self.channel);
+        timeout(PATIENCE, self.serving).await.expect("the gateway drains").expect("nothing panicked");
+        if let Some(telemetry) = self.telemetry.take() {
+            telemetry.shutdown(Duration::from_secs(5)).await;
+        }
+    }
+}
+
+/// A connection to a gateway.
+pub async fn channel(address: SocketAddr) -> Channel {
+    let endpoint = Channel::from_shared(format!("http://{address}")).expect("an address is a URL");
+    endpoint.connect().await.expect("a connection")
+}
+
+/// The configuration of a gateway in front of a sandbox. Its files are in `dir`.
+pub fn config(sandbox: &Sandbox, dir: &Path) -> config::Config {
+    let settings = sandbox.settings();
+    let file = |name: &str, text: &str| -> PathBuf {
+        let path = dir.join(name);
+        if !path.exists() {
+            std::fs::write(&path, text).expect("a temporary file");
+        }
+        path
+    };
+    config::Config {
+        server: config::Server {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            drain_timeout: Duration::from_secs(10),
+            max_streams_per_connection: 1_000,
+        },
+        central: config::Central {
+            base_url: sandbox.base_url().parse().expect("a URL"),
+            timeout: Duration::from_secs(10),
+            max_in_flight: 64,
+            ca_file: None,
+            proxy_url: None,
+            allow_plaintext: true,
+            allow_open_scopes: false,
+        },
+        credentials: config::Credentials {
+            client_id: settings.client_id.clone(),
+            client_secret_file: file("client_secret", &settings.client_secret),
+            refresh_token_file: Some(file("refresh_token", &settings.refresh_token)),
+            grant_placement: config::GrantPlacement::Form,
+        },
+        token_store: config::TokenStore { path: dir.join("state") },
+        log: config::Log { filter: "info".to_owned(), format: config::LogFormat::Json },
+        telemetry: config::Telemetry::default(),
+    }
+}
+
+/// A request with an include scope.
+pub fn include(customers: &[&str]) -> UnassignLicensesRequest {
+    request(Scope::IncludeCustomers(list(customers)))
+}
+
+/// A request with an exclude scope.
+pub fn exclude(customers: &[&str]) -> UnassignLicensesRequest {
+    request(Scope::ExcludeCustomers(list(customers)))
+}
+
+/// A request for everyone.
+pub fn everyone() -> UnassignLicensesRequest {
+    request(Scope::AllCustomers(AllCustomers {}))
+}
+
+fn request(scope: Scope) -> UnassignLicensesRequest {
+    UnassignLicensesRequest { scope: Some(scope), services: vec![SERVICE.to_owned()], reason: "test".to_owned() }
+}
+
+fn list(customers: &[&str]) -> CustomerList {
+    CustomerList { customer_ids: customers.iter().map(ToString::to_string).collect() }
+}
+
+/// A failure as a caller reads it.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    pub code: Code,
+    pub reason: String,
+    pub outcome: String,
+    pub http_status: Option<String>,
+    pub pushback: String,
+    pub status: Status,
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        let details = status.get_error_details();
+        let ErrorInfo { reason, metadata, .. } =
+            details.error_info().unwrap_or_else(|| panic!("no ErrorInfo in {status:?}")).clone();
+        Self {
+            code: status.code(),
+            reason,
+            outcome: metadata["outcome"].clone(),
+            http_status: metadata.get("http_status").cloned(),
+            pushback: pushback(&status),
+            status,
+        }
+    }
+}
+
+fn pushback(status: &Status) -> String {
+    let value = status.metadata().get("grpc-retry-pushback-ms").expect("every failure has the trailer");
+    value.to_str().expect("a number").to_owned()
+}
+
+/// The real binary.
+pub struct Process {
+    child: Child,
+    pub address: SocketAddr,
+    lines: watch::Receiver<Vec<Value>>,
+    reader: Option<thread::JoinHandle<()>>,
+}
+
+impl Process {
+    /// Serves with this configuration file; returns when it listens.
+    pub async fn serve(sandbox: &Sandbox, dir: &Path, more: &[(&str, &str)]) -> Self {
+        let file = dir.join("gateway.toml");
+        std::fs::write(&file, config_toml(&config(sandbox, dir))).expect("a configuration file");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_license-gateway"))
+            .args(["serve", "--config"])
+            .arg(&file)
+            .env_clear()
+            .envs(more.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .expect("the binary starts");
+        let stdout = child.stdout.take().expect("its output is ours");
+        let (sender, mut lines) = watch::channel(Vec::new());
+        let reader = thread::spawn(move || {
+            for line in BufReader::new(stdout).lines() {
+                let line = line.expect("its output is text");
+                let line = serde_json::from_str(&line).unwrap_or_else(|_| panic!("not a JSON line: {line}"));
+                sender.send_modify(|lines: &mut Vec<Value>| lines.push(line));
+            }
+        });
+        let first = timeout(PATIENCE, lines.wait_for(|lines| !lines.is_empty())).await.expect("a first line");
+        let first = first.expect("a log line before the end")[0].clone();
+        let address = first["listen"].as_str().expect("the first line says where it listens").parse();
+        Self { child, address: address.expect("an address"), lines, reader: Some(reader) }
+    }
+
+    /// Waits for a log line.
+    pub async fn line(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
+        match timeout(PATIENCE, self.lines.wait_for(|lines| lines.iter().any(&wanted))).await {
+            Ok(Ok(lines)) => return lines.iter().find(|line| wanted(line)).expect("just seen").clone(),
+            Ok(Err(_)) | Err(_) => {}
+        }
+        panic!("that line was never logged; there are {:#?}", self.log())
+    }
+
+    /// Everything logged so far.
+    pub fn log(&self) -> Vec<Value> {
+        self.lines.borrow().clone()
+    }
+
+    /// Asks it to stop.
+    pub fn terminate(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+    }
+
+    /// How it ended; and its whole log.
+    pub async fn exit(mut self) -> (ExitStatus, Vec<Value>) {
+        let mut child = self.child;
+        let status = timeout(PATIENCE, tokio::task::spawn_blocking(move || child.wait())).await.expect("it exits");
+        self.reader.take().expect("taken once").join().expect("its output was read");
+        let log = self.lines.borrow().clone();
+        (status.expect("waited").expect("a status"), log)
+    }
+}
+
+fn config_toml(config: &config::Config) -> String {
+    format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\ndrain_timeout = \"10s\"\n\
+         [central]\nbase_url = \"{}\"\nallow_plaintext = true\ntimeout = \"10s\"\n\
+         [credentials]\nclient_id = \"{}\"\nclient_secret_file = {:?}\nrefresh_token_file = {:?}\n\
+         [token_store]\npath = {:?}\n\
+         [log]\nformat = \"json\"\n",
+        config.central.base_url,
+        config.credentials.client_id,
+        config.credentials.client_secret_file,
+        config.credentials.refresh_token_file.as_ref().expect("a seed"),
+        config.token_store.path,
+    )
+}
