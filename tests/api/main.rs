@@ -6,6 +6,7 @@ mod commands;
 mod departures;
 mod failures;
 mod requests;
+mod sandbox;
 mod secrets;
 mod serving;
 mod support;
