@@ -71,7 +71,7 @@ lint-rust: ## rustfmt and clippy, with and without the sandbox
 
 .PHONY: lint-deny
 lint-deny: $(DENY) ## licences, banned and duplicate crates, sources, advisories
-	$(DENY) check bans licenses sources
+	$(DENY) $(LOCKED) check bans licenses sources
 	scripts/check-advisories $(DENY)
 
 .PHONY: lint-proto

@@ -37,20 +37,20 @@ class Process:
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE,
             text=True,
             env=environment,
         )
         first = queue.Queue()
 
-        def read():
-            for line in self.process.stdout:
+        def read(pipe, on_line):
+            for line in pipe:
                 self.said.append(line.rstrip())
-                first.put(line)
-            first.put("")
+                on_line(line)
+            on_line("")  # the process is gone
 
-        self.reader = threading.Thread(target=read, daemon=True)
-        self.reader.start()
+        for pipe, on_line in ((self.process.stdout, first.put), (self.process.stderr, lambda line: None)):
+            threading.Thread(target=read, args=(pipe, on_line), daemon=True).start()
         try:
             line = first.get(timeout=START_WITHIN)
             self.first_line = json.loads(line)
