@@ -111,7 +111,7 @@ def no_scope_never_becomes_everyone(world, client):
 @case(*EVERYONE)
 def a_spent_quota_says_when_to_come_back(world, client):
     # The day's last call is gone; the window opens again at 00:00 UTC.
-    world.sandbox.answers(429, {"X-RateLimit-Limit-day": "5000", "X-RateLimit-Remaining-day": "0"})
+    world.sandbox.answers(429, rate_headers="day_spent")
     answer = client.unassign(REQUEST)
     assert answer.code == "RESOURCE_EXHAUSTED", answer
     assert answer.reason == "CENTRAL_QUOTA_EXHAUSTED", answer
@@ -163,25 +163,25 @@ def a_library_sees_its_deadline_pass(world, client):
 
 @case(*LIBRARIES, retries=True)
 def an_eager_library_does_not_repeat_a_lost_connection(world, client):
-    world.sandbox.loses_connection(times=10)
+    world.sandbox.loses_connection()
     unknown_once(world, client, "UNAVAILABLE", "CENTRAL_CONNECTION_LOST")
 
 
 @case(*LIBRARIES, retries=True)
 def an_eager_library_does_not_repeat_an_internal_error(world, client):
-    world.sandbox.answers(500, times=10)
+    world.sandbox.answers(500)
     unknown_once(world, client, "INTERNAL", "CENTRAL_INTERNAL")
 
 
 @case(*LIBRARIES, retries=True)
 def an_eager_library_does_not_repeat_an_unavailable_central(world, client):
-    world.sandbox.answers(503, times=10)
+    world.sandbox.answers(503)
     unknown_once(world, client, "UNAVAILABLE", "CENTRAL_UNAVAILABLE")
 
 
 @case(*LIBRARIES, retries=True, settings={"central.timeout": "400ms"})
 def an_eager_library_does_not_repeat_a_timeout(world, client):
-    world.sandbox.takes(5, times=10)
+    world.sandbox.takes(5)
     unknown_once(world, client, "DEADLINE_EXCEEDED", "CENTRAL_TIMEOUT")
 
 

@@ -86,26 +86,26 @@ class Sandbox(Process):
         return self._control("GET", "credentials")
 
     def unassignments(self):
-        """The bodies of the DELETEs that Central has seen."""
+        """The bodies of the DELETEs that Central has seen, carried out or not."""
         calls = self._control("GET", "calls")
-        return [call["body"] for call in calls["calls"] if call["method"] == "DELETE"]
+        return [call["body"] for call in calls["calls"] if call["operation"] == "unassign"]
 
-    # What Central does to the next DELETEs.
+    # What Central does to every DELETE from now on.
 
-    def answers(self, status, headers=None, times=1):
-        """Central answers this status and does nothing."""
-        self._fault({"answer": {"status": status, "headers": headers or {}}}, times)
+    def answers(self, status, **answer):
+        """Central answers this and does nothing."""
+        self._fault({"reply": {"answer": {"status": status} | answer}})
 
-    def takes(self, seconds, times=1):
+    def takes(self, seconds):
         """Central does it, but takes its time."""
-        self._fault({"delay_ms": round(seconds * 1000)}, times)
+        self._fault({"before": {"delay_ms": round(seconds * 1000)}})
 
-    def loses_connection(self, times=1):
-        """Central reads the request and resets the connection."""
-        self._fault({"reset": True}, times)
+    def loses_connection(self):
+        """Central does it and resets the connection instead of answering."""
+        self._fault({"reply": "reset", "applied": True})
 
-    def _fault(self, fault, times):
-        self._control("POST", "faults", {"on": "unassign", "times": times} | fault)
+    def _fault(self, fault):
+        self._control("POST", "faults", {"operation": "unassign", "times": None} | fault)
 
     def _control(self, method, path, body=None):
         # http.client goes straight there, whatever proxy the environment names.
