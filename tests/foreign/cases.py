@@ -123,6 +123,24 @@ def a_spent_quota_says_when_to_come_back(world, client):
     assert answer.pushback == -1 or abs(answer.pushback - wait * 1000) < 1000, answer
 
 
+@case(*EVERYONE)
+def a_partial_outcome_names_every_customer(world, client):
+    # Too large for Central, so the gateway sends each half by itself; of the second nobody knows what became.
+    done, lost = CUSTOMERS
+    world.sandbox.answers(413, times=1)
+    world.sandbox.answers(500, customer=lost)
+    answer = client.unassign(REQUEST)
+    assert answer.code == "INTERNAL", answer
+    assert answer.reason == "CENTRAL_INTERNAL", answer
+    assert answer.metadata["outcome"] == "partial", answer
+    assert answer.details["central.licensing.v1.PartialOutcome"] == {
+        "applied_customer_ids": [done],
+        "not_applied_customer_ids": [],
+        "unknown_customer_ids": [lost],
+    }, answer
+    assert answer.pushback == -1, answer
+
+
 @case(*EVERYONE, settings={"central.base_url": "http://127.0.0.1:9"})
 def an_unreachable_central_is_said_to_have_done_nothing(world, client):
     answer = client.unassign(REQUEST)

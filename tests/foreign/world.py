@@ -90,11 +90,11 @@ class Sandbox(Process):
         calls = self._control("GET", "calls")
         return [call["body"] for call in calls["calls"] if call["operation"] == "unassign"]
 
-    # What Central does to every DELETE from now on.
+    # What Central does to every DELETE from now on. Faults are a script: each call takes the first meant for it.
 
-    def answers(self, status, **answer):
-        """Central answers this and does nothing."""
-        self._fault({"reply": {"answer": {"status": status} | answer}})
+    def answers(self, status, times=None, customer=None, **answer):
+        """Central answers this and does nothing; only so many times, only to DELETEs that name this customer."""
+        self._fault({"times": times, "customer": customer, "reply": {"answer": {"status": status} | answer}})
 
     def takes(self, seconds):
         """Central does it, but takes its time."""
