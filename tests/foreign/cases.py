@@ -73,6 +73,17 @@ def a_request_becomes_one_delete(world, client):
 
 
 @case(GrpcioClient, GrpcJsClient, BufClient)
+def a_thousand_customers_fit_in_one_request(world, client):
+    # Ids of the greatest length: twice what HTTP/2 lets a client send before the server makes room.
+    ids = [f"{number:0128}" for number in range(1000)]
+    world.sandbox.becomes(unknown_customer="ignored")
+    answer = client.unassign({"include_customers": {"customer_ids": ids}, "services": SERVICES})
+    assert answer.code == "OK", answer
+    assert answer.response["customer_count"] == 1000, answer
+    assert [sorted(body["include_customers"]) for body in world.sandbox.unassignments()] == [ids]
+
+
+@case(GrpcioClient, GrpcJsClient, BufClient)
 def services_are_listed_by_name(world, client):
     answer = client.list_services()
     assert answer.code == "OK", answer

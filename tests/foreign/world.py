@@ -85,10 +85,13 @@ class Sandbox(Process):
     def credentials(self):
         return self._control("GET", "credentials")
 
+    def becomes(self, **settings):
+        """Changes what Central is like, for every call from now on."""
+        self._control("PATCH", "settings", settings)
+
     def unassignments(self):
         """The bodies of the DELETEs that Central has seen, carried out or not."""
-        calls = self._control("GET", "calls")
-        return [call["body"] for call in calls["calls"] if call["operation"] == "unassign"]
+        return [call["body"] for call in self._control("GET", "calls?operation=unassign")]
 
     # What Central does to every DELETE from now on. Faults are a script: each call takes the first meant for it.
 
