@@ -1,0 +1,114 @@
+# Everything that is checked, by the same words for people and for CI. `make` alone says what there is.
+#
+# What the checks need and a machine may lack (buf, cargo-deny, the foreign clients' libraries) is installed below
+# target/ in pinned versions, on first use. A tool that cannot be had is a failure, never a skip.
+
+CARGO_DENY_VERSION := 0.20.2
+
+# In CI the lock file is law; at home `make test` may follow an edit of Cargo.toml.
+LOCKED := $(if $(CI),--locked)
+
+FOREIGN := tests/foreign
+PYTHON  := target/venv/bin/python
+BUF     := target/node/node_modules/.bin/buf
+DENY    := target/tools/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
+PROTO_BASELINE := tests/contract/licensing.binpb
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+##@ Every day
+
+.PHONY: help
+help: ## say what there is
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@printf '\n'
+
+.PHONY: demo
+demo: ## sandbox, gateway and one real call, told step by step
+	cargo run -q $(LOCKED) -- demo
+
+.PHONY: test
+test: test-rust test-foreign ## every test: Rust, then the foreign clients
+
+.PHONY: fmt
+fmt: target/node/complete ## format Rust and proto
+	cargo fmt
+	$(BUF) format -w
+
+.PHONY: lint
+lint: lint-rust lint-deny lint-proto ## every check that is not a test
+
+.PHONY: ci
+ci: ## exactly what CI does, on this machine
+	bash .ci/run
+
+##@ One at a time
+
+.PHONY: test-rust
+test-rust: ## the Rust tests, by nextest where it is installed
+	if command -v cargo-nextest >/dev/null; then \
+	  cargo nextest run $(LOCKED) && cargo test $(LOCKED) --doc --quiet; \
+	else \
+	  cargo test $(LOCKED); \
+	fi
+
+# ONLY=word runs the tests whose names contain it.
+.PHONY: test-foreign
+test-foreign: target/venv/complete target/node/complete ## Python, Node, buf and raw HTTP/2 against the real binary (ONLY=word)
+	cargo build $(LOCKED)
+	$(PYTHON) $(FOREIGN)/run.py $(ONLY)
+
+.PHONY: lint-rust
+lint-rust: ## rustfmt and clippy, with and without the sandbox
+	cargo fmt --check
+	cargo clippy $(LOCKED) --all-targets -- -D warnings
+	cargo clippy $(LOCKED) --all-targets --no-default-features -- -D warnings
+
+.PHONY: lint-deny
+lint-deny: $(DENY) ## licences, banned and duplicate crates, sources, advisories
+	$(DENY) $(LOCKED) check bans licenses sources
+	scripts/check-advisories $(DENY)
+
+.PHONY: lint-proto
+lint-proto: target/venv/complete target/node/complete ## buf lint, format, breaking; protox and buf agree
+	$(BUF) lint
+	$(BUF) format -d --exit-code
+	$(BUF) breaking --against $(PROTO_BASELINE)
+	scripts/check-descriptors $(BUF) $(PYTHON) $(LOCKED)
+
+# The baseline is the contract that callers have. Refresh it when the contract grows, in the same commit, so that what
+# was added cannot be taken away again. `buf breaking` runs first: a change that breaks callers is not made by
+# refreshing the baseline but by a new package, central.licensing.v2.
+.PHONY: buf-image
+buf-image: target/node/complete ## remember the contract as callers have it now (after it has grown)
+	if [ -e $(PROTO_BASELINE) ]; then $(BUF) breaking --against $(PROTO_BASELINE); fi
+	$(BUF) build --exclude-source-info -o $(PROTO_BASELINE)
+
+.PHONY: tools
+tools: target/venv/complete target/node/complete $(DENY) ## install what the checks need, below target/
+
+# ---- what is installed: the stamp is written last, so that half an installation is done again ----
+
+target/venv/complete: $(FOREIGN)/requirements.txt
+	python3 -m venv --clear target/venv
+	target/venv/bin/pip install --quiet --no-input --disable-pip-version-check -r $<
+	touch $@
+
+# Not `npm ci`: it insists on the buf binaries of every operating system, and some registries carry only a few of them.
+# `npm install` takes versions and checksums from the lock all the same.
+target/node/complete: $(FOREIGN)/package.json $(FOREIGN)/package-lock.json $(FOREIGN)/.npmrc
+	rm -rf target/node && mkdir -p target/node
+	cp $^ target/node/
+	cd target/node && npm install --loglevel=error
+	touch $@
+
+# Built without optimisation: half the time to build, and its work here takes a second.
+$(DENY):
+	CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+	  cargo install cargo-deny --locked --quiet --version $(CARGO_DENY_VERSION) \
+	  --root target/tools/cargo-deny-$(CARGO_DENY_VERSION)

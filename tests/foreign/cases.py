@@ -1,0 +1,343 @@
+"""What foreign clients see. A case is written once and runs with every client it names.
+
+A case gets `world.sandbox`, `world.gateway` and a connected `client`. Those start anew for every case, so nothing leaks
+from one to the next: no breaker, no quota, no token.
+"""
+
+import dataclasses
+import json
+import re
+import threading
+from collections.abc import Callable
+from concurrent import futures
+
+import grpc
+
+from buf_client import BufClient
+from node_client import GrpcJsClient
+from python_client import GrpcioClient
+from wire_client import WireClient
+
+LIBRARIES = (GrpcioClient, GrpcJsClient)
+EVERYONE = (GrpcioClient, GrpcJsClient, BufClient, WireClient)
+
+LICENSING = "central.licensing.v1.LicensingService"
+# Customers of the sandbox's seeded account, and a service that they have.
+CUSTOMERS = ["267958b55d5a463e94a302c20f4a6b68", "8c1d4e7fa2b349d0b6c5e8f90a1b2c3d"]
+SERVICES = ["advanced_ap"]
+REQUEST = {"include_customers": {"customer_ids": CUSTOMERS}, "services": SERVICES, "reason": "foreign client"}
+UUID_V7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A case, the clients it runs with, and what is set differently in the gateway."""
+
+    run: Callable
+    clients: tuple
+    settings: dict
+    retries: bool
+
+    @property
+    def name(self):
+        return self.run.__name__
+
+
+CASES = []
+
+
+def case(*clients, settings=None, retries=False):
+    def register(run):
+        CASES.append(Case(run, clients, settings or {}, retries))
+        return run
+
+    return register
+
+
+# ---- the calls ----
+
+
+@case(*EVERYONE)
+def a_request_becomes_one_delete(world, client):
+    answer = client.unassign(REQUEST)
+    assert answer.code == "OK", answer
+    assert UUID_V7.fullmatch(answer.response.pop("operation_id")), answer
+    assert answer.response == {
+        "scope": "SCOPE_KIND_INCLUDE_CUSTOMERS",
+        "services": SERVICES,
+        "customer_count": len(CUSTOMERS),
+        "call_count": 1,
+    } | unspoken(client), answer
+    sent = world.sandbox.unassignments()
+    assert [spelled(body) for body in sent] == [{"services": SERVICES, "include_customers": sorted(CUSTOMERS)}], sent
+
+
+@case(GrpcioClient, GrpcJsClient, BufClient)
+def a_thousand_customers_fit_in_one_request(world, client):
+    # Ids of the greatest length: twice what HTTP/2 lets a client send before the server makes room.
+    ids = [f"{number:0128}" for number in range(1000)]
+    world.sandbox.becomes(unknown_customer="ignored")
+    answer = client.unassign({"include_customers": {"customer_ids": ids}, "services": SERVICES})
+    assert answer.code == "OK", answer
+    assert answer.response["customer_count"] == 1000, answer
+    assert [sorted(body["include_customers"]) for body in world.sandbox.unassignments()] == [ids]
+
+
+@case(GrpcioClient, GrpcJsClient, BufClient)
+def services_are_listed_by_name(world, client):
+    answer = client.list_services()
+    assert answer.code == "OK", answer
+    names = [service["name"] for service in answer.response["services"]]
+    assert names == sorted(names) and SERVICES[0] in names, answer
+    assert answer.response["fetched_at"], answer
+
+
+# ---- failures, decoded ----
+
+
+@case(*EVERYONE)
+def every_bad_field_is_named(world, client):
+    answer = client.unassign({"include_customers": {"customer_ids": [" ", CUSTOMERS[0], CUSTOMERS[0]]}, "services": []})
+    assert answer.code == "INVALID_ARGUMENT", answer
+    assert answer.detail("ErrorInfo")["domain"] == "license-gateway", answer
+    assert answer.reason == "INVALID_REQUEST", answer
+    assert answer.metadata["outcome"] == "not_applied", answer
+    assert UUID_V7.fullmatch(answer.metadata["operation_id"]), answer
+    assert answer.detail("RequestInfo")["request_id"], answer
+    fields = {violation["field"] for violation in answer.detail("BadRequest")["field_violations"]}
+    assert fields == {"include_customers.customer_ids[0]", "include_customers.customer_ids[2]", "services"}, fields
+    assert answer.pushback == -1, answer
+    assert world.sandbox.unassignments() == []
+
+
+@case(*EVERYONE)
+def no_scope_never_becomes_everyone(world, client):
+    answer = client.unassign({"services": SERVICES})
+    assert answer.code == "INVALID_ARGUMENT", answer
+    fields = [violation["field"] for violation in answer.detail("BadRequest")["field_violations"]]
+    assert fields == ["scope"], fields
+    assert world.sandbox.unassignments() == []
+
+
+@case(*EVERYONE)
+def a_spent_quota_says_when_to_come_back(world, client):
+    # The day's last call is gone; the window opens again at 00:00 UTC.
+    world.sandbox.answers(429, rate_headers="day_spent")
+    answer = client.unassign(REQUEST)
+    assert answer.code == "RESOURCE_EXHAUSTED", answer
+    assert answer.reason == "CENTRAL_QUOTA_EXHAUSTED", answer
+    assert answer.metadata["outcome"] == "not_applied", answer
+    assert answer.metadata["http_status"] == "429", answer
+    assert answer.detail("QuotaFailure")["violations"], answer
+    wait = answer.detail("RetryInfo")["retry_delay"]
+    assert 0 < wait <= 24 * 3600 + 60, answer
+    assert answer.pushback == -1 or abs(answer.pushback - wait * 1000) < 1000, answer
+
+
+@case(*EVERYONE)
+def a_partial_outcome_names_every_customer(world, client):
+    # Too large for Central, so the gateway sends each half by itself; of the second nobody knows what became.
+    done, lost = CUSTOMERS
+    world.sandbox.answers(413, times=1)
+    world.sandbox.answers(500, customer=lost)
+    answer = client.unassign(REQUEST)
+    assert answer.code == "INTERNAL", answer
+    assert answer.reason == "CENTRAL_INTERNAL", answer
+    assert answer.metadata["outcome"] == "partial", answer
+    assert answer.details["central.licensing.v1.PartialOutcome"] == {
+        "applied_customer_ids": [done],
+        "not_applied_customer_ids": [],
+        "unknown_customer_ids": [lost],
+    }, answer
+    assert answer.pushback == -1, answer
+
+
+@case(*EVERYONE, settings={"central.base_url": "http://127.0.0.1:9"})
+def an_unreachable_central_is_said_to_have_done_nothing(world, client):
+    answer = client.unassign(REQUEST)
+    assert answer.code == "UNAVAILABLE", answer
+    # Whichever of the two is tried first: the token endpoint lives on the same host.
+    assert answer.reason in ("CENTRAL_UNREACHABLE", "CENTRAL_TOKEN_UNAVAILABLE"), answer
+    assert answer.metadata["outcome"] == "not_applied", answer
+    assert answer.detail("RetryInfo")["retry_delay"] > 0, answer
+    assert answer.pushback > 0, answer
+
+
+# ---- deadlines ----
+
+
+@case(WireClient)
+def the_deadline_is_answered_by_the_server_in_time(world, client):
+    # Wall-clock by intention, on a monotonic clock: the promise is about what callers wait. This client keeps no
+    # deadline of its own, so the answer can only be the server's.
+    world.sandbox.takes(5)
+    answer = client.unassign(REQUEST, timeout=0.3)
+    assert answer.code == "DEADLINE_EXCEEDED", answer
+    assert 0.25 <= answer.elapsed < 0.35, f"answered after {answer.elapsed:.3f} s"
+    assert answer.reason == "DEADLINE_EXCEEDED", answer
+    assert answer.metadata["outcome"] == "unknown", answer
+    assert answer.pushback == -1, answer
+    assert len(world.sandbox.unassignments()) == 1
+
+
+@case(*LIBRARIES)
+def a_library_sees_its_deadline_pass(world, client):
+    world.sandbox.takes(5)
+    answer = client.unassign(REQUEST, timeout=0.3)
+    assert answer.code == "DEADLINE_EXCEEDED", answer
+
+
+# ---- what must not be repeated ----
+
+
+@case(*LIBRARIES, retries=True)
+def an_eager_library_does_not_repeat_a_lost_connection(world, client):
+    world.sandbox.loses_connection()
+    unknown_once(world, client, "UNAVAILABLE", "CENTRAL_CONNECTION_LOST")
+
+
+@case(*LIBRARIES, retries=True)
+def an_eager_library_does_not_repeat_an_internal_error(world, client):
+    world.sandbox.answers(500)
+    unknown_once(world, client, "INTERNAL", "CENTRAL_INTERNAL")
+
+
+@case(*LIBRARIES, retries=True)
+def an_eager_library_does_not_repeat_an_unavailable_central(world, client):
+    world.sandbox.answers(503)
+    unknown_once(world, client, "UNAVAILABLE", "CENTRAL_UNAVAILABLE")
+
+
+@case(*LIBRARIES, retries=True, settings={"central.timeout": "400ms"})
+def an_eager_library_does_not_repeat_a_timeout(world, client):
+    world.sandbox.takes(5)
+    unknown_once(world, client, "DEADLINE_EXCEEDED", "CENTRAL_TIMEOUT")
+
+
+def unknown_once(world, client, code, reason):
+    answer = client.unassign(REQUEST)
+    sent = world.sandbox.unassignments()
+    assert len(sent) == 1, f"Central saw {len(sent)} DELETEs"
+    assert answer.code == code, answer
+    assert answer.reason == reason, answer
+    assert answer.metadata["outcome"] == "unknown", answer
+    assert answer.pushback == -1, answer
+
+
+@case(*LIBRARIES)
+def an_eager_library_does_repeat_without_the_trailer(world, client):
+    # The control of the four cases above: against a server that sends no trailer the same policy calls five times.
+    seen = []
+
+    def refuse(request, context):
+        seen.append(request)
+        context.abort(grpc.StatusCode.UNAVAILABLE, "come again")
+
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    handlers = {"UnassignLicenses": grpc.unary_unary_rpc_method_handler(refuse)}
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(LICENSING, handlers)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    eager = type(client)(f"127.0.0.1:{port}", world.tools, retries=True)
+    try:
+        assert eager.unassign(REQUEST).code == "UNAVAILABLE"
+        assert len(seen) == 5, seen
+    finally:
+        eager.close()
+        server.stop(None)
+
+
+# ---- health ----
+
+
+@case(GrpcioClient, GrpcJsClient, BufClient)
+def health_is_checked_by_name(world, client):
+    for service in ("", LICENSING):
+        answer = client.health_check(service)
+        assert (answer.code, answer.response) == ("OK", {"status": "SERVING"}), answer
+    assert client.health_check("no.such.Service").code == "NOT_FOUND"
+
+
+@case(GrpcioClient, GrpcJsClient, BufClient)
+def health_lists_every_service(world, client):
+    answer = client.health_list()
+    assert answer.code == "OK", answer
+    statuses = answer.response["statuses"]
+    assert statuses[""] == statuses[LICENSING] == {"status": "SERVING"}, answer
+
+
+@case(GrpcioClient, GrpcJsClient, BufClient)
+def an_unknown_service_can_be_watched(world, client):
+    stream = client.health_watch("no.such.Service")
+    assert stream.next() == "SERVICE_UNKNOWN"
+    stream.stays_open(for_seconds=0.5)
+    stream.cancel()
+
+
+@case(GrpcioClient, GrpcJsClient, BufClient)
+def watchers_learn_of_the_end_and_do_not_delay_it(world, client):
+    streams = [client.health_watch(service) for service in ("", LICENSING)]
+    assert [stream.next() for stream in streams] == ["SERVING", "SERVING"]
+    world.gateway.terminate()
+    assert [stream.next() for stream in streams] == ["NOT_SERVING", "NOT_SERVING"]
+    assert world.gateway.exit_code(within=10) == 0
+
+
+# ---- what a gRPC server owes everyone ----
+
+
+@case(GrpcioClient, GrpcJsClient, BufClient)
+def a_message_over_256_kib_is_refused(world, client):
+    ids = [f"{number:0128}" for number in range(2100)]  # 130 bytes each on the wire
+    answer = client.unassign({"include_customers": {"customer_ids": ids}, "services": SERVICES})
+    assert answer.code == "RESOURCE_EXHAUSTED", answer
+    assert world.sandbox.unassignments() == []
+
+
+@case(GrpcioClient, GrpcJsClient, WireClient)
+def unknown_methods_and_services_are_unimplemented(world, client):
+    for path in (f"/{LICENSING}/NoSuchMethod", "/no.such.Service/Method"):
+        answer = client.call_unknown(path)
+        assert answer.code == "UNIMPLEMENTED", answer
+
+
+@case(GrpcioClient)
+def reflection_lists_the_services(world, client):
+    assert_reflected(client.reflected_services())
+
+
+@case(BufClient)
+def reflection_speaks_both_versions(world, client):
+    for version in ("grpc-v1", "grpc-v1alpha"):
+        assert_reflected(client.reflected_services(version))
+        methods = client.reflected_methods(version)
+        assert f"{LICENSING}/UnassignLicenses" in methods, methods
+        assert "grpc.health.v1.Health/Watch" in methods, methods
+
+
+@case(*LIBRARIES)
+def many_calls_share_a_connection(world, client):
+    # Two at a time are enough to see streams interleave, few enough for Central's seven a second.
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(client.unassign(REQUEST))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [answer.code for answer in answers] == ["OK", "OK"], answers
+    assert len({answer.response["operation_id"] for answer in answers}) == 2, answers
+
+
+def assert_reflected(services):
+    assert {LICENSING, "grpc.health.v1.Health"} <= set(services), services
+
+
+def spelled(body):
+    """A body of Central's with its lists in order, whether it is recorded as text or as JSON."""
+    parsed = json.loads(body) if isinstance(body, str) else body
+    return {key: sorted(value) for key, value in parsed.items()}
+
+
+def unspoken(client):
+    """proto-loader adds a virtual field that names the set member of each oneof, also of `optional` ones."""
+    return {"_customer_count": "customer_count"} if client.name == "grpc-js" else {}
