@@ -573,7 +573,8 @@ async fn a_held_call_goes_on_when_released_even_if_its_caller_has_left() {
     assert_eq!(caller.alpine_licences(), 3);
     leaving.abort();
     assert!(leaving.await.is_err_and(|error| error.is_cancelled()));
-    caller.sandbox.release("before");
+    caller.sandbox.until("the connection closed", |counters, _| counters.open_connections == 0).await;
+    assert_eq!(caller.sandbox.release("before"), 1);
     caller.sandbox.wait_until_idle().await;
     assert_eq!(caller.alpine_licences(), 1, "Central does not notice that its caller has left");
 
@@ -898,6 +899,7 @@ async fn a_panic_of_the_sandbox_fails_the_test_that_uses_it() {
     caller.sandbox.fault(Fault::new(Reply::Panic));
     let response = caller.unassign_alpine().await.expect("an answer");
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    caller.sandbox.wait_until_idle().await;
     caller.sandbox.stop().await;
 }
 
