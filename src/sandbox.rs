@@ -215,6 +215,14 @@ impl Sandbox {
         })
     }
 
+    /// Changes who is a customer and what devices hold, as somebody else might meanwhile. The MSP stays the first.
+    pub fn change_owners(&self, change: impl FnOnce(&mut Vec<Customer>)) {
+        self.core().with(|world| {
+            world.now();
+            change(&mut world.account.owners);
+        });
+    }
+
     /// The services that the devices of a customer (or the MSP) hold now: with serials, one entry each.
     pub fn licences_of(&self, customer_id: &str) -> Vec<(String, String)> {
         let owners = self.owners().into_iter().filter(|owner| owner.id == customer_id);

@@ -114,6 +114,8 @@ pub struct Counters {
     pub max_in_flight: u64,
     /// Connections accepted.
     pub connections: u64,
+    /// Connections that are open: those to `/__sandbox/` too.
+    pub open_connections: u64,
     /// Panics of the stand-in itself: a bug in it, or [`Reply::Panic`](super::Reply::Panic).
     pub panics: u64,
 }
@@ -186,11 +188,18 @@ impl Record {
 
     pub(crate) fn connected(&mut self) -> u64 {
         self.counters.connections += 1;
+        self.counters.open_connections += 1;
         self.counters.connections
     }
 
+    pub(crate) fn disconnected(&mut self) {
+        self.counters.open_connections = self.counters.open_connections.saturating_sub(1);
+    }
+
+    /// A call ended in a panic: it stays open in the record, but is no longer in flight.
     pub(crate) fn panicked(&mut self) {
         self.counters.panics += 1;
+        self.counters.in_flight = self.counters.in_flight.saturating_sub(1);
     }
 
     /// Says how often the stand-in panicked, once.
@@ -198,12 +207,14 @@ impl Record {
         std::mem::take(&mut self.counters.panics)
     }
 
-    /// Forgets calls and counters; what is in flight stays counted, and so do panics.
+    /// Forgets calls and counters; what is in flight stays counted, and so do connections and panics.
     pub(crate) fn clear(&mut self) {
         self.calls.clear();
         self.deliveries.clear();
-        let Counters { in_flight, panics, connections, .. } = self.counters;
-        self.counters = Counters { in_flight, panics, connections, max_in_flight: in_flight, ..Counters::default() };
+        let Counters { in_flight, panics, connections, open_connections, .. } = self.counters;
+        let max_in_flight = in_flight;
+        self.counters =
+            Counters { in_flight, max_in_flight, connections, open_connections, panics, ..Counters::default() };
     }
 
     pub(crate) fn calls(&self) -> &VecDeque<Call> {

@@ -64,20 +64,26 @@ pub(crate) async fn accept(core: Arc<Core>, listener: TcpListener, tls: Option<T
             continue;
         };
         let (number, close) = core.with(|world| (world.record.connected(), world.faults.closes_on_accept()));
-        if !close {
-            let connection = serve(core.clone(), stream, tls.clone(), number);
-            core.tasks.spawn(connection);
+        if close {
+            drop(stream);
+            core.with(|world| world.record.disconnected());
+            continue;
         }
+        let (serving, tls) = (core.clone(), tls.clone());
+        core.tasks.spawn(async move {
+            serve(&serving, stream, tls, number).await;
+            serving.with(|world| world.record.disconnected());
+        });
     }
 }
 
-async fn serve(core: Arc<Core>, stream: TcpStream, tls: Option<TlsAcceptor>, number: u64) {
+async fn serve(core: &Arc<Core>, stream: TcpStream, tls: Option<TlsAcceptor>, number: u64) {
     // A second handle on the socket, to set how it is closed while hyper owns the first.
     let Ok(socket) = stream.set_nodelay(true).and_then(|()| SockRef::from(&stream).try_clone()) else {
         return;
     };
     let cut = match tls {
-        None => serve_http(&core, stream, number).await,
+        None => serve_http(core, stream, number).await,
         Some(tls) => {
             let handshake = tokio::select! {
                 biased;
@@ -85,7 +91,7 @@ async fn serve(core: Arc<Core>, stream: TcpStream, tls: Option<TlsAcceptor>, num
                 handshake = tls.accept(stream) => handshake,
             };
             match handshake {
-                Ok(stream) => serve_http(&core, stream, number).await,
+                Ok(stream) => serve_http(core, stream, number).await,
                 Err(_) => return, // the client does not trust us, or speaks plain http: its business
             }
         }

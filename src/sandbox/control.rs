@@ -14,7 +14,7 @@ use super::{
     dialects::Page,
     faults::{Fault, Reply},
     settings::Settings,
-    state::Applied,
+    state::{Applied, Customer},
     world::{Core, World},
 };
 
@@ -61,6 +61,15 @@ fn route(world: &mut World, method: &Method, path: &str, query: &str, body: &Byt
         }
         ("GET", ["counters"]) => Ok(ok(world.record.counters())),
         ("GET", ["devices"]) => Ok(ok(&world.account.owners)),
+        ("PUT", ["devices"]) => {
+            let owners: Vec<Customer> = read(body)?;
+            if owners.first().is_none_or(|owner| owner.id != world.settings.msp_id) {
+                let allowed = format!("the MSP, id {}, then its customers", world.settings.msp_id);
+                return Err(problem(400, "[0].id", "is not the MSP's", &allowed));
+            }
+            world.account.owners = owners;
+            Ok(done())
+        }
         ("GET", ["applied"]) => Ok(ok(&applied(world))),
         ("GET", ["credentials"]) => Ok(ok(&credentials(world))),
         ("POST", ["tokens", "revoke"]) => {
@@ -296,7 +305,7 @@ fn help() -> Value {
         "POST /__sandbox/gates/{name}/release": "lets the calls go on that wait at this gate",
         "GET /__sandbox/calls": "the record, oldest first: ?operation=unassign&after=17; DELETE resets it and the counters",
         "GET /__sandbox/counters": "by operation, by status, duplicates, most in flight, panics",
-        "GET /__sandbox/devices": "the MSP, then its customers, their devices and licences",
+        "GET /__sandbox/devices": "the MSP, then its customers, their devices and licences; PUT replaces all of it",
         "GET /__sandbox/applied": "every licence that was taken away, in order",
         "POST /__sandbox/tokens/revoke": "{\"what\":\"access\"}: access tokens die; {\"what\":\"chain\"}: everything does",
         "PUT /__sandbox/clock": "{\"advance_ms\":7200000}, {\"freeze_at\":\"now\"}, {\"freeze_at\":\"2026-01-31T23:59:59Z\"}, {\"offset_ms\":0}",

@@ -274,7 +274,8 @@ fn finished(world: &mut World, mut page: Page, via_kong: bool) -> Page {
     if !has(&page, "date") {
         page.headers.push(("Date".into(), clock::http_date(now)));
     }
-    if via_kong && has(&page, "X-RateLimit-Limit-day") | has(&page, "X-RateLimit-Limit-second") {
+    let has_quota = has(&page, "X-RateLimit-Limit-day") || has(&page, "X-RateLimit-Limit-second");
+    if via_kong && has_quota {
         page.headers.push(("X-Request-Start".into(), format!("t={}", now.as_millisecond())));
     }
     if via_kong && !has(&page, "via") {

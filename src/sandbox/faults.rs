@@ -143,7 +143,8 @@ pub enum Reply {
     Huge(u64),
     /// This status, and a body that repeats the received Authorization header, query and body: hostile on purpose.
     EchoSecrets(u16),
-    /// The next connection is closed right after it is accepted, before anything is read. Needs the operation `any`.
+    /// The next connection is closed right after it is accepted, before anything is read, be it one to
+    /// `/__sandbox/`. Needs the operation `any`.
     CloseOnAccept,
     /// The stand-in itself panics: to see that tests notice.
     Panic,

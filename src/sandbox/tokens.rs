@@ -234,7 +234,7 @@ mod tests {
         for second in [0, 1, 2] {
             assert_eq!(tokens.throttle_login(at(second)), Ok(()));
         }
-        assert_eq!(tokens.throttle_login(at(60)), Err(Duration::from_secs(1_740)));
+        assert_eq!(tokens.throttle_login(at(60)), Err(Duration::from_mins(29)));
         assert_eq!(tokens.throttle_login(at(1_800)), Ok(()));
     }
 

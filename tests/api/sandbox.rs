@@ -109,7 +109,8 @@ async fn an_unassignment_takes_the_licences_and_is_recorded() {
     assert_eq!(serials, ["CNK9L0B101", "CNK9L0B102"]);
     assert_eq!(caller.sandbox.applied_customers(), [ALPINE]);
     let authorization = call.headers.iter().find(|(name, _)| name == "authorization").expect("it was sent");
-    assert!(authorization.1.starts_with("sha256:"), "a fingerprint, not the token: {}", authorization.1);
+    let fingerprint = authorization.1.strip_prefix("sha256:").expect("a fingerprint, not the token");
+    assert_eq!(fingerprint.len(), 8, "{fingerprint}");
     caller.sandbox.stop().await;
 }
 
@@ -181,7 +182,8 @@ async fn raw(sandbox: &Sandbox, request: &str) -> String {
     let mut stream = tokio::net::TcpStream::connect(sandbox.address()).await.expect("it listens");
     stream.write_all(request.as_bytes()).await.expect("it reads");
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.expect("it answers, then closes");
+    let reading = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut answer));
+    reading.await.expect("an answer and an end").expect("it closes properly");
     String::from_utf8(answer).expect("text")
 }
 
@@ -256,7 +258,7 @@ async fn a_refresh_token_works_once_and_kills_the_old_access_token() {
     assert_eq!((grant.kind.as_str(), grant.placement), ("refresh_token", Placement::Form));
     assert!(exchange.processed && exchange.token_generation == Some(1));
 
-    caller.sandbox.advance_clock(Duration::from_secs(7_200));
+    caller.sandbox.advance_clock(Duration::from_hours(2));
     assert_eq!(caller.unassign_alpine().await.expect("an answer").status(), StatusCode::UNAUTHORIZED);
 }
 
@@ -400,7 +402,7 @@ async fn background_work_ends_when_the_clock_says_so() {
     caller.sandbox.freeze_clock(noon());
     assert_eq!(caller.unassign_alpine().await.expect("an answer").status(), StatusCode::OK);
     assert_eq!(caller.alpine_licences(), 3);
-    caller.sandbox.advance_clock(Duration::from_secs(60));
+    caller.sandbox.advance_clock(Duration::from_mins(1));
     assert_eq!(caller.alpine_licences(), 1);
 }
 
@@ -571,7 +573,8 @@ async fn a_held_call_goes_on_when_released_even_if_its_caller_has_left() {
     assert_eq!(caller.alpine_licences(), 3);
     leaving.abort();
     assert!(leaving.await.is_err_and(|error| error.is_cancelled()));
-    caller.sandbox.release("before");
+    caller.sandbox.until("the connection closed", |counters, _| counters.open_connections == 0).await;
+    assert_eq!(caller.sandbox.release("before"), 1);
     caller.sandbox.wait_until_idle().await;
     assert_eq!(caller.alpine_licences(), 1, "Central does not notice that its caller has left");
 
@@ -794,6 +797,11 @@ async fn the_control_surface_does_what_the_handle_does() {
     let (status, _) = caller.control(Method::PUT, "settings", &settings).await;
     assert_eq!(status, StatusCode::OK, "what it shows is what it takes");
 
+    let (_, mut owners) = caller.control(Method::GET, "devices", &Value::Null).await;
+    owners.as_array_mut().expect("a list").truncate(2);
+    assert_eq!(caller.control(Method::PUT, "devices", &owners).await.0, StatusCode::OK);
+    assert_eq!(caller.sandbox.owners().len(), 2, "the MSP and one customer are left");
+
     caller.control(Method::POST, "reset", &Value::Null).await;
     assert_eq!((caller.alpine_licences(), caller.sandbox.calls().len()), (3, 0));
     for path in ["", "state", "settings", "faults", "devices", "clock"] {
@@ -821,6 +829,7 @@ async fn a_bad_control_request_is_told_what_is_wrong_and_what_is_allowed() {
         (Method::PATCH, "settings", json!({ "unscoped": "all" }), "unscoped", "tenants_only"),
         (Method::PATCH, "settings", json!({ "per_secnd": 1 }), "per_secnd", "`per_second`"),
         (Method::PATCH, "settings", json!({ "listen": "127.0.0.1:1" }), "listen", "leave it out"),
+        (Method::PUT, "devices", json!([]), "[0].id", "the MSP"),
         (Method::PUT, "clock", json!({ "freeze_at": "noon" }), "freeze_at", "2026"),
         (Method::POST, "tokens/revoke", json!({ "what": "all" }), "what", "`chain`"),
         (Method::GET, "calls?after=x", Value::Null, "after", "whole number"),
@@ -833,6 +842,36 @@ async fn a_bad_control_request_is_told_what_is_wrong_and_what_is_allowed() {
     }
     assert!(caller.sandbox.faults().is_empty());
     assert_eq!(caller.control(Method::GET, "nothing", &Value::Null).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn every_control_request_in_the_documentation_is_accepted() {
+    let caller = Caller::start(Settings::default()).await;
+    let page = include_str!("../../docs/sandbox.md");
+    let commands: Vec<&str> = page.lines().filter(|line| line.starts_with("curl ")).collect();
+    assert!(commands.len() > 20, "they are found");
+    for command in commands {
+        let Some((_, path)) = command.split_once("$SANDBOX/__sandbox/") else { continue };
+        let path = path.split(['\'', '"', ' ']).next().expect("a path");
+        let method = command.split_once("-X ").map_or("GET", |(_, rest)| rest.split(' ').next().expect("a method"));
+        let body = command.split_once("-d '").map_or("null", |(_, rest)| rest.rsplit_once('\'').expect("a body").0);
+        let body: Value = serde_json::from_str(body).unwrap_or_else(|error| panic!("{command}: {error}"));
+        let method = Method::from_bytes(method.as_bytes()).expect("a method");
+        let (status, answer) = caller.control(method, path, &body).await;
+        assert_eq!(status, StatusCode::OK, "{command}: {answer}");
+    }
+    let table = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |"));
+    let mut replies = 0;
+    for (reply, _) in table.filter(|(reply, _)| reply.starts_with(['"', '{'])) {
+        let reply: Value = serde_json::from_str(reply).unwrap_or_else(|error| panic!("{reply}: {error}"));
+        let operation = if reply.get("token").is_some() { "token" } else { "any" };
+        let fault = json!({ "operation": operation, "reply": reply });
+        let (status, answer) = caller.control(Method::POST, "faults", &fault).await;
+        assert_eq!(status, StatusCode::OK, "{fault}: {answer}");
+        caller.sandbox.clear_faults(); // `close_on_accept` would hit the next of these
+        replies += 1;
+    }
+    assert!(replies > 15, "the table of faults is found");
 }
 
 #[tokio::test]
@@ -860,6 +899,7 @@ async fn a_panic_of_the_sandbox_fails_the_test_that_uses_it() {
     caller.sandbox.fault(Fault::new(Reply::Panic));
     let response = caller.unassign_alpine().await.expect("an answer");
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    caller.sandbox.wait_until_idle().await;
     caller.sandbox.stop().await;
 }
 
