@@ -8,8 +8,7 @@ use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
     sync::{oneshot, watch},
-    task::JoinHandle,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::task::TaskTracker;
 use tonic::{
@@ -33,7 +32,7 @@ use crate::{
     },
     service::Licensing,
     telemetry::{Tracing, rpc},
-    token::{Condition, StartError, TokenCache},
+    token::{Condition, KeeperHandle, StartError, TokenCache},
 };
 
 /// The largest message that is read: 1,000 ids and 100 services of 128 characters fit.
@@ -43,6 +42,9 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
 /// How long it may take to answer that.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long the last answers may take to leave once they are made.
+const FLUSH_GRACE: Duration = Duration::from_secs(1);
+
 /// A gateway that listens but does not yet serve.
 #[derive(Debug)]
 pub struct Server {
@@ -51,7 +53,7 @@ pub struct Server {
     config: Config,
     tracing: Tracing,
     tokens: TokenCache,
-    keeper: JoinHandle<()>,
+    keeper: KeeperHandle,
     central: Arc<CentralClient>,
 }
 
@@ -101,7 +103,7 @@ impl Server {
     /// returns after `server.drain_timeout` at the latest.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let work = TaskTracker::new();
-        let boundary = Boundary::new();
+        let boundary = Boundary::new(work.clone());
         let (statuses, statuses_seen) = watch::channel(Some(statuses(Condition::Starting)));
         let showing = tokio::spawn(show_statuses(self.tokens.condition(), statuses.clone()));
         drop(self.tokens);
@@ -131,12 +133,19 @@ impl Server {
         showing.abort();
         statuses.send_replace(None);
         let _ = end.send(());
+        work.close();
         let drained = timeout(limit, async {
-            let _ = serving.await;
-            work.close();
+            // Connections close by themselves when their last answer is out. One that never spoke does not.
+            let answered = async {
+                work.wait().await;
+                sleep(FLUSH_GRACE).await;
+            };
+            tokio::select! {
+                _ = &mut serving => {}
+                () = answered => serving.abort(),
+            }
             work.wait().await;
-            // The last clone of the token cache went with the server: the keeper finishes what it began and ends.
-            self.keeper.await
+            self.keeper.stop().await
         });
         match drained.await {
             Ok(Ok(())) => info!("drained"),

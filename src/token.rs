@@ -28,9 +28,10 @@ use arc_swap::ArcSwapOption;
 use secrecy::SecretString;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    task::JoinHandle,
+    task::{JoinError, JoinHandle},
     time::{Instant, sleep_until},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
@@ -187,9 +188,8 @@ pub enum StartError {
 impl TokenCache {
     /// Opens the store and starts the keeper, which looks for a valid token at once.
     ///
-    /// The keeper ends when the last clone of the cache is gone and what it began is finished: await the handle
-    /// before the process exits.
-    pub fn start(config: &config::Config, tracing: Tracing) -> Result<(Self, JoinHandle<()>), StartError> {
+    /// Stop the keeper before the process exits: what it began must be finished.
+    pub fn start(config: &config::Config, tracing: Tracing) -> Result<(Self, KeeperHandle), StartError> {
         let store = TokenStore::File(FileStore::open(&config.token_store.path)?);
         let endpoint = TokenEndpoint::new(&config.central, &config.credentials, tracing)?;
         let current = Arc::new(ArcSwapOption::empty());
@@ -206,9 +206,12 @@ impl TokenCache {
             is_saved: true,
             failure: None,
             failures: 0,
+            refused: None,
             renew_at: Instant::now(),
         };
-        Ok((Self { current, asks, condition: condition_seen }, tokio::spawn(keeper.run())))
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(keeper.run(stop.clone()));
+        Ok((Self { current, asks, condition: condition_seen }, KeeperHandle { stop, task }))
     }
 
     /// A valid token, or why there is none. `refused` is a generation that Central answered with 401: the token given
@@ -232,6 +235,21 @@ impl TokenCache {
     /// How things stand, and every change of it.
     pub fn condition(&self) -> watch::Receiver<Condition> {
         self.condition.clone()
+    }
+}
+
+/// Stops the keeper.
+#[derive(Debug)]
+pub struct KeeperHandle {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl KeeperHandle {
+    /// Waits until an exchange on its way is finished and stored. An error is a panic of the keeper.
+    pub async fn stop(self) -> Result<(), JoinError> {
+        self.stop.cancel();
+        self.task.await
     }
 }
 
@@ -261,12 +279,14 @@ struct Keeper {
     /// The last failure, and when it is worth trying again: shared by all who ask until then.
     failure: Option<(Error, Instant)>,
     failures: u32,
+    /// The newest generation that Central answered with 401: worth replacing also when nobody waits any more.
+    refused: Option<u64>,
     /// When the current token is due for renewal.
     renew_at: Instant,
 }
 
 impl Keeper {
-    async fn run(mut self) {
+    async fn run(mut self, stop: CancellationToken) {
         let mut look_for_seed_at = Instant::now();
         let mut waiting = Vec::new();
         loop {
@@ -278,6 +298,7 @@ impl Keeper {
                     None => break,
                 },
                 () = sleep_until(look_for_seed_at.min(next_try).min(next_save)) => {}
+                () = stop.cancelled() => break,
             }
             if look_for_seed_at <= Instant::now() {
                 look_for_seed_at = Instant::now() + SEED_LOOK_EVERY;
@@ -310,15 +331,18 @@ impl Keeper {
         while let Ok(ask) = self.asks.try_recv() {
             waiting.push(ask);
         }
+        let refused = waiting.iter().filter(|ask| !self.is_hopeless(ask)).filter_map(|ask| ask.refused).max();
+        self.refused = self.refused.max(refused);
     }
 
     /// Whether it is time to do something about the token.
     fn is_due(&self, waiting: &[Ask]) -> bool {
         let now = Instant::now();
-        if self.failure.as_ref().is_some_and(|(_, not_before)| now < *not_before) {
-            return false;
+        match &self.failure {
+            // What failed is tried again, also when those who asked for it have gone.
+            Some((_, not_before)) => *not_before <= now,
+            None => self.renew_at <= now || waiting.iter().any(|ask| !self.is_served(ask) && !self.is_hopeless(ask)),
         }
-        self.renew_at <= now || waiting.iter().any(|ask| !self.is_served(ask) && !self.is_hopeless(ask))
     }
 
     fn is_served(&self, ask: &Ask) -> bool {
@@ -340,11 +364,9 @@ impl Keeper {
     /// What is wanted most, and by whom.
     fn wanted(&self, waiting: &[Ask]) -> (Wanted, Vec<Origin>) {
         let current = self.current.load().as_ref().map(|token| token.generation);
-        let refused = waiting.iter().filter_map(|ask| ask.refused).max();
-        let is_renewal = self.renew_at <= Instant::now();
-        let newer_than = if is_renewal { current.max(refused) } else { refused };
+        let due = if self.renew_at <= Instant::now() { current } else { None };
         let origins = waiting.iter().filter(|ask| !self.is_served(ask)).map(|ask| ask.origin.clone()).collect();
-        (newer_than.map_or(Wanted::Valid, Wanted::NewerThan), origins)
+        (due.max(self.refused).map_or(Wanted::Valid, Wanted::NewerThan), origins)
     }
 
     /// Gets a token by whatever the record asks for. On failure: why, and how long to wait.
@@ -389,7 +411,7 @@ impl Keeper {
         origins: &[Origin],
     ) -> Result<(), (Error, Duration)> {
         let generation = claimed.generation;
-        let was_refused = matches!(wanted, Wanted::NewerThan(_)) && !origins.is_empty();
+        let was_refused = self.refused.is_some_and(|refused| wanted == Wanted::NewerThan(refused));
         match self.endpoint.refresh(&claimed.refresh_token, origins).await {
             Exchanged::Pair(pair) => {
                 let record = Record {

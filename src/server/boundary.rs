@@ -17,6 +17,7 @@ use axum::{
 };
 use http::HeaderMap;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::task::TaskTracker;
 use tonic::{Code, Status};
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -35,15 +36,17 @@ const GRPC_TIMEOUT: &str = "grpc-timeout";
 const HEAD_START: Duration = Duration::from_millis(20);
 
 /// Stands around every RPC.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Boundary {
     is_draining: Arc<AtomicBool>,
+    /// Counts what is not finished.
+    work: TaskTracker,
 }
 
 impl Boundary {
-    /// Open for requests.
-    pub(super) fn new() -> Self {
-        Self::default()
+    /// Open for requests, which count as `work` until they are answered.
+    pub(super) fn new(work: TaskTracker) -> Self {
+        Self { is_draining: Arc::default(), work }
     }
 
     /// From now on, requests are refused.
@@ -59,6 +62,7 @@ pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request
     if boundary.is_draining.load(Relaxed) && !is_infrastructure {
         return respond(&Failure::Draining, operation_id);
     }
+    let _unfinished = boundary.work.token();
     let answered = match grpc_timeout(request.headers()) {
         Some(allowed) => {
             let now = Instant::now();

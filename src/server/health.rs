@@ -1,10 +1,10 @@
 //! The health checking protocol, as it is written: `Watch` of an unknown service answers SERVICE_UNKNOWN and stays
 //! open, `List` lists, and streams end when the gateway stops (an open stream would keep it from stopping).
 
-use std::{collections::BTreeMap, pin::Pin};
+use std::collections::BTreeMap;
 
-use tokio::sync::watch;
-use tokio_stream::{Stream, StreamExt as _, wrappers::WatchStream};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::proto::health::{
@@ -47,22 +47,13 @@ impl Health for HealthService {
         }
     }
 
-    type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
+    type WatchStream = ReceiverStream<Result<HealthCheckResponse, Status>>;
 
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let service = request.into_inner().service;
-        let mut last = None;
-        let mut is_over = false;
-        let changes = WatchStream::new(self.statuses.clone()).map_while(move |statuses| {
-            if is_over {
-                return None;
-            }
-            is_over = statuses.is_none();
-            Some(Self::status(statuses.as_ref(), &service).unwrap_or(ServingStatus::ServiceUnknown))
-        });
-        // The protocol sends changes, not repetitions.
-        let changes = changes.filter(move |status| last.replace(*status) != Some(*status));
-        Ok(Response::new(Box::pin(changes.map(|status| Ok(HealthCheckResponse { status: status.into() })))))
+        let (sender, stream) = mpsc::channel(1);
+        tokio::spawn(tell_changes(service, self.statuses.clone(), sender));
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     async fn list(&self, _: Request<HealthListRequest>) -> Result<Response<HealthListResponse>, Status> {
@@ -72,5 +63,34 @@ impl Health for HealthService {
             .map(|(name, status)| ((*name).to_owned(), HealthCheckResponse { status: (*status).into() }))
             .collect();
         Ok(Response::new(HealthListResponse { statuses }))
+    }
+}
+
+/// Tells a watcher the status now and every change of it, until the server stops or the watcher leaves.
+async fn tell_changes(
+    service: String,
+    mut statuses: watch::Receiver<Option<Statuses>>,
+    watcher: mpsc::Sender<Result<HealthCheckResponse, Status>>,
+) {
+    let mut told = None;
+    loop {
+        let (status, is_stopping) = {
+            let statuses = statuses.borrow_and_update();
+            let status = HealthService::status(statuses.as_ref(), &service);
+            (status.unwrap_or(ServingStatus::ServiceUnknown), statuses.is_none())
+        };
+        if told != Some(status) {
+            if watcher.send(Ok(HealthCheckResponse { status: status.into() })).await.is_err() {
+                return;
+            }
+            told = Some(status);
+        }
+        if is_stopping {
+            return;
+        }
+        tokio::select! {
+            changed = statuses.changed() => if changed.is_err() { return },
+            () = watcher.closed() => return,
+        }
     }
 }

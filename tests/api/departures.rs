@@ -8,7 +8,7 @@ use license_gateway::{
 };
 use tokio::time::sleep;
 
-use crate::support::{Gateway, Process, channel, customer, include, sandbox, unlimited};
+use crate::support::{Gateway, Process, channel, customer, include, living, sandbox, unlimited};
 
 /// The exchange takes 60 ms and the call another 60; callers leave 0, 7, 14 … 133 ms after they began.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -43,7 +43,7 @@ async fn a_caller_that_goes_away_at_20_moments_neither_stops_nor_hides_anything(
     let exchanges = sandbox.token_exchanges();
     assert!(exchanges.iter().all(|call| call.ending == Ending::Answered), "an exchange was cut: {exchanges:?}");
     let record = fs::read_to_string(dir.path().join("state/token.json")).unwrap();
-    assert!(record.contains(&sandbox.credentials().refresh_token), "the living refresh token is stored");
+    assert!(record.contains(&living(&sandbox)), "the living refresh token is stored");
 
     let recorded = |outcome: &str| {
         log.iter().filter(|line| line["message"] == "unassign finished" && line["outcome"] == outcome).count()

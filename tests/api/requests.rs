@@ -62,10 +62,10 @@ async fn open_scopes_are_refused_unless_the_configuration_allows_them() {
     let response = gateway.client().unassign_licenses(everyone()).await.unwrap().into_inner();
     assert_eq!(response.scope(), ScopeKind::AllCustomers);
     let bodies: Vec<_> = sandbox.unassign_calls().into_iter().map(|call| call.body.unwrap()).collect();
-    assert_eq!(bodies, [
-        json!({"services": [SERVICE], "exclude_customers": [spared]}),
-        json!({"services": [SERVICE]}),
-    ]);
+    assert_eq!(
+        bodies,
+        [json!({"services": [SERVICE], "exclude_customers": [spared]}), json!({"services": [SERVICE]}),]
+    );
     gateway.stop().await;
 }
 
@@ -81,12 +81,10 @@ async fn a_bad_request_names_every_violation_and_sends_nothing() {
     assert_eq!((failure.code, failure.reason.as_str()), (Code::InvalidArgument, "INVALID_REQUEST"));
     let fields: Vec<_> = failure.status.get_error_details().bad_request().unwrap().field_violations.clone();
     let fields: Vec<_> = fields.into_iter().map(|violation| violation.field).collect();
-    assert_eq!(fields, [
-        "include_customers.customer_ids[1]",
-        "include_customers.customer_ids[2]",
-        "services",
-        "reason"
-    ]);
+    assert_eq!(
+        fields,
+        ["include_customers.customer_ids[1]", "include_customers.customer_ids[2]", "services", "reason"]
+    );
 
     let failure = gateway.send(UnassignLicensesRequest::default()).await.unwrap_err();
     assert_eq!(failure.reason, "INVALID_REQUEST");
@@ -138,7 +136,11 @@ async fn services_are_listed_sorted_and_asked_for_once() {
     let status = gateway.client().list_services(ListServicesRequest {}).await.unwrap_err();
     let failure = Failure::from(status);
     assert_eq!((failure.code, failure.reason.as_str()), (Code::Unavailable, "CENTRAL_UNAVAILABLE"));
-    assert_eq!((failure.outcome.as_str(), failure.pushback.as_str()), ("not_applied", "1000"), "a read may be repeated");
+    assert_eq!(
+        (failure.outcome.as_str(), failure.pushback.as_str()),
+        ("not_applied", "1000"),
+        "a read may be repeated"
+    );
     gateway.client().list_services(ListServicesRequest {}).await.unwrap();
     gateway.stop().await;
 }

@@ -51,11 +51,12 @@ fn base64(bytes: &[u8]) -> String {
 fn leaks(text: &str) -> Vec<String> {
     let lower = text.to_lowercase();
     let found = disguises().into_iter().filter(|disguise| lower.contains(&disguise.to_lowercase()));
-    found.map(|disguise| {
-        let at = lower.find(&disguise.to_lowercase()).expect("just found");
-        text.chars().skip(at.saturating_sub(120)).take(240).collect()
-    })
-    .collect()
+    found
+        .map(|disguise| {
+            let at = lower.find(&disguise.to_lowercase()).expect("just found");
+            text.chars().skip(at.saturating_sub(120)).take(240).collect()
+        })
+        .collect()
 }
 
 /// What the process logged, the collector received and the callers were told, all at their most talkative.

@@ -42,6 +42,11 @@ pub fn customer(sandbox: &Sandbox, index: usize) -> String {
     sandbox.settings().customers[index].id.clone()
 }
 
+/// The refresh token that Central would take now.
+pub fn living(sandbox: &Sandbox) -> String {
+    sandbox.credentials().refresh_token.expect("the chain is not lost")
+}
+
 /// A sandbox that has no limits.
 pub async fn sandbox() -> Sandbox {
     Sandbox::start(unlimited()).await.expect("the sandbox starts")
