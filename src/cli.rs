@@ -4,6 +4,8 @@
 
 mod check_config;
 mod client;
+#[cfg(feature = "sandbox")]
+mod demo;
 mod failure;
 mod health;
 mod print;
@@ -37,6 +39,7 @@ Exit codes:
   64  the command line or the configuration is wrong
 
 Examples:
+  license-gateway demo
   license-gateway check-config --config gateway.toml
   license-gateway serve --config gateway.toml
   license-gateway services
@@ -46,6 +49,9 @@ Examples:
 enum Command {
     /// Run the gateway until SIGTERM or Ctrl-C
     Serve(serve::Serve),
+    /// See one call from end to end, on this machine alone: no account, no configuration
+    #[cfg(feature = "sandbox")]
+    Demo(demo::Demo),
     /// Take licences away from customers, through a running gateway
     Unassign(unassign::Unassign),
     /// List the services whose licences can be taken away
@@ -79,6 +85,8 @@ impl Cli {
     pub fn run(self) -> Exit {
         match self.command {
             Command::Serve(serve) => serve.run(),
+            #[cfg(feature = "sandbox")]
+            Command::Demo(demo) => finish(demo.run()),
             Command::Unassign(unassign) => finish(unassign.run()),
             Command::Services(services) => finish(services.run()),
             #[cfg(feature = "sandbox")]

@@ -167,7 +167,7 @@ impl Failure {
         }
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let (style, headline) = match self.outcome {
             Outcome::NotApplied => (BAD, "Failed: nothing was changed."),
             Outcome::Partial => (UNSURE, "Only a part was done."),
@@ -220,7 +220,7 @@ impl Failure {
 }
 
 impl Partial {
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let section = |(name, ids): (&str, &Vec<String>)| {
             let head = format!("  {name}: {}", ids.len());
             print::lines([head].into_iter().chain(ids.iter().map(|id| format!("    {}", clean(id)))))

@@ -234,7 +234,7 @@ fn usage(message: &str) -> Exit {
 
 /// Success. Serialized, it is the `--json` output, whose keys are stable.
 #[derive(Serialize)]
-struct Done {
+pub(super) struct Done {
     ok: bool,
     outcome: &'static str,
     operation_id: String,
@@ -245,7 +245,7 @@ struct Done {
 }
 
 impl Done {
-    fn of(response: UnassignLicensesResponse) -> Self {
+    pub(super) fn of(response: UnassignLicensesResponse) -> Self {
         Self {
             ok: true,
             outcome: Outcome::Applied.as_str(),
@@ -262,7 +262,7 @@ impl Done {
         }
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let customers =
             self.customer_count.map_or_else(|| "not known: the scope is open".to_owned(), |count| count.to_string());
         let rows = [

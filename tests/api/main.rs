@@ -3,6 +3,7 @@
 
 mod collector;
 mod commands;
+mod demo;
 mod departures;
 mod failures;
 mod requests;

@@ -1,0 +1,280 @@
+//! `demo`: a sandbox, a gateway, and one real call through both, told step by step.
+
+use std::{fmt::Write as _, fs, net::SocketAddr, path::Path, time::Duration};
+
+use clap::Args;
+use tokio::{sync::oneshot, task::JoinHandle};
+use tonic::{
+    Request,
+    metadata::{Ascii, MetadataValue},
+    transport::Channel,
+};
+use uuid::Uuid;
+
+use super::{
+    Exit,
+    client::chain,
+    failure::Failure,
+    print::{self, HEAD},
+    signals::told_to_stop,
+    unassign::Done,
+};
+use crate::{
+    config,
+    license::Outcome,
+    proto::{
+        CustomerList, UnassignLicensesRequest, licensing_service_client::LicensingServiceClient,
+        unassign_licenses_request::Scope,
+    },
+    sandbox::{Call, Customer, Ending, Operation, Sandbox, Settings},
+    server::Server,
+    telemetry::{Recorder, Telemetry},
+};
+
+/// Shows one call from end to end, on this machine alone.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct Demo {
+    /// Exit after the story instead of serving until Ctrl-C
+    #[arg(long)]
+    once: bool,
+}
+
+const AFTER_HELP: &str = "\
+Needs nothing: it plays Central itself, on free local ports, with an invented account. Where
+OTEL_EXPORTER_OTLP_ENDPOINT is set, the spans go there too.
+
+Example:
+  cargo run --release -- demo --once";
+
+/// What the demo takes away.
+const SERVICE: &str = "advanced_ap";
+
+/// How long the last spans may take to leave.
+const FLUSH_LIMIT: Duration = Duration::from_secs(2);
+
+impl Demo {
+    pub(super) async fn run(self) -> Exit {
+        match self.tell().await {
+            Ok(()) => Exit::Clean,
+            Err(message) => {
+                print::error(&message);
+                Exit::Failure
+            }
+        }
+    }
+
+    async fn tell(&self) -> Result<(), String> {
+        let stop = told_to_stop().map_err(|error| format!("cannot listen for signals: {error}"))?;
+        let directory =
+            tempfile::tempdir().map_err(|error| format!("cannot make a directory for its state: {error}"))?;
+        let stage = Stage::set(directory.path()).await?;
+        tell_the_call(&stage).await?;
+        tell_a_failure(&stage).await?;
+        if !self.once {
+            print::out(&more(&stage));
+            stop.await;
+        }
+        stage.strike().await;
+        Ok(())
+    }
+}
+
+/// Everything that plays along.
+struct Stage {
+    sandbox: Sandbox,
+    address: SocketAddr,
+    client: LicensingServiceClient<Channel>,
+    telemetry: Telemetry,
+    recorder: Recorder,
+    stop: oneshot::Sender<()>,
+    serving: JoinHandle<()>,
+}
+
+impl Stage {
+    async fn set(directory: &Path) -> Result<Self, String> {
+        let sandbox =
+            Sandbox::start(Settings::default()).await.map_err(|error| format!("the sandbox cannot listen: {error}"))?;
+        let config = configuration(&sandbox, directory)?;
+        let (telemetry, recorder) = Telemetry::start_recording(&config.telemetry).map_err(|error| chain(&error))?;
+        let server = Server::bind(config, telemetry.tracing()).await.map_err(|error| chain(&error))?;
+        let address = server.address();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = tokio::spawn(async move {
+            let stopped = async {
+                let _ = stopped.await;
+            };
+            if let Err(error) = server.serve(stopped).await {
+                print::error(&chain(&error));
+            }
+        });
+        let endpoint = Channel::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
+        let channel = endpoint.connect().await.map_err(|error| chain(&error))?;
+        let client = LicensingServiceClient::new(channel);
+        print::out(&format!(
+            "{HEAD}1. The stage{HEAD:#}\n\n{}",
+            print::list(&[
+                ("Central", format!("{} (a stand-in: `license-gateway sandbox`)", sandbox.base_url())),
+                ("gateway", format!("{address} (gRPC)")),
+            ])
+        ));
+        Ok(Self { sandbox, address, client, telemetry, recorder, stop, serving })
+    }
+
+    async fn strike(self) {
+        let _ = self.stop.send(());
+        drop(self.client);
+        let _ = self.serving.await;
+        self.telemetry.shutdown(FLUSH_LIMIT).await;
+        self.sandbox.stop().await;
+    }
+}
+
+/// A gateway's own configuration, as `config.example.toml` has it, for the sandbox's account.
+fn configuration(sandbox: &Sandbox, directory: &Path) -> Result<config::Config, String> {
+    let settings = sandbox.settings();
+    let write = |name: &str, text: &str| -> Result<std::path::PathBuf, String> {
+        let path = directory.join(name);
+        fs::write(&path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        Ok(path)
+    };
+    let secret = write("client_secret", &settings.client_secret)?;
+    let seed = write("refresh_token", &settings.refresh_token)?;
+    let variables = [
+        ("SERVER__LISTEN", "127.0.0.1:0".to_owned()),
+        ("CENTRAL__BASE_URL", sandbox.base_url()),
+        ("CENTRAL__ALLOW_PLAINTEXT", "true".to_owned()),
+        ("CREDENTIALS__CLIENT_ID", settings.client_id),
+        ("CREDENTIALS__CLIENT_SECRET_FILE", secret.display().to_string()),
+        ("CREDENTIALS__REFRESH_TOKEN_FILE", seed.display().to_string()),
+        ("TOKEN_STORE__PATH", directory.join("state").display().to_string()),
+    ];
+    let variables = variables.map(|(name, value)| (format!("{}{name}", config::settings::VARIABLE_PREFIX), value));
+    // Where spans go is the user's to say; everything else is the demo's.
+    let telemetry = config::process_environment().into_iter().filter(|(name, _)| name.starts_with("OTEL_"));
+    config::Config::load(None, telemetry.chain(variables)).map_err(|problems| problems.to_string())
+}
+
+async fn tell_the_call(stage: &Stage) -> Result<(), String> {
+    let customer = stage.sandbox.settings().customers[0].clone();
+    let trace_id = Uuid::new_v4().simple().to_string();
+    let request = request(&customer.id, &trace_id)?;
+    print::out(&format!(
+        "\n{HEAD}2. The request, over gRPC{HEAD:#}\n\n{}",
+        print::list(&[
+            ("method", "central.licensing.v1.LicensingService/UnassignLicenses".to_owned()),
+            ("include_customers", format!("{} ({})", customer.id, customer.name)),
+            ("services", SERVICE.to_owned()),
+            ("reason", REASON.to_owned()),
+            ("traceparent", format!("00-{trace_id}-{CALLERS_SPAN}-01 (the caller's trace)")),
+        ])
+    ));
+
+    let before = devices(&stage.sandbox, &customer);
+    let answer = stage.client.clone().unassign_licenses(request).await;
+    print::out(&format!("\n{HEAD}3. What Central saw{HEAD:#}\n\n{}", calls(&stage.sandbox.calls())));
+    print::out(&format!(
+        "\n{HEAD}4. The devices of {}, before and after{HEAD:#}\n\n{}",
+        customer.name,
+        comparison(&before, &devices(&stage.sandbox, &customer))
+    ));
+    let text = match answer {
+        Ok(response) => Done::of(response.into_inner()).text(),
+        Err(status) => Failure::of_status(&status, Outcome::Unknown).text(),
+    };
+    print::out(&format!("\n{HEAD}5. The answer{HEAD:#}\n\n{text}"));
+    print::out(&format!(
+        "\n{HEAD}6. The trace{HEAD:#}, below the caller's span\n\n{}",
+        indented(&stage.recorder.tree(&trace_id))
+    ));
+    Ok(())
+}
+
+async fn tell_a_failure(stage: &Stage) -> Result<(), String> {
+    let unknown = "00000000000000000000000000000000";
+    let request = request(unknown, &Uuid::new_v4().simple().to_string())?;
+    let text = match stage.client.clone().unassign_licenses(request).await {
+        Ok(response) => Done::of(response.into_inner()).text(),
+        Err(status) => Failure::of_status(&status, Outcome::Unknown).text(),
+    };
+    print::out(&format!(
+        "\n{HEAD}7. A failure{HEAD:#}: the same for customer {unknown}, whom Central does not know\n\n{text}"
+    ));
+    Ok(())
+}
+
+const REASON: &str = "demo";
+const CALLERS_SPAN: &str = "00f067aa0ba902b7";
+
+fn request(customer: &str, trace_id: &str) -> Result<Request<UnassignLicensesRequest>, String> {
+    let mut request = Request::new(UnassignLicensesRequest {
+        scope: Some(Scope::IncludeCustomers(CustomerList { customer_ids: vec![customer.to_owned()] })),
+        services: vec![SERVICE.to_owned()],
+        reason: REASON.to_owned(),
+    });
+    let traceparent: MetadataValue<Ascii> =
+        format!("00-{trace_id}-{CALLERS_SPAN}-01").parse().map_err(|_| "a trace id is hexadecimal".to_owned())?;
+    request.metadata_mut().insert("traceparent", traceparent);
+    request.set_timeout(Duration::from_secs(30));
+    Ok(request)
+}
+
+/// The calls as lines, with what the licensing call asked for.
+fn calls(calls: &[Call]) -> String {
+    let mut text = String::new();
+    for call in calls {
+        let status = match (call.status, call.ending) {
+            (Some(status), Ending::Answered) => status.to_string(),
+            (_, ending) => format!("{ending:?}"),
+        };
+        let what = match call.operation {
+            Operation::Token => "  (a refresh token for a new pair; stored before it is used)",
+            Operation::ServicesConfig => "  (which services are there? kept for an hour)",
+            _ => "",
+        };
+        let _ = writeln!(text, "  {} {} → {status}{what}", call.method, call.path);
+        if let Some(body) = &call.body {
+            let _ = writeln!(text, "    {body}");
+        }
+    }
+    text
+}
+
+fn devices(sandbox: &Sandbox, customer: &Customer) -> Vec<[String; 3]> {
+    let owners = sandbox.owners();
+    let devices = owners.iter().filter(|owner| owner.id == customer.id).flat_map(|owner| &owner.devices);
+    devices
+        .map(|device| {
+            let services: Vec<_> = device.services.iter().map(String::as_str).collect();
+            [device.serial.clone(), device.model.clone(), services.join(", ")]
+        })
+        .collect()
+}
+
+fn comparison(before: &[[String; 3]], after: &[[String; 3]]) -> String {
+    let shown = |services: &String| if services.is_empty() { "none".to_owned() } else { services.clone() };
+    let rows: Vec<_> = before
+        .iter()
+        .zip(after)
+        .map(|([serial, model, before], [_, _, after])| [serial.clone(), model.clone(), shown(before), shown(after)])
+        .collect();
+    print::table(["SERIAL", "MODEL", "BEFORE", "AFTER"], &rows)
+}
+
+fn more(stage: &Stage) -> String {
+    let customer = &stage.sandbox.settings().customers[1];
+    format!(
+        "\n{HEAD}8. Your turn{HEAD:#}: both go on until Ctrl-C\n\n  \
+         license-gateway unassign --address http://{address} --include {id} --service {SERVICE}\n  \
+         license-gateway services --address http://{address}\n  \
+         buf curl --protocol grpc --http2-prior-knowledge http://{address} --list-methods\n  \
+         curl {central}/__sandbox/",
+        address = stage.address,
+        id = customer.id,
+        central = stage.sandbox.base_url(),
+    )
+}
+
+fn indented(text: &str) -> String {
+    print::lines(text.lines().map(|line| format!("  {line}")))
+}
