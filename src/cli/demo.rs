@@ -151,7 +151,7 @@ fn configuration(sandbox: &Sandbox, directory: &Path) -> Result<config::Config, 
     ];
     let variables = variables.map(|(name, value)| (format!("{}{name}", config::settings::VARIABLE_PREFIX), value));
     // Where spans go is the user's to say; everything else is the demo's.
-    let telemetry = config::process_environment().into_iter().filter(|(name, _)| name.starts_with("OTEL_"));
+    let telemetry = config::process_environment().filter(|(name, _)| name.starts_with("OTEL_"));
     config::Config::load(None, telemetry.chain(variables)).map_err(|problems| problems.to_string())
 }
 

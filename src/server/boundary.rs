@@ -140,6 +140,8 @@ fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use http::HeaderValue;
+    use tonic_types::StatusExt as _;
+    use tower::ServiceExt as _;
 
     use super::*;
 
@@ -171,5 +173,60 @@ mod tests {
             assert_eq!(grpc_timeout(&headers), expected, "{text:?}");
         }
         assert_eq!(grpc_timeout(&HeaderMap::new()), None);
+    }
+
+    /// Sends one request through all that stands around a handler.
+    async fn through<F: Future<Output = Response> + Send + 'static>(
+        headers: &[(&'static str, &str)],
+        handler: impl FnOnce() -> F + Clone + Send + Sync + 'static,
+    ) -> Status {
+        let boundary = Boundary::new(TaskTracker::new());
+        let router = axum::Router::new()
+            .fallback(handler)
+            .layer(catch_panics())
+            .layer(axum::middleware::from_fn_with_state(boundary, guard));
+        let mut request = Request::builder().uri("/central.licensing.v1.LicensingService/UnassignLicenses");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(axum::body::Body::empty()).unwrap();
+        let response = router.oneshot(request).await.unwrap();
+        Status::from_header_map(response.headers()).expect("a failure")
+    }
+
+    fn reason_and_outcome(status: &Status) -> (String, String) {
+        let details = status.get_error_details();
+        let info = details.error_info().expect("every failure has one");
+        (info.reason.clone(), info.metadata["outcome"].clone())
+    }
+
+    #[tokio::test]
+    async fn a_panic_stays_inside_and_is_told_as_unknown() {
+        let status = through(&[], || async { panic!("on purpose") }).await;
+        assert_eq!(status.code(), Code::Internal);
+        assert_eq!(reason_and_outcome(&status), ("GATEWAY_INTERNAL".to_owned(), "unknown".to_owned()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_never_arrives_does_not_outlive_its_deadline() {
+        let began = Instant::now();
+        let status = through(&[("grpc-timeout", "300m")], std::future::pending).await;
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        assert_eq!(reason_and_outcome(&status).1, "unknown");
+        assert!(began.elapsed() < Duration::from_millis(300));
+    }
+
+    #[tokio::test]
+    async fn failures_of_the_transport_get_our_words_and_ours_keep_theirs() {
+        let table = [
+            (Status::out_of_range("too large"), Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
+            (Status::unimplemented(""), Code::Unimplemented, "NOT_IMPLEMENTED"),
+            (Status::internal("bad bytes"), Code::Internal, "MESSAGE_MALFORMED"),
+            (status::respond(&Failure::OpenScopeDenied, OperationId::new()), Code::PermissionDenied, "POLICY_DENIED"),
+        ];
+        for (made, code, reason) in table {
+            let status = through(&[], move || async move { made.into_http() }).await;
+            assert_eq!((status.code(), reason_and_outcome(&status).0.as_str()), (code, reason));
+        }
     }
 }

@@ -56,8 +56,8 @@ pub fn faults() -> Vec<Row> {
         ("cut answer, applied", reply(Reply::Truncated).and_applied(), lost()),
         ("silence", Fault::silence(), timed_out()),
         ("silence, applied", Fault::silence().and_applied(), timed_out()),
-        ("late", Fault::none().answering_late(Duration::from_secs(60)), timed_out()),
-        ("slow to start", Fault::none().delayed(Duration::from_secs(60)), timed_out()),
+        ("late", Fault::none().answering_late(Duration::from_mins(1)), timed_out()),
+        ("slow to start", Fault::none().delayed(Duration::from_mins(1)), timed_out()),
         (
             "200 that reports failure",
             reply(Reply::Success(SuccessBody::ReportsFailure)),

@@ -267,20 +267,6 @@ impl Process {
         Self { child, address: address.expect("an address"), lines, reader: Some(reader) }
     }
 
-    /// Waits for a log line.
-    pub async fn line(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
-        match timeout(PATIENCE, self.lines.wait_for(|lines| lines.iter().any(&wanted))).await {
-            Ok(Ok(lines)) => return lines.iter().find(|line| wanted(line)).expect("just seen").clone(),
-            Ok(Err(_)) | Err(_) => {}
-        }
-        panic!("that line was never logged; there are {:#?}", self.log())
-    }
-
-    /// Everything logged so far.
-    pub fn log(&self) -> Vec<Value> {
-        self.lines.borrow().clone()
-    }
-
     /// Asks it to stop.
     pub fn terminate(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
