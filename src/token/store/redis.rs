@@ -83,6 +83,7 @@ impl RedisStore {
             Ok(value) => self.0.understand(value),
             Err(Fault::WrongType) => Err(self.0.unusable("something else is stored there".to_owned())),
             Err(fault) => {
+                // Who is primary, or what the password is, may have changed: the next one begins anew.
                 self.0.disconnect().await;
                 Err(self.0.unavailable("be read", fault))
             }

@@ -31,30 +31,24 @@ pub(crate) struct RedisSettings {
     pub password_file: Option<PathBuf>,
     /// A PEM file with the certificate authorities to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
-    /// Our certificate and its key, PEM files, for servers that ask for one (Redis does unless told otherwise).
-    pub client_certificate: Option<ClientCertificate>,
+    /// Our certificate, a PEM file, for servers that ask for one: Redis does unless told otherwise.
+    pub client_certificate_file: Option<PathBuf>,
+    /// Its private key, a PEM file.
+    pub client_key_file: Option<PathBuf>,
     /// The key that holds the record.
     pub key: String,
 }
 
-/// Who we are to a server that asks for a certificate.
-#[derive(Debug, Clone)]
-pub(crate) struct ClientCertificate {
-    /// The certificate chain.
-    pub certificate_file: PathBuf,
-    /// Its private key.
-    pub key_file: PathBuf,
-}
-
 impl fmt::Debug for RedisSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { url: _, username, password_file, ca_file, client_certificate, key } = self;
+        let Self { url: _, username, password_file, ca_file, client_certificate_file, client_key_file, key } = self;
         f.debug_struct("RedisSettings")
             .field("url", &"[may hold a password]")
             .field("username", username)
             .field("password_file", password_file)
             .field("ca_file", ca_file)
-            .field("client_certificate", client_certificate)
+            .field("client_certificate_file", client_certificate_file)
+            .field("client_key_file", client_key_file)
             .field("key", key)
             .finish()
     }
@@ -111,10 +105,10 @@ fn read_url(text: &str) -> Result<Url, Error> {
 
 /// None: the address is one without TLS.
 fn with_tls(settings: &RedisSettings, address: &ConnectionAddr) -> Result<Option<TlsCertificates>, Error> {
-    let RedisSettings { ca_file, client_certificate, .. } = settings;
+    let RedisSettings { ca_file, client_certificate_file, client_key_file, .. } = settings;
     if !matches!(address, ConnectionAddr::TcpTls { .. }) {
-        return match (ca_file, client_certificate) {
-            (None, None) => Ok(None),
+        return match (ca_file, client_certificate_file, client_key_file) {
+            (None, None, None) => Ok(None),
             _ => Err(wrong("token_store.url", "must begin with rediss://, since certificates for TLS are set")),
         };
     }
@@ -122,11 +116,12 @@ fn with_tls(settings: &RedisSettings, address: &ConnectionAddr) -> Result<Option
     if root_cert.as_ref().is_some_and(|pem| !pem.windows(17).any(|part| part == b"BEGIN CERTIFICATE")) {
         return Err(wrong("token_store.ca_file", "holds no certificate"));
     }
-    let client_tls = match client_certificate {
-        Some(ClientCertificate { certificate_file, key_file }) => {
-            Some(ClientTlsConfig { client_cert: read(certificate_file)?, client_key: read(key_file)? })
+    let client_tls = match (client_certificate_file, client_key_file) {
+        (Some(certificate), Some(key)) => {
+            Some(ClientTlsConfig { client_cert: read(certificate)?, client_key: read(key)? })
         }
-        None => None,
+        (None, None) => None,
+        _ => return Err(wrong("token_store.client_certificate_file", "and token_store.client_key_file go together")),
     };
     Ok(Some(TlsCertificates { client_tls, root_cert }))
 }

@@ -24,10 +24,7 @@ use tokio::{
 };
 
 use self::redis_server::RedisServer;
-use super::{
-    connect::{ANSWER_TIMEOUT, ClientCertificate},
-    *,
-};
+use super::{connect::ANSWER_TIMEOUT, *};
 use crate::token::store::{
     TokenStore,
     conformance::{self, record},
@@ -41,7 +38,8 @@ fn settings(url: &str) -> RedisSettings {
         username: None,
         password_file: None,
         ca_file: None,
-        client_certificate: None,
+        client_certificate_file: None,
+        client_key_file: None,
         key: KEY.to_owned(),
     }
 }
@@ -309,7 +307,7 @@ async fn a_connection_that_was_cut_while_idle_is_replaced() {
     stored(&store, record(1)).await;
     for _ in 0..20 {
         let killed: i64 = admin(&server, &["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
-        assert_eq!(killed, 1);
+        assert!(killed >= 1);
         assert_eq!(store.load().await.unwrap().record, Some(record(1)));
     }
 }
@@ -483,9 +481,11 @@ async fn a_server_that_asks_for_a_certificate_gets_ours() {
     let _server = tls.server("yes");
     let without = RedisStore::open(&tls.settings("localhost")).unwrap();
     assert!(matches!(without.load().await, Err(Error::Unavailable { .. })));
-    let certificate =
-        ClientCertificate { certificate_file: tls.path("gateway.pem"), key_file: tls.path("gateway.key") };
-    let with = RedisSettings { client_certificate: Some(certificate), ..tls.settings("localhost") };
+    let with = RedisSettings {
+        client_certificate_file: Some(tls.path("gateway.pem")),
+        client_key_file: Some(tls.path("gateway.key")),
+        ..tls.settings("localhost")
+    };
     stored(&RedisStore::open(&with).unwrap(), record(1)).await;
 }
 
@@ -525,6 +525,10 @@ fn settings_that_make_no_sense_are_refused_without_showing_them() {
         ),
         (RedisSettings { password_file: Some(missing), ..plain() }, "cannot read"),
         (RedisSettings { ca_file: Some(empty.clone()), ..plain() }, "must begin with rediss://"),
+        (
+            RedisSettings { client_key_file: Some(empty.clone()), ..settings("rediss://localhost") },
+            "token_store.client_certificate_file and token_store.client_key_file go together",
+        ),
         (
             RedisSettings { ca_file: Some(empty), ..settings("rediss://localhost") },
             "token_store.ca_file holds no certificate",
