@@ -8,7 +8,11 @@
 
 #[cfg(test)]
 mod conformance;
+mod envelope;
 mod file;
+#[cfg(feature = "redis-store")]
+#[cfg_attr(not(test), expect(dead_code, reason = "not yet to be chosen by token_store.kind"))]
+mod redis;
 
 use std::time::{Duration, SystemTime};
 
@@ -88,6 +92,10 @@ pub(super) enum Swap {
 pub(super) enum TokenStore {
     /// `file`.
     File(FileStore),
+    /// `redis`.
+    #[cfg(feature = "redis-store")]
+    #[cfg_attr(not(test), expect(dead_code, reason = "not yet to be chosen by token_store.kind"))]
+    Redis(redis::RedisStore),
 }
 
 impl TokenStore {
@@ -95,6 +103,8 @@ impl TokenStore {
     pub(super) async fn load(&self) -> Result<Loaded, Error> {
         match self {
             Self::File(store) => store.load().await,
+            #[cfg(feature = "redis-store")]
+            Self::Redis(store) => store.load().await,
         }
     }
 
@@ -103,6 +113,8 @@ impl TokenStore {
     pub(super) async fn cas(&self, version: Version, record: Record) -> Result<Swap, Error> {
         match self {
             Self::File(store) => store.cas(version, record).await,
+            #[cfg(feature = "redis-store")]
+            Self::Redis(store) => store.cas(version, record).await,
         }
     }
 
@@ -110,6 +122,8 @@ impl TokenStore {
     pub(super) fn is_exclusive(&self) -> bool {
         match self {
             Self::File(_) => true,
+            #[cfg(feature = "redis-store")]
+            Self::Redis(_) => false,
         }
     }
 }
@@ -135,6 +149,27 @@ pub enum Error {
         /// The file.
         path: std::path::PathBuf,
         /// What is wrong with it.
+        problem: String,
+    },
+    /// The same under a key of a Redis server.
+    #[error(
+        "the token record under the key {key:?} {store} cannot be used: {problem}; it was left as it is. Restore its \
+         value, or delete the key and put a new refresh token in place"
+    )]
+    UnusableKey {
+        /// The key.
+        key: String,
+        /// Which server, without secrets.
+        store: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A setting makes no sense.
+    #[error("{setting} {problem}")]
+    Setting {
+        /// Its name.
+        setting: &'static str,
+        /// What is wrong with it, without secrets.
         problem: String,
     },
     /// The store cannot be reached, or did not answer in time. Whether a record was stored is not known.

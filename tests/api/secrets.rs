@@ -62,7 +62,7 @@ fn leaks(text: &str) -> Vec<String> {
 /// What the process logged, the collector received and the callers were told, all at their most talkative.
 async fn everything_said(reason: &str) -> String {
     let mut settings = unlimited();
-    settings.token_prefix = CANARY.to_owned();
+    CANARY.clone_into(&mut settings.token_prefix);
     settings.client_secret = format!("{CANARY}secret");
     settings.refresh_token = format!("{CANARY}seed");
     let sandbox = Sandbox::start(settings).await.unwrap();

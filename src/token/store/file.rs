@@ -13,11 +13,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
-
-use super::{Error, Loaded, Record, SCHEMA, Swap, Version};
-use crate::token::secret::hex;
+use super::{Error, Loaded, Record, Swap, Version, envelope::Envelope};
 
 /// More than any record takes: tokens of 4 KiB and a hundred seeds fit.
 const RESERVED_BYTES: usize = 32 * 1024;
@@ -31,16 +27,6 @@ struct Directory {
     path: PathBuf,
     /// Held as long as the store is open; the operating system lets go of it when the process dies.
     _lock: File,
-}
-
-/// What stands in the file: the record's own JSON, guarded by a checksum.
-#[derive(Serialize, Deserialize)]
-struct Envelope {
-    /// Over `serial` and exactly the bytes of `record`.
-    sha256: String,
-    /// Counts the records that were stored here, so that a version is never used twice.
-    serial: u64,
-    record: String,
 }
 
 impl FileStore {
@@ -107,7 +93,7 @@ impl Directory {
             }
             Err(source) => return Err(Error::Io { action: "read", path, source }),
         }
-        match read_envelope(&bytes) {
+        match Envelope::open(&bytes) {
             Ok((record, serial)) => Ok(Loaded { record: Some(record), version: Version(serial.to_string()) }),
             Err(problem) => Err(Error::Unusable { path, problem }),
         }
@@ -120,7 +106,7 @@ impl Directory {
         let serial = version.0.parse().unwrap_or(0_u64) + 1;
         self.keep_previous()?;
         self.reserve()?;
-        self.write_reserved(&write_envelope(serial, record))?;
+        self.write_reserved(&Envelope::seal(serial, record).to_bytes())?;
         if record.intent.is_some() {
             self.reserve()?; // a token is about to be spent: its successor must find room
         }
@@ -184,38 +170,6 @@ impl Directory {
     }
 }
 
-fn write_envelope(serial: u64, record: &Record) -> Vec<u8> {
-    let record = serde_json::to_string(record).expect("a record is always JSON");
-    let envelope = Envelope { sha256: checksum(serial, &record), serial, record };
-    serde_json::to_vec(&envelope).expect("texts and numbers are always JSON")
-}
-
-/// The record and its serial number, or what is wrong in words that hold nothing of the file.
-fn read_envelope(bytes: &[u8]) -> Result<(Record, u64), String> {
-    #[derive(Deserialize)]
-    struct Schema {
-        schema: u32,
-    }
-
-    let place = |error: serde_json::Error| format!("line {}, column {}", error.line(), error.column());
-    let envelope: Envelope =
-        serde_json::from_slice(bytes).map_err(|error| format!("it is damaged at {}", place(error)))?;
-    if checksum(envelope.serial, &envelope.record) != envelope.sha256 {
-        return Err("its checksum does not fit: it is damaged or was edited by hand".to_owned());
-    }
-    let Schema { schema } = serde_json::from_str(&envelope.record).map_err(|_| "it has no schema".to_owned())?;
-    if schema != SCHEMA {
-        return Err(format!("its schema is {schema} and this version knows {SCHEMA}; a newer version wrote it"));
-    }
-    let record =
-        serde_json::from_str(&envelope.record).map_err(|error| format!("it makes no sense at {}", place(error)))?;
-    Ok((record, envelope.serial))
-}
-
-fn checksum(serial: u64, record: &str) -> String {
-    hex(&Sha256::digest(format!("{serial} {record}").as_bytes()))
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
@@ -266,7 +220,7 @@ mod tests {
         let good = fs::read(&path).unwrap();
         let newer = {
             let record = serde_json::to_string(&record(1)).unwrap().replace("\"schema\":1", "\"schema\":2");
-            serde_json::to_vec(&Envelope { sha256: checksum(1, &record), serial: 1, record }).unwrap()
+            Envelope::seal_text(1, record).to_bytes()
         };
         let mut flipped = good.clone();
         let middle = flipped.len() / 2;

@@ -1,0 +1,203 @@
+//! The record in one key of a Redis server: for replicas that share an account.
+//!
+//! A compare-and-swap is one Lua script, which the server runs whole or not at all. The version is a hash of the
+//! stored bytes, and every write has an id of its own in those bytes: no version comes twice, and whoever has lost an
+//! answer can look whether the write arrived. Nothing is sent twice behind our back: the plain connection is used, not
+//! the library's connection manager.
+//!
+//! Durability is the server's: see [`durability`]. One primary; a replica is refused.
+
+mod connect;
+mod durability;
+mod fault;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, sync::Arc};
+
+use redis::{Cmd, FromRedisValue, aio::MultiplexedConnection};
+use serde::Serialize;
+use sha1_smol::Sha1;
+use tokio::sync::Mutex;
+use tracing::warn;
+use uuid::Uuid;
+
+pub(crate) use self::connect::RedisSettings;
+use self::{durability::ServerSettings, fault::Fault};
+use super::{Error, Loaded, Record, Swap, Version, envelope::Envelope};
+
+/// `KEYS[1]`: the key. `ARGV[1]`: the SHA-1 of the value that was read, or nothing if there was none. `ARGV[2]`: the
+/// new value. `SET` also takes away a time to live that somebody may have given the key.
+///
+/// Sent as it is, without `EVALSHA`: some 200 bytes a few times an hour are cheaper than a second way to succeed.
+const COMPARE_AND_SWAP: &str = "\
+local stored = redis.call('GET', KEYS[1])
+if (stored and redis.sha1hex(stored) or '') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
+return 1
+";
+
+/// The record under a key.
+#[derive(Debug, Clone)]
+pub(crate) struct RedisStore(Arc<Server>);
+
+struct Server {
+    settings: RedisSettings,
+    /// Where it is, for people: no secrets.
+    name: String,
+    connection: Mutex<Option<MultiplexedConnection>>,
+    /// What was last said about the server's durability.
+    warned: Mutex<Vec<String>>,
+}
+
+/// What is stored. The write id makes the bytes of every write different from those of all others.
+#[derive(Serialize)]
+struct Value {
+    write_id: Uuid,
+    #[serde(flatten)]
+    envelope: Envelope,
+}
+
+impl RedisStore {
+    /// Checks the settings and the files they name. The server is reached at the first use, so that the gateway starts
+    /// without it.
+    pub(crate) fn open(settings: &RedisSettings) -> Result<Self, Error> {
+        let client = connect::client(settings)?;
+        Ok(Self(Arc::new(Server {
+            settings: settings.clone(),
+            name: format!("in Redis at {}", client.get_connection_info().addr()),
+            connection: Mutex::default(),
+            warned: Mutex::default(),
+        })))
+    }
+
+    /// The record as it stands.
+    pub(crate) async fn load(&self) -> Result<Loaded, Error> {
+        let get = redis::cmd("GET").arg(&self.0.settings.key).take();
+        let value: Result<Option<Vec<u8>>, Fault> = match self.0.ask(&get).await? {
+            // A connection that was cut while nobody used it shows at the next use. Reading twice does no harm.
+            Err(Fault::Connection(_)) => self.0.ask(&get).await?,
+            answer => answer,
+        };
+        match value {
+            Ok(value) => self.0.understand(value),
+            Err(Fault::WrongType) => Err(self.0.unusable("something else is stored there".to_owned())),
+            Err(fault) => {
+                // Who is primary, or what the password is, may have changed: the next one begins anew.
+                self.0.disconnect().await;
+                Err(self.0.unavailable("be read", fault))
+            }
+        }
+    }
+
+    /// Replaces the record if it is still the one of `version`.
+    pub(crate) async fn cas(&self, version: Version, record: Record) -> Result<Swap, Error> {
+        let (serial, sha1) = version.0.split_once(' ').unwrap_or(("0", ""));
+        let serial = serial.parse().unwrap_or(0_u64) + 1;
+        let value = Value { write_id: Uuid::new_v4(), envelope: Envelope::seal(serial, &record) };
+        let value = serde_json::to_vec(&value).expect("texts and numbers are always JSON");
+        let ours = version_of(serial, &value);
+        let key = &self.0.settings.key;
+        let swap = redis::cmd("EVAL").arg(COMPARE_AND_SWAP).arg(1).arg(key).arg(sha1).arg(value).take();
+        match self.0.ask(&swap).await? {
+            Ok(true) => Ok(Swap::Stored(ours)),
+            Ok(false) => Ok(Swap::Conflict),
+            Err(fault) if fault.is_refusal() => Err(self.0.unavailable("be written", fault)), // surely not written
+            Err(fault) => self.settle(&version, ours, fault).await,
+        }
+    }
+
+    /// What is unsafe about the server's settings: a crash could lose a record that it said was stored. Every new
+    /// connection says it in the log too.
+    pub(crate) async fn durability_warnings(&self) -> Result<Vec<String>, Error> {
+        let mut connection = self.0.connection().await?;
+        let settings = ServerSettings::read(&mut connection).await;
+        Ok(settings.map_err(|fault| self.0.unavailable("be reached", fault))?.warnings())
+    }
+
+    /// The answer to a swap did not come: looks once what became of it.
+    ///
+    /// After a time-out this asks over the same connection, on which the server answers in order, so that what it says
+    /// is final. After a broken connection the script may still run later, so an unchanged record proves nothing.
+    async fn settle(&self, before: &Version, ours: Version, fault: Fault) -> Result<Swap, Error> {
+        match self.load().await {
+            Ok(loaded) if loaded.version == ours => Ok(Swap::Stored(ours)),
+            // Ours can never be stored again, or was and has been replaced: there is another record to look at.
+            Ok(loaded) if loaded.version != *before => Ok(Swap::Conflict),
+            Err(error @ Error::UnusableKey { .. }) => Err(error),
+            Ok(_) | Err(_) => Err(self.0.unavailable("be written", fault)),
+        }
+    }
+}
+
+impl Server {
+    /// Sends a command, once. The outer error: there is no connection, so it was surely not sent.
+    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<Result<T, Fault>, Error> {
+        let mut connection = self.connection().await?;
+        let answer = command.query_async(&mut connection).await.map_err(Fault::from);
+        // Not after a time-out: what was sent may still be answered there.
+        if let Err(Fault::Connection(_) | Fault::Replica) = answer {
+            self.disconnect().await;
+        }
+        Ok(answer)
+    }
+
+    /// The connection, made if needed. Whoever comes meanwhile waits for it.
+    async fn connection(&self) -> Result<MultiplexedConnection, Error> {
+        let mut held = self.connection.lock().await;
+        if let Some(connection) = &*held {
+            return Ok(connection.clone());
+        }
+        let unreachable = |fault| self.unavailable("be reached", fault);
+        let mut connection = connect::connect(&self.settings).await?.map_err(unreachable)?;
+        let settings = ServerSettings::read(&mut connection).await.map_err(unreachable)?;
+        if settings.is_primary() == Some(false) {
+            return Err(unreachable(Fault::Replica));
+        }
+        self.warn(settings.warnings()).await;
+        Ok(held.insert(connection).clone())
+    }
+
+    async fn disconnect(&self) {
+        *self.connection.lock().await = None;
+    }
+
+    async fn warn(&self, warnings: Vec<String>) {
+        let mut warned = self.warned.lock().await;
+        if *warned != warnings {
+            for problem in &warnings {
+                warn!(store = self.name, problem, "a crash of the token store may lose the only living refresh token");
+            }
+            *warned = warnings;
+        }
+    }
+
+    fn understand(&self, value: Option<Vec<u8>>) -> Result<Loaded, Error> {
+        let Some(value) = value else {
+            return Ok(Loaded { record: None, version: Version(String::new()) });
+        };
+        match Envelope::open(&value) {
+            Ok((record, serial)) => Ok(Loaded { record: Some(record), version: version_of(serial, &value) }),
+            Err(problem) => Err(self.unusable(problem)),
+        }
+    }
+
+    fn unusable(&self, problem: String) -> Error {
+        Error::UnusableKey { key: self.settings.key.clone(), store: self.name.clone(), problem }
+    }
+
+    fn unavailable(&self, action: &'static str, fault: Fault) -> Error {
+        Error::Unavailable { store: self.name.clone(), action, source: Box::new(fault) }
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// Tells a value from every other one: the script compares the hash, the next write counts on from the serial number.
+fn version_of(serial: u64, value: &[u8]) -> Version {
+    Version(format!("{serial} {}", Sha1::from(value).digest()))
+}

@@ -1,0 +1,163 @@
+//! From the settings to a connection.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use redis::{
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, IntoConnectionInfo as _, TlsCertificates,
+    aio::MultiplexedConnection,
+};
+use url::Url;
+
+use super::fault::Fault;
+use crate::token::store::Error;
+
+/// From the first packet to the end of the log-in.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A healthy server answers in a millisecond, with a sync of its disk in some ten. Callers wait: this is long enough.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Where the record is, and who may have it: section `token_store` with the kind `redis`.
+#[derive(Clone)]
+pub(crate) struct RedisSettings {
+    /// `redis://host:6379/0`, `rediss://…` with TLS, or `unix:///path/to/socket?db=0`. May hold a user and a password.
+    pub url: String,
+    /// The user; none: the one in the URL, or the server's default user.
+    pub username: Option<String>,
+    /// The file with the password, read again for every connection.
+    pub password_file: Option<PathBuf>,
+    /// A PEM file with the certificate authorities to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Our certificate, a PEM file, for servers that ask for one: Redis does unless told otherwise.
+    pub client_certificate_file: Option<PathBuf>,
+    /// Its private key, a PEM file.
+    pub client_key_file: Option<PathBuf>,
+    /// The key that holds the record.
+    pub key: String,
+}
+
+impl fmt::Debug for RedisSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { url: _, username, password_file, ca_file, client_certificate_file, client_key_file, key } = self;
+        f.debug_struct("RedisSettings")
+            .field("url", &"[may hold a password]")
+            .field("username", username)
+            .field("password_file", password_file)
+            .field("ca_file", ca_file)
+            .field("client_certificate_file", client_certificate_file)
+            .field("client_key_file", client_key_file)
+            .field("key", key)
+            .finish()
+    }
+}
+
+/// A connection that is logged in. The outer error: the settings are at fault.
+pub(super) async fn connect(settings: &RedisSettings) -> Result<Result<MultiplexedConnection, Fault>, Error> {
+    let settings = settings.clone();
+    // It reads files.
+    let client = tokio::task::spawn_blocking(move || client(&settings)).await;
+    let client = client.expect("reading settings does not panic, and nobody cancels it")?;
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_TIMEOUT))
+        .set_response_timeout(Some(ANSWER_TIMEOUT));
+    Ok(client.get_multiplexed_async_connection_with_config(&config).await.map_err(Fault::from))
+}
+
+/// What the settings come to, with the files as they are now.
+pub(super) fn client(settings: &RedisSettings) -> Result<Client, Error> {
+    if settings.key.is_empty() {
+        return Err(wrong("token_store.key", "is empty"));
+    }
+    let url = read_url(&settings.url)?;
+    // Its messages hold nothing of the URL but the name of what is wrong.
+    let info = url.into_connection_info().map_err(|error| wrong("token_store.url", error.to_string()))?;
+    let info = match (with_tls(settings, info.addr())?, info) {
+        (None, info) => info,
+        (Some(certificates), info) => Client::build_with_tls(info, certificates)
+            .map_err(|_| wrong("token_store.ca_file", "or the client certificate holds no usable PEM"))?
+            .get_connection_info()
+            .clone(),
+    };
+    let login = with_login(settings, info.redis_settings().clone())?;
+    Client::open(info.set_redis_settings(login)).map_err(|error| wrong("token_store.url", error.to_string()))
+}
+
+/// Takes only what it knows: a misspelt parameter would otherwise be a setting that nobody obeys.
+fn read_url(text: &str) -> Result<Url, Error> {
+    let wrong = |problem: &str| wrong("token_store.url", problem);
+    let url = Url::parse(text).map_err(|error| wrong(&format!("is no URL: {error}")))?;
+    let known: &[&str] = match url.scheme() {
+        "redis" | "rediss" | "valkey" | "valkeys" => &[],
+        "unix" | "redis+unix" | "valkey+unix" => &["db", "user", "pass"],
+        _ => return Err(wrong("must begin with redis://, rediss:// or unix://")),
+    };
+    if url.query_pairs().any(|(name, _)| !known.contains(&&*name)) {
+        return Err(wrong("has a parameter that is not known"));
+    }
+    if url.fragment().is_some() {
+        return Err(wrong("has a #fragment, which means nothing here; a certificate is always checked"));
+    }
+    Ok(url)
+}
+
+/// None: the address is one without TLS.
+fn with_tls(settings: &RedisSettings, address: &ConnectionAddr) -> Result<Option<TlsCertificates>, Error> {
+    let RedisSettings { ca_file, client_certificate_file, client_key_file, .. } = settings;
+    if !matches!(address, ConnectionAddr::TcpTls { .. }) {
+        return match (ca_file, client_certificate_file, client_key_file) {
+            (None, None, None) => Ok(None),
+            _ => Err(wrong("token_store.url", "must begin with rediss://, since certificates for TLS are set")),
+        };
+    }
+    let root_cert = ca_file.as_deref().map(read).transpose()?;
+    if root_cert.as_ref().is_some_and(|pem| !pem.windows(17).any(|part| part == b"BEGIN CERTIFICATE")) {
+        return Err(wrong("token_store.ca_file", "holds no certificate"));
+    }
+    let client_tls = match (client_certificate_file, client_key_file) {
+        (Some(certificate), Some(key)) => {
+            Some(ClientTlsConfig { client_cert: read(certificate)?, client_key: read(key)? })
+        }
+        (None, None) => None,
+        _ => return Err(wrong("token_store.client_certificate_file", "and token_store.client_key_file go together")),
+    };
+    Ok(Some(TlsCertificates { client_tls, root_cert }))
+}
+
+fn with_login(
+    settings: &RedisSettings,
+    mut login: redis::RedisConnectionInfo,
+) -> Result<redis::RedisConnectionInfo, Error> {
+    if let Some(username) = &settings.username {
+        if login.username().is_some() {
+            return Err(wrong("token_store.username", "is set, and token_store.url names a user too"));
+        }
+        login = login.set_username(username);
+    }
+    if let Some(path) = &settings.password_file {
+        if login.password().is_some() {
+            return Err(wrong("token_store.password_file", "is set, and token_store.url holds a password too"));
+        }
+        let password = String::from_utf8(read(path)?).unwrap_or_default();
+        let password = password.trim_end_matches(['\r', '\n']);
+        if password.is_empty() {
+            return Err(wrong("token_store.password_file", "holds no password"));
+        }
+        login = login.set_password(password);
+    }
+    // The library would not log in at all, and the server would take us for its default user.
+    if login.username().is_some() && login.password().is_none() {
+        return Err(wrong("token_store.username", "needs a password: set token_store.password_file"));
+    }
+    Ok(login)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    fs::read(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })
+}
+
+fn wrong(setting: &'static str, problem: impl Into<String>) -> Error {
+    Error::Setting { setting, problem: problem.into() }
+}
