@@ -8,6 +8,7 @@ mod journal;
 mod keeper;
 mod oauth;
 mod refresh;
+mod rehearsal;
 mod secret;
 mod seed;
 mod store;

@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
@@ -28,6 +28,7 @@ use super::{
     journal::Journal,
     oauth::{Exchanged, TokenEndpoint},
     refresh::{self, Memory, SEND_WINDOW, Step, Wanted},
+    rehearsal::{hurried, moment, wall_clock},
     seed, serves,
     store::{self, Loaded, Record, SCHEMA, Swap, TokenStore, Version},
 };
@@ -226,7 +227,7 @@ impl Keeper {
         let began = Instant::now();
         loop {
             let Loaded { record, version } = self.load().await?;
-            let (now, wall) = (Instant::now(), SystemTime::now());
+            let (now, wall) = (Instant::now(), wall_clock());
             match refresh::decide(record.as_ref(), &self.memory, wanted, now, wall, Uuid::new_v4()) {
                 Step::NeedsSeed => return Err(Trouble { error: Error::NeedsSeed, wait: LOOK_EVERY }),
                 Step::Lost(record) => return self.heal(record, version).await,
@@ -248,10 +249,12 @@ impl Keeper {
                     sleep(WAIT_EVERY).await;
                 }
                 Step::Claim(claimed) => {
+                    moment("about to claim");
                     let claiming = Instant::now();
                     let Some(version) = self.swap(version, claimed.clone()).await? else { continue };
+                    moment("claimed");
                     // Counted from before the claim: whoever is paused at any moment of it must not send.
-                    if !self.memory.is_exclusive && claiming.elapsed() > SEND_WINDOW {
+                    if !self.memory.is_exclusive && claiming.elapsed() > hurried(SEND_WINDOW) {
                         self.forget_intent(claimed, version).await;
                         return Err(Trouble::later(refresh::backoff(self.failures + 1), TooSlow));
                     }
@@ -270,13 +273,15 @@ impl Keeper {
         origins: &[Origin],
     ) -> Result<(), Trouble> {
         let was_refused = self.refused.is_some_and(|refused| wanted == Wanted::NewerThan(refused));
+        moment("about to present");
         let exchanged = self.endpoint.refresh(&claimed.refresh_token, origins).await;
+        moment("answered");
         match exchanged {
             Exchanged::Pair(pair) => {
                 let record = Record {
                     generation: claimed.generation + 1,
                     access_token: Some(pair.access_token),
-                    received_at: SystemTime::now(),
+                    received_at: wall_clock(),
                     lifetime: pair.lifetime,
                     refresh_token: pair.refresh_token,
                     intent: None,
@@ -325,7 +330,7 @@ impl Keeper {
     async fn heal(&mut self, lost: Record, version: Version) -> Result<(), Trouble> {
         let needs_seed = Trouble { error: Error::Lost, wait: LOOK_EVERY };
         let Some(login) = self.login.clone() else { return Err(needs_seed) };
-        let Some(counted) = refresh::login(&lost, self.memory.owner, SystemTime::now(), Uuid::new_v4()) else {
+        let Some(counted) = refresh::login(&lost, self.memory.owner, wall_clock(), Uuid::new_v4()) else {
             return Err(needs_seed);
         };
         // Counted in the store before it is tried: neither restarts nor replicas make more of it.
@@ -340,7 +345,7 @@ impl Keeper {
                     family: Uuid::new_v4(),
                     generation: counted.generation + 1,
                     access_token: Some(pair.access_token),
-                    received_at: SystemTime::now(),
+                    received_at: wall_clock(),
                     lifetime: pair.lifetime,
                     refresh_token: pair.refresh_token,
                     consumed_seeds: counted.consumed_seeds,
@@ -369,10 +374,12 @@ impl Keeper {
         if timeout(SAVE_PATIENCE, self.save()).await.is_err() {
             warn!(generation = record.generation, "the token store is slow; the new pair is used before it is stored");
         }
+        moment("kept");
         if !self.is_saved {
             self.write_journal(&record);
         }
         self.publish(&record, lifetime.saturating_sub(received.elapsed()), replaced_a_refused_one);
+        moment("published");
     }
 
     fn write_journal(&self, record: &Record) {
@@ -416,7 +423,7 @@ impl Keeper {
     }
 
     fn adopt(&mut self, record: Record) {
-        let remaining = refresh::remaining(&record, SystemTime::now());
+        let remaining = refresh::remaining(&record, wall_clock());
         self.publish(&record, remaining, false);
         self.memory.newest = Some(record);
     }
@@ -450,11 +457,13 @@ impl Keeper {
                 }
             };
             let newest = self.memory.newest.as_ref().map_or(0, |newest| newest.generation);
+            moment("about to adopt a seed");
             match seed::adopt(&self.store, &seed, newest).await {
                 Ok(seed::Adoption::AlreadyKnown) => {}
                 Ok(seed::Adoption::Adopted(seeded)) => {
                     info!(generation = seeded.generation, seed = %seed.fingerprint(), "a new refresh token was adopted");
                     self.begin_anew(seeded);
+                    moment("adopted a seed");
                 }
                 Err(error) => {
                     if self.failure.is_none() {

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use url::form_urlencoded;
 
-use super::secret::Secret;
+use super::{rehearsal::hurried, secret::Secret};
 use crate::{
     config::{self, GrantPlacement},
     exchange::{self, Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},
@@ -135,7 +135,7 @@ impl TokenEndpoint {
     ) -> Result<Self, SetupError> {
         Ok(Self {
             // A kept connection could be closing just now, and the answer is the only copy of the new token.
-            http: HttpClient::new(central, Connections::Fresh, tracing)?.with_timeout(EXCHANGE_TIMEOUT),
+            http: HttpClient::new(central, Connections::Fresh, tracing)?.with_timeout(hurried(EXCHANGE_TIMEOUT)),
             client_id: credentials.client_id.clone(),
             client_secret_file: credentials.client_secret_file.clone(),
             placement: credentials.grant_placement,

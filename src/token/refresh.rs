@@ -5,7 +5,10 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::store::{Intent, Record};
+use super::{
+    rehearsal::hurried,
+    store::{Intent, Record},
+};
 
 /// Where in its life a token is renewed: late enough to be cheap, early enough to try for a long time.
 const RENEW_AT: f64 = 2.0 / 3.0;
@@ -110,9 +113,9 @@ pub(super) fn decide(
 
 /// Whether an intent was left alone long enough. Its owner may have presented the token: what follows is suspect.
 fn is_abandoned(intent: &Intent, memory: &Memory, now: Instant) -> bool {
-    memory
-        .foreign_intent
-        .is_some_and(|(nonce, since)| nonce == intent.nonce && now.saturating_duration_since(since) >= HOLD_OFF)
+    memory.foreign_intent.is_some_and(|(nonce, since)| {
+        nonce == intent.nonce && now.saturating_duration_since(since) >= hurried(HOLD_OFF)
+    })
 }
 
 /// Whether a lost chain may be healed by a login now: the intent to store first, which counts it.
@@ -153,12 +156,12 @@ pub(super) fn is_gateway_fault(replaced_a_refused_one: bool, was_ever_accepted: 
 
 /// How long to wait after the n-th failure in a row, from 1: 1, 2, 4 … 60 seconds.
 pub(super) fn backoff(failures: u32) -> Duration {
-    Duration::from_secs(1 << failures.clamp(1, 7).saturating_sub(1)).min(Duration::from_mins(1))
+    hurried(Duration::from_secs(1 << failures.clamp(1, 7).saturating_sub(1)).min(Duration::from_mins(1)))
 }
 
 /// How long to wait before a suspect token is presented again, after so many tries: 5, 10, 20 … 60 seconds.
 pub(super) fn suspect_wait(tries: u32) -> Duration {
-    Duration::from_secs(5 << tries.clamp(1, 5).saturating_sub(1)).min(Duration::from_mins(1))
+    hurried(Duration::from_secs(5 << tries.clamp(1, 5).saturating_sub(1)).min(Duration::from_mins(1)))
 }
 
 #[cfg(test)]

@@ -1,16 +1,13 @@
 //! The refresh token that a person puts in place.
 
-use std::{
-    io,
-    path::Path,
-    time::{Duration, SystemTime},
-};
+use std::{io, path::Path, time::Duration};
 
 use serde::Deserialize;
 use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::{
+    rehearsal::wall_clock,
     secret::Secret,
     store::{Error, Loaded, Record, SCHEMA, Swap, TokenStore},
 };
@@ -55,7 +52,7 @@ pub(super) async fn adopt(store: &TokenStore, seed: &Secret, newest_seen: u64) -
             family: Uuid::new_v4(),
             generation: stored.max(newest_seen) + 1,
             access_token: None,
-            received_at: SystemTime::now(),
+            received_at: wall_clock(),
             lifetime: Duration::ZERO,
             refresh_token: seed.clone(),
             consumed_seeds,
