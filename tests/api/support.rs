@@ -268,6 +268,21 @@ impl Process {
         Self { child, address: address.expect("an address"), lines, reader: Some(reader) }
     }
 
+    /// Waits for a log line with this message.
+    #[cfg(feature = "rehearsal")]
+    pub async fn said(&mut self, message: &str) {
+        let said = |lines: &Vec<Value>| lines.iter().any(|line| line["message"] == message);
+        let waited = timeout(PATIENCE, self.lines.wait_for(said)).await;
+        assert!(matches!(waited, Ok(Ok(_))), "it never said {message:?}: {:#?}", self.lines.borrow());
+    }
+
+    /// Kills it, without a word.
+    #[cfg(feature = "rehearsal")]
+    pub async fn kill(mut self) {
+        self.child.kill().expect("it runs");
+        self.exit().await;
+    }
+
     /// Asks it to stop.
     pub fn terminate(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
