@@ -147,6 +147,19 @@ pub struct Credentials {
     pub refresh_token_file: Option<PathBuf>,
     /// Where the parameters of the refresh grant travel.
     pub grant_placement: GrantPlacement,
+    /// How a lost chain may be healed without a person.
+    pub login: Option<Login>,
+}
+
+/// A user of Central who may log in with a password: not one of a single sign-on domain.
+#[derive(Debug, Clone)]
+pub struct Login {
+    /// The user's name.
+    pub username: String,
+    /// The file that holds the password.
+    pub password_file: PathBuf,
+    /// The MSP's own customer id.
+    pub customer_id: String,
 }
 
 /// Where the parameters of the refresh grant travel.
@@ -278,6 +291,30 @@ fn credentials(reader: &mut Reader) -> Credentials {
         grant_placement: reader
             .choice("credentials.grant_placement", &[("form", GrantPlacement::Form), ("query", GrantPlacement::Query)])
             .unwrap_or(GrantPlacement::Form),
+        login: login(reader),
+    }
+}
+
+/// All three or none.
+fn login(reader: &mut Reader) -> Option<Login> {
+    let username = reader.text("credentials.username", visible);
+    let password_file = reader.text("credentials.password_file", secret);
+    let customer_id = reader.text("credentials.customer_id", visible);
+    match (username, password_file, customer_id) {
+        (Some(username), Some(password_file), Some(customer_id)) => {
+            Some(Login { username, password_file: password_file.into(), customer_id })
+        }
+        (None, None, None) => None,
+        (username, password_file, _) => {
+            let missing = match (username, password_file) {
+                (None, _) => "credentials.username",
+                (_, None) => "credentials.password_file",
+                _ => "credentials.customer_id",
+            };
+            let problem = "is missing: a login needs credentials.username, .password_file and .customer_id";
+            reader.problem(missing, problem.to_owned());
+            None
+        }
     }
 }
 

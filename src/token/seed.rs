@@ -1,10 +1,19 @@
 //! The refresh token that a person puts in place.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use serde::Deserialize;
+use tokio::time::sleep;
+use uuid::Uuid;
 
-use super::secret::Secret;
+use super::{
+    secret::Secret,
+    store::{Error, Loaded, Record, SCHEMA, Swap, TokenStore},
+};
 
 /// Reads the refresh token in a file: the bare token, or the JSON that Central's "Download Token" button gives.
 /// None: there is no such file, or it is empty.
@@ -18,6 +27,49 @@ pub(super) async fn read(path: &Path) -> Result<Option<Secret>, &'static str> {
         Err(_) => Err("it cannot be read"),
     }
 }
+
+/// What became of a seed.
+#[derive(Debug)]
+pub(super) enum Adoption {
+    /// It begins a new chain: this record is stored, and its refresh token was not presented yet.
+    Adopted(Record),
+    /// It was adopted before; presenting it again would present a spent token.
+    AlreadyKnown,
+}
+
+/// Makes a seed the record's refresh token, unless it was adopted before. Its fingerprint is stored with it, before
+/// anybody presents it. `newest_seen` is the newest generation the caller knows of, should the store have gone
+/// backwards.
+pub(super) async fn adopt(store: &TokenStore, seed: &Secret, newest_seen: u64) -> Result<Adoption, Error> {
+    let fingerprint = seed.fingerprint();
+    loop {
+        let Loaded { record, version } = store.load().await?;
+        let mut consumed_seeds = record.as_ref().map(|record| record.consumed_seeds.clone()).unwrap_or_default();
+        if consumed_seeds.contains(&fingerprint) {
+            return Ok(Adoption::AlreadyKnown);
+        }
+        consumed_seeds.push(fingerprint.clone());
+        let stored = record.map_or(0, |record| record.generation);
+        let seeded = Record {
+            schema: SCHEMA,
+            family: Uuid::new_v4(),
+            generation: stored.max(newest_seen) + 1,
+            access_token: None,
+            received_at: SystemTime::now(),
+            lifetime: Duration::ZERO,
+            refresh_token: seed.clone(),
+            consumed_seeds,
+            intent: None,
+        };
+        if let Swap::Stored(_) = store.cas(version, seeded.clone()).await? {
+            return Ok(Adoption::Adopted(seeded));
+        }
+        sleep(CONFLICT_PAUSE).await;
+    }
+}
+
+/// Lets whoever else writes finish.
+const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
 
 fn parse(text: &str) -> Result<Option<Secret>, &'static str> {
     #[derive(Deserialize)]

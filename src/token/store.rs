@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub(super) use self::file::FileStore;
+pub(super) use self::{envelope::Envelope, file::FileStore};
 use super::secret::{Fingerprint, Secret};
 
 /// The only schema so far. A record of a newer one is refused, never overwritten.
@@ -63,6 +63,22 @@ pub(super) struct Intent {
     pub suspect: bool,
     /// How often the token was presented under this intent.
     pub tries: u32,
+    /// Central refused the token: it is dead, and nobody presents it again.
+    #[serde(default)]
+    pub refused: bool,
+    /// How often a login with user name and password was tried since then.
+    #[serde(default)]
+    pub logins: u32,
+    /// When the last of them was, by the clock of whoever tried.
+    #[serde(default)]
+    pub last_login: Option<SystemTime>,
+}
+
+impl Intent {
+    /// A fresh one.
+    pub(super) fn new(owner: Uuid, nonce: Uuid, generation: u64) -> Self {
+        Self { generation, nonce, owner, suspect: false, tries: 1, refused: false, logins: 0, last_login: None }
+    }
 }
 
 /// Which state of the record was read: `cas` succeeds only if it is still the one.

@@ -167,6 +167,7 @@ pub fn config(sandbox: &Sandbox, dir: &Path) -> config::Config {
             client_secret_file: file("client_secret", &settings.client_secret),
             refresh_token_file: Some(file("refresh_token", &settings.refresh_token)),
             grant_placement: config::GrantPlacement::Form,
+            login: None,
         },
         token_store: config::TokenStore { path: dir.join("state") },
         log: config::Log { filter: "info".to_owned(), format: config::LogFormat::Json },
@@ -283,6 +284,7 @@ impl Process {
     }
 }
 
+#[allow(clippy::unnecessary_debug_formatting)] // quoted, as TOML wants it
 fn config_toml(config: &config::Config) -> String {
     format!(
         "[server]\nlisten = \"127.0.0.1:0\"\ndrain_timeout = \"10s\"\n\
