@@ -152,7 +152,7 @@ impl Keeper {
                 self.save().await;
             }
             if look_at <= Instant::now() {
-                look_at = Instant::now() + LOOK_EVERY;
+                look_at = Instant::now() + hurried(LOOK_EVERY);
                 self.look_for_seeds().await;
                 self.look_at_the_store().await;
             }
@@ -229,7 +229,7 @@ impl Keeper {
             let Loaded { record, version } = self.load().await?;
             let (now, wall) = (Instant::now(), wall_clock());
             match refresh::decide(record.as_ref(), &self.memory, wanted, now, wall, Uuid::new_v4()) {
-                Step::NeedsSeed => return Err(Trouble { error: Error::NeedsSeed, wait: LOOK_EVERY }),
+                Step::NeedsSeed => return Err(Trouble { error: Error::NeedsSeed, wait: hurried(LOOK_EVERY) }),
                 Step::Lost(record) => return self.heal(record, version).await,
                 Step::Adopt(record) => {
                     self.adopt(record);
@@ -328,7 +328,7 @@ impl Keeper {
 
     /// Heals a lost chain by a login, where that is configured and not yet used up.
     async fn heal(&mut self, lost: Record, version: Version) -> Result<(), Trouble> {
-        let needs_seed = Trouble { error: Error::Lost, wait: LOOK_EVERY };
+        let needs_seed = Trouble { error: Error::Lost, wait: hurried(LOOK_EVERY) };
         let Some(login) = self.login.clone() else { return Err(needs_seed) };
         let Some(counted) = refresh::login(&lost, self.memory.owner, wall_clock(), Uuid::new_v4()) else {
             return Err(needs_seed);

@@ -272,8 +272,8 @@ impl Process {
     #[cfg(feature = "rehearsal")]
     pub async fn said(&mut self, message: &str) {
         let said = |lines: &Vec<Value>| lines.iter().any(|line| line["message"] == message);
-        let waited = timeout(PATIENCE, self.lines.wait_for(said)).await;
-        assert!(matches!(waited, Ok(Ok(_))), "it never said {message:?}: {:#?}", self.lines.borrow());
+        let was_said = matches!(timeout(PATIENCE, self.lines.wait_for(said)).await, Ok(Ok(_)));
+        assert!(was_said, "it never said {message:?}: {:#?}", self.lines.borrow());
     }
 
     /// Kills it, without a word.
