@@ -203,6 +203,12 @@ impl Failure {
             humantime::format_duration(Duration::from_secs_f64(seconds.ceil().min(1e9))).to_string()
         });
         match (self.outcome, self.retry.allowed, wait) {
+            (Outcome::NotApplied, Some(false), None) if self.code == "DEADLINE_EXCEEDED" => {
+                "Repeating it is safe; give it more time.".to_owned()
+            }
+            (Outcome::NotApplied, Some(false), None) if self.code == "ABORTED" => {
+                "Repeating it is safe once the conflict is over.".to_owned()
+            }
             (Outcome::NotApplied, Some(false), None) => "Repeating it unchanged will not help.".to_owned(),
             (Outcome::NotApplied, _, Some(wait)) => format!("Repeat it in {wait}."),
             (Outcome::NotApplied, _, None) => "Repeating it is safe.".to_owned(),

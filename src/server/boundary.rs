@@ -64,6 +64,7 @@ impl Boundary {
 pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request, next: Next) -> Response {
     let operation_id = request.extensions().get().copied().unwrap_or_else(OperationId::new);
     let is_infrastructure = request.uri().path().starts_with("/grpc.");
+    let is_read = request.uri().path().ends_with("/ListServices");
     if boundary.is_draining.load(Relaxed) && !is_infrastructure {
         return respond(&Failure::Draining, operation_id);
     }
@@ -82,6 +83,7 @@ pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request
     match answered {
         Ok(response) if is_infrastructure => response,
         Ok(response) => in_our_words(response, operation_id),
+        Err(_) if is_read => respond(&Failure::ReadDeadlineExceeded, operation_id),
         Err(_) => respond(&Failure::DeadlineExceeded { nothing_was_sent: false }, operation_id),
     }
 }

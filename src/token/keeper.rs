@@ -546,8 +546,9 @@ impl Keeper {
         self.failure = Some((error, Instant::now() + wait));
     }
 
+    /// A token that is young enough and that Central has not refused.
     fn has_valid_token(&self) -> bool {
-        self.current.load().as_ref().is_some_and(|token| serves(token, None))
+        self.current.load().as_ref().is_some_and(|token| serves(token, self.refused))
     }
 
     fn answer(&self, waiting: &mut Vec<Ask>) {
