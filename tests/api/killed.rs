@@ -137,6 +137,39 @@ async fn kill_at(moment: Moment, chain: Chain) {
     assert_eq!(lost, expected, "chains lost and detected in {kills} kills at {moment:?}");
 }
 
+/// The store is stuck with the new pair: nobody uses it meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pair_is_not_used_before_it_is_stored() {
+    let sandbox = Sandbox::start(unlimited().with_generated_customers(1)).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let moment_file = dir.path().join("moment");
+    let more = [("LICENSE_GATEWAY_REHEARSAL_MOMENT_FILE", moment_file.to_str().unwrap())];
+    let mut process = Process::serve(&sandbox, dir.path(), &more).await;
+    let client = LicensingServiceClient::new(channel(process.address).await);
+    recover(&client, &sandbox, dir.path()).await;
+
+    fs::write(&moment_file, "save: about to write").unwrap();
+    sandbox.revoke_access_token();
+    let request = || {
+        let mut request = tonic::Request::new(include(&[&customer(&sandbox, 0)]));
+        request.set_timeout(Duration::from_millis(500));
+        request
+    };
+    let first = tokio::spawn({
+        let (mut client, request) = (client.clone(), request());
+        async move { client.unassign_licenses(request).await }
+    });
+    process.said("stopped for the rehearsal").await;
+    sandbox.clear_calls();
+    // Somebody new, who would be given whatever is published.
+    let status = client.clone().unassign_licenses(request()).await.unwrap_err();
+    assert_eq!(Failure::from(status).outcome, "not_applied");
+    let _ = first.await;
+    let calls = sandbox.unassign_calls();
+    assert!(calls.iter().all(|call| call.status == Some(401)), "the new pair was used: {calls:#?}");
+    process.kill().await;
+}
+
 /// Waits until requests are served again; whether a person had to put a new seed in place for that.
 async fn recover(client: &LicensingServiceClient<Channel>, sandbox: &Sandbox, dir: &Path) -> bool {
     let began = Instant::now();
