@@ -2,17 +2,24 @@
 //!
 //! `flock` on `lock`, held for the life of the process, keeps a second process out. A new record is written into space
 //! that was reserved beforehand (`token.next`), synced, renamed over `token.json`, and the directory is synced: after
-//! a crash at any moment there is the old record or the new one, never neither. Space is reserved *before* a refresh
-//! token is spent, so that a full disk cannot swallow its successor.
+//! a crash at any moment there is the old record or the new one, never neither (shown in `file/crashes.rs`). Space
+//! is reserved *before* a refresh token is spent, so that a full disk cannot swallow its successor.
 
+#[cfg(test)]
+mod crashes;
+
+#[cfg(not(test))]
+use std::fs;
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read as _, Seek as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
+#[cfg(test)]
+use self::crashes::disk as fs; // `std::fs`, or a simulated disk where a test asks for one
+use self::fs::{File, OpenOptions, TryLockError};
 use super::{Error, Loaded, Record, Swap, Version, envelope::Envelope};
 
 /// More than any record takes: tokens of 4 KiB and a hundred seeds fit.
@@ -36,7 +43,7 @@ impl FileStore {
             let path = path.to_owned();
             move |source| Error::Io { action, path, source }
         };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create", path))?;
+        create_dir(path).map_err(io("create", path))?;
         let lock_path = path.join("lock");
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
         let lock = lock.map_err(io("open", &lock_path))?;
@@ -80,6 +87,20 @@ impl FileStore {
             }),
         }
     }
+}
+
+/// Makes a directory that outlasts a crash: its name stands in the one above it, and so on upwards.
+fn create_dir(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    // Synced even if all of them were there: whoever made them may have been killed before this.
+    for above in path.ancestors().skip(1) {
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        // Where we may not look, or what is read-only and cannot be synced, we have made nothing.
+        if File::open(above).and_then(|above| above.sync_all()).is_err() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 impl Directory {
@@ -134,14 +155,17 @@ impl Directory {
     fn reserve(&self) -> Result<(), Error> {
         let path = self.reserve_path();
         let reserve = || -> io::Result<()> {
-            let mut file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
-            if file.metadata()?.len() != RESERVED_BYTES as u64 {
-                file.set_len(0)?;
-                // Written, not just extended: a hole is no room.
-                file.write_all(&vec![b' '; RESERVED_BYTES])?;
-                file.sync_all()?;
+            match File::open(&path).and_then(|file| file.metadata()) {
+                Ok(found) if found.len() == RESERVED_BYTES as u64 => return Ok(()),
+                // Not emptied: if a crash kept only half of a rename, it is the record, by its other name.
+                Ok(_) => fs::remove_file(&path)?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
             }
-            Ok(())
+            let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path)?;
+            // Written, not just extended: a hole is no room.
+            file.write_all(&vec![b' '; RESERVED_BYTES])?;
+            file.sync_all()
         };
         reserve().map_err(|source| Error::Io { action: "reserve space in", path: path.clone(), source })
     }
@@ -172,7 +196,7 @@ impl Directory {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{fs, os::unix::fs::PermissionsExt as _};
 
     use uuid::Uuid;
 
@@ -240,6 +264,19 @@ mod tests {
             store.cas(Version(String::new()), record(5)).await.unwrap_err();
             assert_eq!(fs::read(&path).unwrap(), bytes, "left as it is");
         }
+    }
+
+    /// As a file system may leave it that keeps one half of a rename; `crashes` meets it on its own.
+    #[tokio::test]
+    async fn a_record_that_is_also_the_next_one_is_not_emptied() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path()).unwrap();
+        stored(&store, record(1)).await;
+        fs::hard_link(dir.path().join("token.json"), dir.path().join("token.next")).unwrap();
+        stored(&store, record(2)).await;
+        let previous = fs::read(dir.path().join("token.previous.json")).unwrap();
+        assert_eq!(Envelope::open(&previous).unwrap().0, record(1));
+        assert_eq!(store.load().await.unwrap().record, Some(record(2)));
     }
 
     #[tokio::test]
