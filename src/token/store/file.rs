@@ -17,10 +17,13 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use tracing::warn;
+
 #[cfg(test)]
 use self::crashes::disk as fs; // `std::fs`, or a simulated disk where a test asks for one
 use self::fs::{File, OpenOptions, TryLockError};
 use super::{Error, Loaded, Record, Swap, Version, envelope::Envelope};
+use crate::token::rehearsal::{Purpose, storing};
 
 /// More than any record takes: tokens of 4 KiB and a hundred seeds fit.
 const RESERVED_BYTES: usize = 32 * 1024;
@@ -125,9 +128,16 @@ impl Directory {
             return Ok(Swap::Conflict);
         }
         let serial = version.0.parse().unwrap_or(0_u64) + 1;
-        self.keep_previous()?;
+        let purpose = if record.intent.is_some() { Purpose::Claim } else { Purpose::Save };
+        storing(purpose, "about to keep the previous record");
+        // For people only: not worth failing for, when the new record may be the only living pair.
+        if let Err(error) = self.keep_previous() {
+            warn!(error = &error as &(dyn std::error::Error + 'static), "the previous token record is not kept");
+        }
+        storing(purpose, "about to reserve space");
         self.reserve()?;
-        self.write_reserved(&Envelope::seal(serial, record).to_bytes())?;
+        storing(purpose, "about to write");
+        self.write_reserved(&Envelope::seal(serial, record).to_bytes(), purpose)?;
         if record.intent.is_some() {
             self.reserve()?; // a token is about to be spent: its successor must find room
         }
@@ -171,16 +181,21 @@ impl Directory {
     }
 
     /// Writes into the reserved blocks, then gives the file its place.
-    fn write_reserved(&self, bytes: &[u8]) -> Result<(), Error> {
+    fn write_reserved(&self, bytes: &[u8], purpose: Purpose) -> Result<(), Error> {
         let (from, to) = (self.reserve_path(), self.record_path());
         let write = || -> io::Result<()> {
             let mut file = OpenOptions::new().write(true).open(&from)?;
             file.rewind()?;
             file.write_all(bytes)?;
             file.set_len(bytes.len() as u64)?;
+            storing(purpose, "written");
             file.sync_all()?;
+            storing(purpose, "synced");
             fs::rename(&from, &to)?;
-            File::open(&self.path)?.sync_all()
+            storing(purpose, "renamed");
+            File::open(&self.path)?.sync_all()?;
+            storing(purpose, "durable");
+            Ok(())
         };
         write().map_err(|source| Error::Io { action: "write", path: to.clone(), source })
     }
