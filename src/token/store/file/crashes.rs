@@ -206,7 +206,7 @@ impl Run {
     fn record(&mut self, has_intent: bool) -> Record {
         let generation = self.generation;
         let nonce = Uuid::from_u128(self.rng.random());
-        let intent = Intent { generation, nonce, owner: Uuid::nil(), suspect: false, tries: 1 };
+        let intent = Intent::new(Uuid::nil(), nonce, generation);
         let letters = self.rng.random_range(50..600);
         let token = |rng: &mut StdRng| {
             Secret::new((0..letters).map(|_| char::from(rng.random_range(b'a'..=b'z'))).collect::<String>())
