@@ -4,6 +4,7 @@
 
 mod collector;
 mod commands;
+mod custody;
 mod demo;
 mod departures;
 mod failures;
