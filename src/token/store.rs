@@ -9,6 +9,9 @@
 #[cfg(test)]
 mod conformance;
 mod file;
+#[cfg(feature = "kubernetes-store")]
+#[expect(dead_code, reason = "until token_store.kind can choose it")]
+mod kubernetes;
 
 use std::time::{Duration, SystemTime};
 
@@ -16,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub(super) use self::file::FileStore;
+#[cfg(feature = "kubernetes-store")]
+pub(super) use self::kubernetes::KubernetesStore;
 use super::secret::{Fingerprint, Secret};
 
 /// The only schema so far. A record of a newer one is refused, never overwritten.
@@ -88,6 +93,10 @@ pub(super) enum Swap {
 pub(super) enum TokenStore {
     /// `file`.
     File(FileStore),
+    /// `kubernetes`.
+    #[cfg(feature = "kubernetes-store")]
+    #[cfg_attr(not(test), expect(dead_code, reason = "until token_store.kind can choose it"))]
+    Kubernetes(KubernetesStore),
 }
 
 impl TokenStore {
@@ -95,6 +104,8 @@ impl TokenStore {
     pub(super) async fn load(&self) -> Result<Loaded, Error> {
         match self {
             Self::File(store) => store.load().await,
+            #[cfg(feature = "kubernetes-store")]
+            Self::Kubernetes(store) => store.load().await,
         }
     }
 
@@ -103,6 +114,8 @@ impl TokenStore {
     pub(super) async fn cas(&self, version: Version, record: Record) -> Result<Swap, Error> {
         match self {
             Self::File(store) => store.cas(version, record).await,
+            #[cfg(feature = "kubernetes-store")]
+            Self::Kubernetes(store) => store.cas(version, record).await,
         }
     }
 
@@ -110,6 +123,8 @@ impl TokenStore {
     pub(super) fn is_exclusive(&self) -> bool {
         match self {
             Self::File(_) => true,
+            #[cfg(feature = "kubernetes-store")]
+            Self::Kubernetes(_) => false,
         }
     }
 }
@@ -146,6 +161,16 @@ pub enum Error {
         action: &'static str,
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The server behind the store refuses, until somebody changes what it allows.
+    #[error("the token store {store} cannot {action}: {hint}")]
+    Refused {
+        /// Which store, without secrets.
+        store: String,
+        /// What was tried.
+        action: &'static str,
+        /// What to change.
+        hint: String,
     },
     /// The operating system refuses.
     #[error("the token store cannot {action} {path:?}")]
