@@ -13,6 +13,9 @@ mod file;
 #[cfg(feature = "redis-store")]
 #[cfg_attr(not(test), expect(dead_code, reason = "not yet to be chosen by token_store.kind"))]
 mod redis;
+#[cfg(feature = "kubernetes-store")]
+#[expect(dead_code, reason = "until token_store.kind can choose it")]
+mod kubernetes;
 
 use std::time::{Duration, SystemTime};
 
@@ -20,6 +23,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub(super) use self::file::FileStore;
+#[cfg(feature = "kubernetes-store")]
+pub(super) use self::kubernetes::KubernetesStore;
 use super::secret::{Fingerprint, Secret};
 
 /// The only schema so far. A record of a newer one is refused, never overwritten.
@@ -96,6 +101,10 @@ pub(super) enum TokenStore {
     #[cfg(feature = "redis-store")]
     #[cfg_attr(not(test), expect(dead_code, reason = "not yet to be chosen by token_store.kind"))]
     Redis(redis::RedisStore),
+    /// `kubernetes`.
+    #[cfg(feature = "kubernetes-store")]
+    #[cfg_attr(not(test), expect(dead_code, reason = "until token_store.kind can choose it"))]
+    Kubernetes(KubernetesStore),
 }
 
 impl TokenStore {
@@ -105,6 +114,8 @@ impl TokenStore {
             Self::File(store) => store.load().await,
             #[cfg(feature = "redis-store")]
             Self::Redis(store) => store.load().await,
+            #[cfg(feature = "kubernetes-store")]
+            Self::Kubernetes(store) => store.load().await,
         }
     }
 
@@ -115,6 +126,8 @@ impl TokenStore {
             Self::File(store) => store.cas(version, record).await,
             #[cfg(feature = "redis-store")]
             Self::Redis(store) => store.cas(version, record).await,
+            #[cfg(feature = "kubernetes-store")]
+            Self::Kubernetes(store) => store.cas(version, record).await,
         }
     }
 
@@ -124,6 +137,8 @@ impl TokenStore {
             Self::File(_) => true,
             #[cfg(feature = "redis-store")]
             Self::Redis(_) => false,
+            #[cfg(feature = "kubernetes-store")]
+            Self::Kubernetes(_) => false,
         }
     }
 }
@@ -181,6 +196,16 @@ pub enum Error {
         action: &'static str,
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The server behind the store refuses, until somebody changes what it allows.
+    #[error("the token store {store} cannot {action}: {hint}")]
+    Refused {
+        /// Which store, without secrets.
+        store: String,
+        /// What was tried.
+        action: &'static str,
+        /// What to change.
+        hint: String,
     },
     /// The operating system refuses.
     #[error("the token store cannot {action} {path:?}")]
