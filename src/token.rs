@@ -7,6 +7,7 @@
 //! The order that matters: an intent is stored, the refresh token is presented, its successor is stored, and only then
 //! is the new token used. What to do at each moment is decided by the pure functions of [`refresh`].
 
+pub(crate) mod admin;
 mod oauth;
 mod refresh;
 mod secret;

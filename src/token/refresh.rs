@@ -76,10 +76,26 @@ pub(super) fn decide(record: Option<&Record>, memory: &Memory, wanted: Wanted, n
             Intent { tries: intent.tries + 1, ..intent.clone() }
         }
         // A dead process may have presented it: so it is suspect from the start.
-        Some(intent) if intent.generation == record.generation => {
-            Intent { generation: record.generation, nonce, owner: memory.owner, suspect: true, tries: intent.tries + 1 }
-        }
-        _ => Intent { generation: record.generation, nonce, owner: memory.owner, suspect: false, tries: 1 },
+        Some(intent) if intent.generation == record.generation => Intent {
+            generation: record.generation,
+            nonce,
+            owner: memory.owner,
+            suspect: true,
+            tries: intent.tries + 1,
+            refused: false,
+            logins: 0,
+            last_login: None,
+        },
+        _ => Intent {
+            generation: record.generation,
+            nonce,
+            owner: memory.owner,
+            suspect: false,
+            tries: 1,
+            refused: false,
+            logins: 0,
+            last_login: None,
+        },
     };
     Step::Claim(Record { intent: Some(intent), ..record.clone() })
 }
@@ -145,7 +161,7 @@ mod tests {
     }
 
     fn intent(owner: Uuid, generation: u64, suspect: bool, tries: u32) -> Intent {
-        Intent { generation, nonce: NONCE, owner, suspect, tries }
+        Intent { generation, nonce: NONCE, owner, suspect, tries, refused: false, logins: 0, last_login: None }
     }
 
     #[test]

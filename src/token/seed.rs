@@ -1,10 +1,90 @@
-//! The refresh token that a person puts in place.
+//! The refresh token that a person puts in place: how it is read, how it becomes the record, and how it is handed to a
+//! gateway that holds the store.
 
-use std::{io, path::Path};
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
 
 use serde::Deserialize;
+use uuid::Uuid;
 
-use super::secret::Secret;
+use super::{
+    secret::Secret,
+    store::{self, Loaded, Record, SCHEMA, Swap, TokenStore},
+};
+
+/// What became of a seed.
+#[derive(Debug)]
+pub(super) enum Adoption {
+    /// It is stored as this record, and nobody has presented it yet.
+    Adopted(Record),
+    /// It was adopted before, and may have been presented since: nothing was changed.
+    AlreadyKnown,
+}
+
+/// Makes the seed the record, as the first pair of a new family, unless it was adopted before. Its fingerprint is stored
+/// with it, before anybody presents it: a manifest that is applied again never presents a spent token.
+///
+/// `newest_generation_seen` is what this process knows besides the store; the seed's generation is above both.
+pub(super) async fn adopt(
+    store: &TokenStore,
+    seed: &Secret,
+    newest_generation_seen: u64,
+) -> Result<Adoption, store::Error> {
+    loop {
+        let Loaded { record, version } = store.load().await?;
+        if record.as_ref().is_some_and(|record| knows(record, seed)) {
+            return Ok(Adoption::AlreadyKnown);
+        }
+        let stored_generation = record.as_ref().map_or(0, |record| record.generation);
+        let mut consumed_seeds = record.map(|record| record.consumed_seeds).unwrap_or_default();
+        consumed_seeds.push(seed.fingerprint());
+        let seeded = Record {
+            schema: SCHEMA,
+            family: Uuid::new_v4(),
+            generation: stored_generation.max(newest_generation_seen) + 1,
+            access_token: None,
+            received_at: SystemTime::now(),
+            lifetime: Duration::ZERO,
+            refresh_token: seed.clone(),
+            consumed_seeds,
+            intent: None,
+        };
+        if let Swap::Stored(_) = store.cas(version, seeded.clone()).await? {
+            return Ok(Adoption::Adopted(seeded));
+        }
+    }
+}
+
+/// Whether the seed was adopted before. The refresh token that lives now counts too: to adopt it again would make a
+/// gateway that presents it at this moment throw the successor away.
+pub(super) fn knows(record: &Record, seed: &Secret) -> bool {
+    record.consumed_seeds.contains(&seed.fingerprint()) || record.refresh_token == *seed
+}
+
+/// Where a gateway that holds the store of this directory looks for a seed, besides its seed file: it adopts what is
+/// there, and removes it.
+pub(super) fn inbox(directory: &Path) -> PathBuf {
+    directory.join("seed")
+}
+
+/// Puts a seed into the inbox, whole or not at all.
+pub(super) fn hand_over(directory: &Path, seed: &Secret) -> io::Result<()> {
+    let written = directory.join("seed.next");
+    match fs::remove_file(&written) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&written)?;
+    file.write_all(seed.expose().as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&written, inbox(directory))?;
+    File::open(directory)?.sync_all()
+}
 
 /// Reads the refresh token in a file: the bare token, or the JSON that Central's "Download Token" button gives.
 /// None: there is no such file, or it is empty.
@@ -19,7 +99,8 @@ pub(super) async fn read(path: &Path) -> Result<Option<Secret>, &'static str> {
     }
 }
 
-fn parse(text: &str) -> Result<Option<Secret>, &'static str> {
+/// As [`read`], of a text.
+pub(super) fn parse(text: &str) -> Result<Option<Secret>, &'static str> {
     #[derive(Deserialize)]
     struct Downloaded {
         refresh_token: String,
@@ -43,7 +124,10 @@ fn parse(text: &str) -> Result<Option<Secret>, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+    use crate::token::store::FileStore;
 
     #[test]
     fn a_seed_is_a_token_or_the_downloaded_json() {
@@ -61,5 +145,51 @@ mod tests {
             let read = parse(text).map(|seed| seed.map(|seed| seed.expose().to_owned()));
             assert_eq!(read, expected.map(|token| token.map(str::to_owned)), "{text}");
         }
+    }
+
+    fn adopted(adoption: Adoption) -> Record {
+        match adoption {
+            Adoption::Adopted(record) => record,
+            Adoption::AlreadyKnown => panic!("it is new"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_seed_begins_a_family_above_every_generation_and_is_adopted_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = TokenStore::File(FileStore::open(dir.path()).unwrap());
+        let [one, two] = ["one", "two"].map(|text| Secret::new(text.to_owned()));
+
+        let first = adopted(adopt(&store, &one, 0).await.unwrap());
+        assert_eq!((first.generation, &first.refresh_token, &first.access_token), (1, &one, &None));
+        assert_eq!(store.load().await.unwrap().record.as_ref(), Some(&first));
+        assert!(matches!(adopt(&store, &one, 0).await.unwrap(), Adoption::AlreadyKnown));
+
+        let second = adopted(adopt(&store, &two, 7).await.unwrap());
+        assert_eq!(second.generation, 8, "above what the process has seen");
+        assert_ne!(second.family, first.family);
+        assert_eq!(second.consumed_seeds, [one.fingerprint(), two.fingerprint()]);
+        assert!(matches!(adopt(&store, &one, 0).await.unwrap(), Adoption::AlreadyKnown), "for ever");
+        assert_eq!(adopted(adopt(&store, &Secret::new("three".to_owned()), 2).await.unwrap()).generation, 9);
+
+        // What lives now is no seed.
+        let Loaded { record, version } = store.load().await.unwrap();
+        let living = Secret::new("living".to_owned());
+        store.cas(version, Record { refresh_token: living.clone(), ..record.unwrap() }).await.unwrap();
+        assert!(matches!(adopt(&store, &living, 0).await.unwrap(), Adoption::AlreadyKnown));
+    }
+
+    #[tokio::test]
+    async fn what_is_handed_over_is_whole_and_private() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("seed.next"), "left by a crash").unwrap();
+        for text in ["a-long-one", "short"] {
+            let seed = Secret::new(text.to_owned());
+            hand_over(dir.path(), &seed).unwrap();
+            let path = inbox(dir.path());
+            assert_eq!(read(&path).await.unwrap(), Some(seed));
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

@@ -10,25 +10,30 @@
 mod conformance;
 mod envelope;
 mod file;
-#[cfg(feature = "redis-store")]
-#[cfg_attr(not(test), expect(dead_code, reason = "not yet to be chosen by token_store.kind"))]
-mod redis;
 #[cfg(feature = "kubernetes-store")]
-#[expect(dead_code, reason = "until token_store.kind can choose it")]
 mod kubernetes;
+#[cfg(feature = "redis-store")]
+mod redis;
 
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 pub(super) use self::file::FileStore;
 #[cfg(feature = "kubernetes-store")]
-pub(super) use self::kubernetes::KubernetesStore;
+use self::kubernetes::KubernetesStore;
+#[cfg(feature = "redis-store")]
+use self::redis::RedisStore;
 use super::secret::{Fingerprint, Secret};
+use crate::config;
 
 /// The only schema so far. A record of a newer one is refused, never overwritten.
 pub(super) const SCHEMA: u32 = 1;
+
+/// The file in `token_store.path` that holds a pair which could not be stored: the emergency journal.
+pub(super) const JOURNAL: &str = "token.unsaved.json";
 
 /// Everything that is kept about the account's tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +73,15 @@ pub(super) struct Intent {
     pub suspect: bool,
     /// How often the token was presented under this intent.
     pub tries: u32,
+    /// Central refused the token: it is dead, and nobody presents it again.
+    #[serde(default)]
+    pub refused: bool,
+    /// How often a login with user name and password was tried since then.
+    #[serde(default)]
+    pub logins: u32,
+    /// When the last of them was, by the clock of whoever tried.
+    #[serde(default)]
+    pub last_login: Option<SystemTime>,
 }
 
 /// Which state of the record was read: `cas` succeeds only if it is still the one.
@@ -99,15 +113,50 @@ pub(super) enum TokenStore {
     File(FileStore),
     /// `redis`.
     #[cfg(feature = "redis-store")]
-    #[cfg_attr(not(test), expect(dead_code, reason = "not yet to be chosen by token_store.kind"))]
-    Redis(redis::RedisStore),
+    Redis(RedisStore),
     /// `kubernetes`.
     #[cfg(feature = "kubernetes-store")]
-    #[cfg_attr(not(test), expect(dead_code, reason = "until token_store.kind can choose it"))]
     Kubernetes(KubernetesStore),
 }
 
 impl TokenStore {
+    /// Opens what the configuration chose. A server need not be there yet; a file store must not be held by another
+    /// process.
+    pub(super) async fn open(config: &config::TokenStore) -> Result<Self, Error> {
+        match &config.kind {
+            config::StoreKind::File => FileStore::open(&config.path).map(Self::File),
+            #[cfg(feature = "redis-store")]
+            config::StoreKind::Redis(settings) => RedisStore::open(settings).map(Self::Redis),
+            #[cfg(feature = "kubernetes-store")]
+            config::StoreKind::Kubernetes(settings) => KubernetesStore::open(settings).await.map(Self::Kubernetes),
+            // The configuration's reader has refused it already.
+            #[allow(unreachable_patterns)] // with every feature on
+            _ => Err(Error::Setting { setting: "token_store.kind", problem: "is not in this build".to_owned() }),
+        }
+    }
+
+    /// Where the record is, for people: no secrets.
+    pub(super) fn place(&self) -> String {
+        match self {
+            Self::File(store) => store.place(),
+            #[cfg(feature = "redis-store")]
+            Self::Redis(store) => store.place(),
+            #[cfg(feature = "kubernetes-store")]
+            Self::Kubernetes(store) => store.to_string(),
+        }
+    }
+
+    /// What could lose a record although the store said that it has it.
+    pub(super) async fn warnings(&self) -> Result<Vec<String>, Error> {
+        match self {
+            Self::File(_) => Ok(Vec::new()),
+            #[cfg(feature = "redis-store")]
+            Self::Redis(store) => store.durability_warnings().await,
+            #[cfg(feature = "kubernetes-store")]
+            Self::Kubernetes(_) => Ok(Vec::new()),
+        }
+    }
+
     /// The record as it stands.
     pub(super) async fn load(&self) -> Result<Loaded, Error> {
         match self {
@@ -131,7 +180,20 @@ impl TokenStore {
         }
     }
 
+    /// Says whenever another process may have changed the record. None: this store cannot tell; look now and then.
+    #[expect(dead_code, reason = "for the keeper, which does not wait for changes yet")]
+    pub(super) fn watch_changes(&self) -> Option<watch::Receiver<()>> {
+        match self {
+            Self::File(_) => None,
+            #[cfg(feature = "redis-store")]
+            Self::Redis(_) => None,
+            #[cfg(feature = "kubernetes-store")]
+            Self::Kubernetes(store) => Some(store.watch_changes()),
+        }
+    }
+
     /// Whether this process alone can hold the store, so that the intent of another owner is that of a dead one.
+    #[expect(dead_code, reason = "for the keeper, which does not hold off for other processes yet")]
     pub(super) fn is_exclusive(&self) -> bool {
         match self {
             Self::File(_) => true,

@@ -13,5 +13,6 @@ mod secrets;
 mod serving;
 mod support;
 mod telemetry;
+mod token_commands;
 mod tokens;
 mod traces;

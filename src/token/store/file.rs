@@ -7,7 +7,7 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Read as _, Seek as _, Write as _},
+    io::{self, Seek as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -50,6 +50,22 @@ impl FileStore {
         Ok(Self(Arc::new(Mutex::new(Directory { path: path.to_owned(), _lock: lock }))))
     }
 
+    /// The record of a directory, without taking hold of it: for a look while a gateway runs. A rename puts records in
+    /// place, so this sees the old one or the new one, never half of one.
+    pub(crate) fn peek(path: &Path) -> Result<Option<Record>, Error> {
+        read(&record_path(path)).map(|loaded| loaded.record)
+    }
+
+    /// Where the record of a directory is, for people.
+    pub(crate) fn place_in(path: &Path) -> String {
+        format!("file {}", record_path(path).display())
+    }
+
+    /// Where the record is, for people.
+    pub(crate) fn place(&self) -> String {
+        Self::place_in(&self.0.lock().unwrap_or_else(PoisonError::into_inner).path)
+    }
+
     /// The record as it stands.
     pub(crate) async fn load(&self) -> Result<Loaded, Error> {
         self.blocking(Directory::load).await
@@ -84,19 +100,7 @@ impl FileStore {
 
 impl Directory {
     fn load(&self) -> Result<Loaded, Error> {
-        let path = self.record_path();
-        let mut bytes = Vec::new();
-        match File::open(&path).and_then(|mut file| file.read_to_end(&mut bytes)) {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Loaded { record: None, version: Version(String::new()) });
-            }
-            Err(source) => return Err(Error::Io { action: "read", path, source }),
-        }
-        match Envelope::open(&bytes) {
-            Ok((record, serial)) => Ok(Loaded { record: Some(record), version: Version(serial.to_string()) }),
-            Err(problem) => Err(Error::Unusable { path, problem }),
-        }
+        read(&self.record_path())
     }
 
     fn cas(&self, version: &Version, record: &Record) -> Result<Swap, Error> {
@@ -162,11 +166,29 @@ impl Directory {
     }
 
     fn record_path(&self) -> PathBuf {
-        self.path.join("token.json")
+        record_path(&self.path)
     }
 
     fn reserve_path(&self) -> PathBuf {
         self.path.join("token.next")
+    }
+}
+
+fn record_path(directory: &Path) -> PathBuf {
+    directory.join("token.json")
+}
+
+fn read(path: &Path) -> Result<Loaded, Error> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(Loaded { record: None, version: Version(String::new()) });
+        }
+        Err(source) => return Err(Error::Io { action: "read", path: path.to_owned(), source }),
+    };
+    match Envelope::open(&bytes) {
+        Ok((record, serial)) => Ok(Loaded { record: Some(record), version: Version(serial.to_string()) }),
+        Err(problem) => Err(Error::Unusable { path: path.to_owned(), problem }),
     }
 }
 
@@ -246,7 +268,16 @@ mod tests {
     async fn an_intent_leaves_room_for_the_successor_and_files_are_private() {
         let dir = tempfile::tempdir().unwrap();
         let store = FileStore::open(dir.path()).unwrap();
-        let intent = Intent { generation: 1, nonce: Uuid::nil(), owner: Uuid::nil(), suspect: false, tries: 1 };
+        let intent = Intent {
+            generation: 1,
+            nonce: Uuid::nil(),
+            owner: Uuid::nil(),
+            suspect: false,
+            tries: 1,
+            refused: false,
+            logins: 0,
+            last_login: None,
+        };
         stored(&store, record(1)).await;
         stored(&store, Record { intent: Some(intent), ..record(1) }).await;
         assert_eq!(fs::metadata(dir.path().join("token.next")).unwrap().len(), RESERVED_BYTES as u64);

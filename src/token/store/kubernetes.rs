@@ -36,7 +36,10 @@ use tracing::{Dispatch, instrument::WithSubscriber as _, warn};
 use uuid::Uuid;
 
 use super::{Error, Loaded, Record, SCHEMA, Swap, Version};
-use crate::token::{refresh, secret::hex};
+use crate::{
+    config,
+    token::{refresh, secret::hex},
+};
 
 /// The key in the Secret's data that holds the record.
 const RECORD_KEY: &str = "token.json";
@@ -50,15 +53,6 @@ const WATCH_FOR: Duration = Duration::from_mins(1);
 const WATCH_PAUSE: Duration = Duration::from_millis(500);
 
 type BoxError = Box<dyn StdError + Send + Sync>;
-
-/// Which Secret holds the record.
-#[derive(Debug, Clone)]
-pub(crate) struct KubernetesSettings {
-    /// None: the namespace of the pod, or of the kubeconfig's current context.
-    pub namespace: Option<String>,
-    /// The Secret's name.
-    pub name: String,
-}
 
 /// The record in a Secret.
 #[derive(Clone)]
@@ -122,12 +116,12 @@ struct TimedOut(Duration);
 impl KubernetesStore {
     /// Prepares the store, with the pod's service account or else, outside a cluster, with the kubeconfig. The API
     /// server need not be there yet.
-    pub(crate) async fn open(settings: &KubernetesSettings) -> Result<Self, Error> {
+    pub(crate) async fn open(settings: &config::KubernetesStore) -> Result<Self, Error> {
         Self::with_config(settings, discover(&settings.name).await?)
     }
 
     /// Prepares the store on the API server of a configuration.
-    fn with_config(settings: &KubernetesSettings, mut config: Config) -> Result<Self, Error> {
+    fn with_config(settings: &config::KubernetesStore, mut config: Config) -> Result<Self, Error> {
         config.connect_timeout = Some(CONNECT_WITHIN);
         // A write that is repeated behind our back after an unclear answer would meet itself and look like a conflict.
         config.default_retry = false;

@@ -16,7 +16,7 @@ use crate::token::store::{
 
 const NAME: &str = "license-gateway-token";
 
-fn config(address: std::net::SocketAddr) -> Config {
+fn cluster(address: std::net::SocketAddr) -> Config {
     let mut config = Config::new(format!("http://{address}").parse().unwrap());
     config.default_namespace = "gateway\n".to_owned();
     config.auth_info.token = Some(BEARER.into());
@@ -28,8 +28,8 @@ fn store(server: &ApiServer) -> KubernetesStore {
 }
 
 fn store_in(server: &ApiServer, namespace: Option<&str>) -> KubernetesStore {
-    let settings = KubernetesSettings { namespace: namespace.map(str::to_owned), name: NAME.to_owned() };
-    let store = KubernetesStore::with_config(&settings, config(server.address)).unwrap();
+    let settings = config::KubernetesStore { namespace: namespace.map(str::to_owned), name: NAME.to_owned() };
+    let store = KubernetesStore::with_config(&settings, cluster(server.address)).unwrap();
     // Tests of silence need not take 5 s each.
     KubernetesStore { answer_within: Duration::from_millis(500), ..store }
 }
@@ -276,9 +276,9 @@ async fn missing_permissions_are_named() {
     let error = chain(&elsewhere.cas(empty, record(1)).await.unwrap_err());
     assert!(error.contains("\"nowhere\" does not exist"), "{error}");
 
-    let mut config = config(server.address);
+    let mut config = cluster(server.address);
     config.auth_info.token = Some("forged".into());
-    let settings = KubernetesSettings { namespace: None, name: NAME.to_owned() };
+    let settings = config::KubernetesStore { namespace: None, name: NAME.to_owned() };
     let stranger = KubernetesStore::with_config(&settings, config).unwrap();
     let error = chain(&stranger.load().await.unwrap_err());
     assert!(error.contains("does not accept the gateway's credentials") && !error.contains("forged"), "{error}");
@@ -430,8 +430,8 @@ async fn an_api_server_that_comes_late_is_used_when_it_is_there() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
-    let settings = KubernetesSettings { namespace: None, name: NAME.to_owned() };
-    let store = KubernetesStore::with_config(&settings, config(address)).unwrap();
+    let settings = config::KubernetesStore { namespace: None, name: NAME.to_owned() };
+    let store = KubernetesStore::with_config(&settings, cluster(address)).unwrap();
     let mut changed = store.watch_changes();
     let begun = Instant::now();
     let error = store.load().await.unwrap_err();
@@ -458,8 +458,8 @@ async fn the_api_servers_certificate_is_checked() {
     .unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server = ApiServer::serve(listener, Some(tokio_rustls::TlsAcceptor::from(Arc::new(tls))));
-    let settings = KubernetesSettings { namespace: None, name: NAME.to_owned() };
-    let mut config = config(server.address);
+    let settings = config::KubernetesStore { namespace: None, name: NAME.to_owned() };
+    let mut config = cluster(server.address);
     config.cluster_url = format!("https://{}", server.address).parse().unwrap();
     let stranger = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     for (certificate, is_trusted) in [(made.cert, true), (stranger.cert, false)] {
