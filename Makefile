@@ -7,6 +7,8 @@ CARGO_DENY_VERSION := 0.20.2
 
 # In CI the lock file is law; at home `make test` may follow an edit of Cargo.toml.
 LOCKED := $(if $(CI),--locked)
+# And CI tells of every test that fails, not of the first.
+NO_FAIL_FAST := $(if $(CI),--no-fail-fast)
 
 FOREIGN := tests/foreign
 PYTHON  := target/venv/bin/python
@@ -41,7 +43,7 @@ fmt: target/node/complete ## format Rust and proto
 	$(BUF) format -w
 
 .PHONY: lint
-lint: lint-rust lint-deny lint-proto ## every check that is not a test
+lint: lint-rust lint-doc lint-deny lint-proto ## every check that is not a test
 
 .PHONY: ci
 ci: ## exactly what CI does, on this machine
@@ -52,9 +54,9 @@ ci: ## exactly what CI does, on this machine
 .PHONY: test-rust
 test-rust: ## the Rust tests, by nextest where it is installed
 	if command -v cargo-nextest >/dev/null; then \
-	  cargo nextest run $(LOCKED) && cargo test $(LOCKED) --doc --quiet; \
+	  cargo nextest run $(LOCKED) $(NO_FAIL_FAST) && cargo test $(LOCKED) --doc --quiet; \
 	else \
-	  cargo test $(LOCKED); \
+	  cargo test $(LOCKED) $(NO_FAIL_FAST); \
 	fi
 
 # ONLY=word runs the tests whose names contain it.
@@ -69,9 +71,15 @@ lint-rust: ## rustfmt and clippy, with and without the sandbox
 	cargo clippy $(LOCKED) --all-targets -- -D warnings
 	cargo clippy $(LOCKED) --all-targets --no-default-features -- -D warnings
 
+# Readers of this documentation work on the crate: private items are shown, and linked to.
+.PHONY: lint-doc
+lint-doc: ## rustdoc: every link leads somewhere
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' \
+	  cargo doc $(LOCKED) --no-deps --document-private-items
+
 .PHONY: lint-deny
 lint-deny: $(DENY) ## licences, banned and duplicate crates, sources, advisories
-	$(DENY) $(LOCKED) check bans licenses sources
+	$(DENY) $(LOCKED) check -D unmatched-skip -D unused-wrapper -D unnecessary-skip bans licenses sources
 	scripts/check-advisories $(DENY)
 
 .PHONY: lint-proto

@@ -190,6 +190,7 @@ impl CentralClient {
                 path: operation.path,
                 query: &[],
                 bearer: Some(token.secret()),
+                headers: &[],
                 body: operation.body.clone().map_or(Body::Empty, Body::Json),
                 resend_count: attempts.sent,
                 on_behalf: OnBehalf::Current,

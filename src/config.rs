@@ -108,6 +108,30 @@ pub fn process_environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().map(move |(name, value)| (text(name), text(value)))
 }
 
+/// What tests that kill, pause and hurry processes ask for. Not part of any release.
+#[cfg(feature = "rehearsal")]
+#[derive(Debug)]
+pub struct Rehearsal {
+    /// The file that names the moment at which to stop for good. `LICENSE_GATEWAY_REHEARSAL_MOMENT_FILE`.
+    pub moment_file: Option<PathBuf>,
+    /// How far the wall clock is ahead. `LICENSE_GATEWAY_REHEARSAL_CLOCK_AHEAD_SECONDS`.
+    pub clock_ahead: Duration,
+    /// How many times shorter the bounds of the token's custody are. `LICENSE_GATEWAY_REHEARSAL_HURRY`.
+    pub hurry: u32,
+}
+
+/// What the environment asks to rehearse; read once.
+#[cfg(feature = "rehearsal")]
+pub fn rehearsal() -> &'static Rehearsal {
+    static REHEARSAL: std::sync::OnceLock<Rehearsal> = std::sync::OnceLock::new();
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    REHEARSAL.get_or_init(|| Rehearsal {
+        moment_file: std::env::var_os("LICENSE_GATEWAY_REHEARSAL_MOMENT_FILE").map(PathBuf::from),
+        clock_ahead: Duration::from_secs(number("LICENSE_GATEWAY_REHEARSAL_CLOCK_AHEAD_SECONDS").unwrap_or(0)),
+        hurry: number("LICENSE_GATEWAY_REHEARSAL_HURRY").and_then(|hurry| u32::try_from(hurry).ok()).unwrap_or(1),
+    })
+}
+
 /// How the gateway serves gRPC.
 #[derive(Debug, Clone)]
 pub struct Server {
@@ -149,6 +173,19 @@ pub struct Credentials {
     pub refresh_token_file: Option<PathBuf>,
     /// Where the parameters of the refresh grant travel.
     pub grant_placement: GrantPlacement,
+    /// How a lost chain may be healed without a person.
+    pub login: Option<Login>,
+}
+
+/// A user of Central who may log in with a password: not one of a single sign-on domain.
+#[derive(Debug, Clone)]
+pub struct Login {
+    /// The user's name.
+    pub username: String,
+    /// The file that holds the password.
+    pub password_file: PathBuf,
+    /// The MSP's own customer id.
+    pub customer_id: String,
 }
 
 /// Where the parameters of the refresh grant travel.
@@ -273,6 +310,30 @@ fn credentials(reader: &mut Reader) -> Credentials {
         grant_placement: reader
             .choice("credentials.grant_placement", &[("form", GrantPlacement::Form), ("query", GrantPlacement::Query)])
             .unwrap_or(GrantPlacement::Form),
+        login: login(reader),
+    }
+}
+
+/// All three or none.
+fn login(reader: &mut Reader) -> Option<Login> {
+    let username = reader.text("credentials.username", visible);
+    let password_file = reader.text("credentials.password_file", secret);
+    let customer_id = reader.text("credentials.customer_id", visible);
+    match (username, password_file, customer_id) {
+        (Some(username), Some(password_file), Some(customer_id)) => {
+            Some(Login { username, password_file: password_file.into(), customer_id })
+        }
+        (None, None, None) => None,
+        (username, password_file, _) => {
+            let missing = match (username, password_file) {
+                (None, _) => "credentials.username",
+                (_, None) => "credentials.password_file",
+                _ => "credentials.customer_id",
+            };
+            let problem = "is missing: a login needs credentials.username, .password_file and .customer_id";
+            reader.problem(missing, problem.to_owned());
+            None
+        }
     }
 }
 

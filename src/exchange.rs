@@ -82,6 +82,8 @@ pub struct Request<'a> {
     pub query: &'a [(&'a str, &'a str)],
     /// The access token, for calls that need one.
     pub bearer: Option<&'a SecretString>,
+    /// Headers beside those that every request has. Never recorded.
+    pub headers: &'a [(&'static str, &'a str)],
     /// The body.
     pub body: Body,
     /// How often the same request was sent before.
@@ -213,6 +215,9 @@ impl HttpClient {
             self.client.request(request.method, url).timeout(self.timeout).header(ACCEPT, "application/json");
         if let Some(token) = request.bearer {
             builder = builder.header(AUTHORIZATION, bearer(token));
+        }
+        for (name, value) in request.headers {
+            builder = builder.header(*name, *value);
         }
         builder = match request.body {
             Body::Empty => builder,

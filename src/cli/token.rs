@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     io::{self, IsTerminal as _, Read as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::{self, Config},
-    token::admin::{self, Exchange, Status, What},
+    token::admin::{self, Exchange, Status, Unsaved, What},
 };
 
 /// What can be done with the account's tokens.
@@ -50,7 +50,7 @@ configuration is not valid.
 
 Keys of --json: ok, usable, store, needs_seed, generation, family, received_at, age_seconds,
   access_token {valid, until}, refresh_token_until, seeds, last_seed, exchange {state (none, under_way, suspect,
-  refused), tries, logins}, emergency_journal, waiting_seed, warnings; null where there is none.
+  refused), tries, logins}, emergency_journal {path, generation, newest}, waiting_seed, warnings; null where there is none.
   Where the store cannot be read: ok, error.
 
 Example:
@@ -171,8 +171,8 @@ impl TokenSeed {
                     What::NotTaken => {
                         print::error(&format!(
                             "another process holds the store and did not take the refresh token within ten seconds \
-                             (fingerprint {fingerprint}, {store}); it was taken back. Is that process a gateway that \
-                             works, and may it read what this user writes?"
+                             (fingerprint {fingerprint}, {store}); it was taken back. Repeat it in a minute: a gateway \
+                             that waits for Central looks later. May it read what this user writes?"
                         ));
                         Exit::Failure
                     }
@@ -215,6 +215,9 @@ fn read_input() -> Result<String, &'static str> {
 fn report(status: &Status, config: &Config) -> String {
     let head = match (status.needs_seed, &status.chain) {
         (Some(reason), _) => format!("{BAD}A new refresh token is needed:{BAD:#} {reason}."),
+        (None, _) if status.journal.as_ref().is_some_and(|journal| journal.is_newest) => {
+            format!("{UNSURE}The newest pair of tokens is not in the store:{UNSURE:#} it could not be stored yet.")
+        }
         (None, Some(chain)) if matches!(chain.exchange, Exchange::Suspect { .. }) => {
             format!("{UNSURE}The refresh token may be spent:{UNSURE:#} an exchange ended without a clear answer.")
         }
@@ -245,10 +248,16 @@ fn report(status: &Status, config: &Config) -> String {
             ),
         ]);
     }
-    let file = |path: &Option<PathBuf>| path.as_ref().map_or("none".to_owned(), |path| path.display().to_string());
-    rows.push(("emergency journal", file(&status.journal)));
-    if status.waiting_seed.is_some() {
-        rows.push(("waiting seed", file(&status.waiting_seed)));
+    let journal = match &status.journal {
+        None => "none".to_owned(),
+        Some(Unsaved { path, generation: Some(generation), .. }) => {
+            format!("{}, generation {generation}", path.display())
+        }
+        Some(Unsaved { path, generation: None, .. }) => format!("{}, which cannot be understood", path.display()),
+    };
+    rows.push(("emergency journal", journal));
+    if let Some(path) = &status.waiting_seed {
+        rows.push(("waiting seed", path.display().to_string()));
     }
     let mut text = format!("{head}\n\n{}", print::list(&rows));
     for line in advice(status, config) {
@@ -272,11 +281,11 @@ fn exchange(exchange: Exchange) -> String {
 /// What to do, a line each.
 fn advice(status: &Status, config: &Config) -> Vec<String> {
     let mut lines = Vec::new();
-    if let Some(journal) = &status.journal {
+    if let Some(Unsaved { path, is_newest: true, .. }) = &status.journal {
         lines.push(format!(
-            "{} holds a pair that could not be stored, newer than the record: keep it. The gateway on this machine \
-             stores it as soon as the store works; start it if it does not run.",
-            journal.display()
+            "Keep {}: it holds the only living pair. The gateway on this machine stores it as soon as the store works; \
+             start it if it does not run.",
+            path.display()
         ));
     }
     if status.needs_seed.is_some() {
@@ -309,7 +318,7 @@ struct Report<'a> {
     seeds: usize,
     last_seed: Option<&'a str>,
     exchange: Option<ExchangeReport>,
-    emergency_journal: Option<&'a PathBuf>,
+    emergency_journal: Option<JournalReport<'a>>,
     waiting_seed: Option<&'a PathBuf>,
     warnings: &'a [String],
 }
@@ -318,6 +327,13 @@ struct Report<'a> {
 struct AccessTokenReport {
     valid: bool,
     until: String,
+}
+
+#[derive(Serialize)]
+struct JournalReport<'a> {
+    path: &'a Path,
+    generation: Option<u64>,
+    newest: bool,
 }
 
 #[derive(Serialize)]
@@ -347,7 +363,11 @@ impl<'a> Report<'a> {
             seeds: chain.map_or(0, |chain| chain.seeds),
             last_seed: chain.and_then(|chain| chain.last_seed.as_deref()),
             exchange: chain.map(|chain| ExchangeReport::of(chain.exchange)),
-            emergency_journal: status.journal.as_ref(),
+            emergency_journal: status.journal.as_ref().map(|journal| JournalReport {
+                path: &journal.path,
+                generation: journal.generation,
+                newest: journal.is_newest,
+            }),
             waiting_seed: status.waiting_seed.as_ref(),
             warnings: &status.warnings,
         }

@@ -150,6 +150,25 @@ pub const SETTINGS: &[Setting] = &[
                   documentation shows it and as logs of URLs record it.",
     },
     Setting {
+        name: "credentials.username",
+        unset: Unset::Means("a lost chain waits for a new refresh token"),
+        allowed: Allowed::Text("visible ASCII"),
+        meaning: "A user of Central, not of a single sign-on domain, to log in as when the chain of tokens is lost: at \
+                  most three times, half an hour apart.",
+    },
+    Setting {
+        name: "credentials.password_file",
+        unset: Unset::Means("no login"),
+        allowed: Allowed::Text("path of a file"),
+        meaning: "The file that holds that user's password. Read again for every login.",
+    },
+    Setting {
+        name: "credentials.customer_id",
+        unset: Unset::Means("no login"),
+        allowed: Allowed::Text("visible ASCII"),
+        meaning: "The MSP's own customer id, which a login asks for.",
+    },
+    Setting {
         name: "token_store.kind",
         unset: Unset::Default("file"),
         allowed: Allowed::OneOf(&["file", "redis", "kubernetes"]),

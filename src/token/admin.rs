@@ -12,9 +12,10 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 use super::{
+    journal::Journal,
     secret::Secret,
     seed::{self, Adoption},
-    store::{self, FileStore, Intent, JOURNAL, Record, TokenStore},
+    store::{self, FileStore, Intent, Record, TokenStore},
 };
 use crate::config::{self, StoreKind};
 
@@ -37,12 +38,23 @@ pub(crate) struct Status {
     pub(crate) chain: Option<Chain>,
     /// Why a person has to put a new refresh token in; none: no need.
     pub(crate) needs_seed: Option<&'static str>,
-    /// A pair that could not be stored lies here.
-    pub(crate) journal: Option<PathBuf>,
+    /// A pair that could not be stored, beside the store.
+    pub(crate) journal: Option<Unsaved>,
     /// A seed lies here that no gateway has taken yet.
     pub(crate) waiting_seed: Option<PathBuf>,
     /// What could lose the record.
     pub(crate) warnings: Vec<String>,
+}
+
+/// What the emergency journal holds.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Unsaved {
+    /// The file.
+    pub(crate) path: PathBuf,
+    /// Counts the pairs; none: the file cannot be understood.
+    pub(crate) generation: Option<u64>,
+    /// Whether it is newer than what is stored: then it is the one that lives.
+    pub(crate) is_newest: bool,
 }
 
 /// The pair that is stored.
@@ -102,16 +114,21 @@ pub(crate) async fn status(config: &config::TokenStore, now: SystemTime) -> Resu
             (store.place(), store.load().await?.record, store.warnings().await?)
         }
     };
-    let there = |path: PathBuf| path.exists().then_some(path);
+    let journal = Journal::new(&config.path);
+    let unsaved = journal.read();
+    let stored_generation = record.as_ref().map(|record| record.generation);
+    let newer = unsaved.as_ref().filter(|unsaved| Some(unsaved.generation) > stored_generation);
+    let there = |path: &Path| path.exists().then(|| path.to_owned());
     Ok(Status {
         store,
-        needs_seed: needs_seed(record.as_ref(), now),
+        needs_seed: needs_seed(newer.or(record.as_ref()), now),
+        journal: there(journal.path()).map(|path| Unsaved {
+            path,
+            generation: unsaved.as_ref().map(|unsaved| unsaved.generation),
+            is_newest: newer.is_some(),
+        }),
         chain: record.map(|record| Chain::of(&record, now)),
-        journal: there(config.path.join(JOURNAL)),
-        waiting_seed: match config.kind {
-            StoreKind::File => there(seed::inbox(&config.path)),
-            StoreKind::Redis(_) | StoreKind::Kubernetes(_) => None,
-        },
+        waiting_seed: there(&seed::inbox(&config.path)),
         warnings,
     })
 }
@@ -219,7 +236,8 @@ pub(crate) async fn put_seed(config: &config::TokenStore, text: &str) -> Result<
     let fingerprint = seed.fingerprint().to_string();
     let (store, what) = match TokenStore::open(config).await {
         Ok(store) => {
-            let what = match seed::adopt(&store, &seed, 0).await? {
+            let unsaved = Journal::new(&config.path).read().map_or(0, |unsaved| unsaved.generation);
+            let what = match seed::adopt(&store, &seed, unsaved).await? {
                 Adoption::Adopted(record) => What::Adopted { generation: record.generation },
                 Adoption::AlreadyKnown => What::AlreadyKnown,
             };
@@ -341,11 +359,23 @@ mod tests {
     #[tokio::test]
     async fn what_lies_beside_the_record_is_told() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join(JOURNAL), "").unwrap();
+        let journal = Journal::new(dir.path());
+        let look = async || status(&file(dir.path()), at(1_050)).await.unwrap();
+        let unsaved = |generation, is_newest| Some(Unsaved { path: journal.path().to_owned(), generation, is_newest });
+        fs::write(journal.path(), "half of").unwrap();
         fs::write(seed::inbox(dir.path()), "").unwrap();
-        let looked = status(&file(dir.path()), SystemTime::now()).await.unwrap();
-        assert_eq!(looked.journal, Some(dir.path().join(JOURNAL)));
-        assert_eq!(looked.waiting_seed, Some(seed::inbox(dir.path())));
+        let looked = look().await;
+        assert_eq!((looked.journal, looked.waiting_seed), (unsaved(None, false), Some(seed::inbox(dir.path()))));
+        assert!(looked.needs_seed.is_some());
+
+        // With nothing in the store, what could not be stored is what lives.
+        journal.write(&record(None)).unwrap();
+        let looked = look().await;
+        assert_eq!((looked.journal, looked.needs_seed), (unsaved(Some(5), true), None));
+        // A seed given now is newer still.
+        let seeded = put_seed(&file(dir.path()), "token").await.unwrap();
+        assert_eq!(seeded.what, What::Adopted { generation: 6 });
+        assert_eq!(look().await.journal, unsaved(Some(5), false));
     }
 
     /// What a gateway does with its inbox.

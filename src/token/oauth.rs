@@ -4,14 +4,21 @@
 //! Central. The refresh token is single use: a successful exchange kills it, and its successor exists only in the
 //! answer.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use reqwest::{Method, header::HeaderValue};
+use reqwest::{
+    Method,
+    header::{HeaderValue, SET_COOKIE},
+};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use url::form_urlencoded;
 
-use super::secret::Secret;
+use super::{rehearsal::hurried, secret::Secret};
 use crate::{
     config::{self, GrantPlacement},
     exchange::{self, Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},
@@ -19,6 +26,10 @@ use crate::{
 };
 
 const TOKEN_ENDPOINT: &str = "/oauth2/token";
+/// The first step of a login: user name and password for a session.
+const LOGIN: &str = "/oauth2/authorize/central/api/login";
+/// The second step: the session for a code.
+const AUTHORIZE: &str = "/oauth2/authorize/central/api";
 
 /// The bound on one exchange. Generous: an answer that we do not wait for is a refresh token lost.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -76,13 +87,23 @@ pub(super) enum Exchanged {
 /// Why a refresh token was surely not presented.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NotSent {
-    /// The client secret is not at hand.
-    #[error("credentials.client_secret_file {path:?} cannot be read or is empty")]
+    /// A secret is not at hand.
+    #[error("{setting} {path:?} cannot be read or is empty")]
     NoSecret {
+        /// The setting that names the file.
+        setting: &'static str,
         /// The file.
         path: PathBuf,
         /// What the system says, where it says something.
         source: Option<io::Error>,
+    },
+    /// Central did not let us log in.
+    #[error("Central refuses {step} with credentials.username (HTTP {status})")]
+    LoginRefused {
+        /// Which step.
+        step: &'static str,
+        /// The HTTP status.
+        status: u16,
     },
     /// No connection.
     #[error("the token endpoint cannot be reached")]
@@ -114,7 +135,7 @@ impl TokenEndpoint {
     ) -> Result<Self, SetupError> {
         Ok(Self {
             // A kept connection could be closing just now, and the answer is the only copy of the new token.
-            http: HttpClient::new(central, Connections::Fresh, tracing)?.with_timeout(EXCHANGE_TIMEOUT),
+            http: HttpClient::new(central, Connections::Fresh, tracing)?.with_timeout(hurried(EXCHANGE_TIMEOUT)),
             client_id: credentials.client_id.clone(),
             client_secret_file: credentials.client_secret_file.clone(),
             placement: credentials.grant_placement,
@@ -123,15 +144,29 @@ impl TokenEndpoint {
 
     /// Presents a refresh token, once. Must run to its end: call it where nobody can cancel it.
     pub(super) async fn refresh(&self, refresh_token: &Secret, waiting: &[Origin]) -> Exchanged {
-        let client_secret = match self.client_secret().await {
+        self.exchange(("refresh_token", "refresh_token", refresh_token), waiting).await
+    }
+
+    /// Asks for a new chain with user name and password: login, code, tokens. Central throttles this (a few in half an
+    /// hour) and may lock the account; it is not for users of a single sign-on domain.
+    pub(super) async fn log_in(&self, login: &config::Login) -> Exchanged {
+        match self.authorization_code(login).await {
+            Ok(code) => self.exchange(("authorization_code", "code", &code), &[]).await,
+            Err(not_sent) => Exchanged::NotSent(not_sent),
+        }
+    }
+
+    /// Exchanges a grant (its type, the name of its parameter, the secret) for a pair of tokens.
+    async fn exchange(&self, (grant_type, name, secret): (&str, &str, &Secret), waiting: &[Origin]) -> Exchanged {
+        let client_secret = match read_secret("credentials.client_secret_file", &self.client_secret_file).await {
             Ok(secret) => secret,
             Err(not_sent) => return Exchanged::NotSent(not_sent),
         };
         let grant = [
-            ("grant_type", "refresh_token"),
+            ("grant_type", grant_type),
             ("client_id", &self.client_id),
             ("client_secret", client_secret.expose()),
-            ("refresh_token", refresh_token.expose()),
+            (name, secret.expose()),
         ];
         let (query, body) = match self.placement {
             GrantPlacement::Form => {
@@ -144,6 +179,7 @@ impl TokenEndpoint {
             path: TOKEN_ENDPOINT,
             query,
             bearer: None,
+            headers: &[],
             body,
             resend_count: 0,
             on_behalf: OnBehalf::Waiting(waiting),
@@ -155,15 +191,76 @@ impl TokenEndpoint {
         }
     }
 
-    /// Read again for every exchange: the file is replaced when the secret is rotated.
-    async fn client_secret(&self) -> Result<Secret, NotSent> {
-        let path = self.client_secret_file.clone();
-        match tokio::fs::read_to_string(&path).await {
-            Ok(text) if !text.trim().is_empty() => Ok(Secret::new(text.trim().to_owned())),
-            Ok(_) => Err(NotSent::NoSecret { path, source: None }),
-            Err(source) => Err(NotSent::NoSecret { path, source: Some(source) }),
+    /// The first two steps of a login.
+    async fn authorization_code(&self, login: &config::Login) -> Result<Secret, NotSent> {
+        #[derive(Deserialize)]
+        struct Code {
+            auth_code: String,
+        }
+
+        let password = read_secret("credentials.password_file", &login.password_file).await?;
+        let body = json!({ "username": login.username, "password": password.expose() });
+        let answer = self.login_step(LOGIN, &[("client_id", &self.client_id)], &[], &body).await?;
+        // A wrong password can come as 200 with `"status": false`.
+        let accepted =
+            serde_json::from_slice::<Value>(&answer.body).is_ok_and(|body| body["status"] != Value::Bool(false));
+        let (Some(csrf), Some(session), true) = (cookie(&answer, "csrftoken"), cookie(&answer, "session"), accepted)
+        else {
+            return Err(NotSent::LoginRefused { step: "the login", status: answer.status });
+        };
+
+        let query = [("client_id", self.client_id.as_str()), ("response_type", "code"), ("scope", "all")];
+        let session = format!("session={session}");
+        let headers = [("x-csrf-token", csrf), ("cookie", session.as_str())];
+        let body = json!({ "customer_id": login.customer_id });
+        let answer = self.login_step(AUTHORIZE, &query, &headers, &body).await?;
+        match serde_json::from_slice(&answer.body) {
+            Ok(Code { auth_code }) if !auth_code.is_empty() => Ok(Secret::new(auth_code)),
+            _ => Err(NotSent::LoginRefused { step: "the request for a code", status: answer.status }),
         }
     }
+
+    async fn login_step(
+        &self,
+        path: &'static str,
+        query: &[(&str, &str)],
+        headers: &[(&'static str, &str)],
+        body: &Value,
+    ) -> Result<Answer, NotSent> {
+        let request = Request {
+            method: Method::POST,
+            path,
+            query,
+            bearer: None,
+            headers,
+            body: Body::Json(body.to_string().into_bytes()),
+            resend_count: 0,
+            on_behalf: OnBehalf::Waiting(&[]),
+        };
+        match self.http.send(request).await {
+            Ok(answer) if (200..300).contains(&answer.status) => Ok(answer),
+            Ok(answer) => Err(NotSent::LoginRefused { step: path, status: answer.status }),
+            Err(error) => Err(NotSent::NotConnected(error)),
+        }
+    }
+}
+
+/// Read again for every exchange: the file is replaced when the secret is rotated.
+async fn read_secret(setting: &'static str, path: &Path) -> Result<Secret, NotSent> {
+    let path = path.to_owned();
+    match tokio::fs::read_to_string(&path).await {
+        Ok(text) if !text.trim().is_empty() => Ok(Secret::new(text.trim().to_owned())),
+        Ok(_) => Err(NotSent::NoSecret { setting, path, source: None }),
+        Err(source) => Err(NotSent::NoSecret { setting, path, source: Some(source) }),
+    }
+}
+
+/// The value of a cookie that an answer sets.
+fn cookie<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
+    answer.headers.get_all(SET_COOKIE).iter().filter_map(|value| value.to_str().ok()).find_map(|cookie| {
+        let (found, value) = cookie.split(';').next()?.split_once('=')?;
+        (found.trim() == name).then(|| value.trim())
+    })
 }
 
 /// What an answer of the token endpoint means.

@@ -5,7 +5,10 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::store::{Intent, Record};
+use super::{
+    rehearsal::hurried,
+    store::{Intent, Record},
+};
 
 /// Where in its life a token is renewed: late enough to be cheap, early enough to try for a long time.
 const RENEW_AT: f64 = 2.0 / 3.0;
@@ -16,15 +19,30 @@ const RENEW_JITTER: f64 = 0.05;
 /// exchange would only loop.
 const JUST_ISSUED: Duration = Duration::from_mins(1);
 
+/// How long another process's intent is left alone: longer than it can take from its claim to its answer and its
+/// saving ([`SEND_WINDOW`] and the bound on an exchange included). Counted on our own monotonic clock, from when we
+/// first saw that very intent: wall clocks of different machines do not agree.
+pub(super) const HOLD_OFF: Duration = Duration::from_mins(1);
+
+/// Whoever is paused for longer than this between claiming and sending does not send: others may have taken over.
+pub(super) const SEND_WINDOW: Duration = Duration::from_secs(2);
+
+/// Logins with user name and password lie at least this far apart: Central allows few and may lock the account.
+const LOGIN_EVERY: Duration = Duration::from_mins(30);
+/// No more logins than this for one lost chain: then only a person helps.
+const MOST_LOGINS: u32 = 3;
+
 /// What this process knows besides the record.
 #[derive(Debug)]
 pub(super) struct Memory {
     /// Names this process in intents.
     pub owner: Uuid,
+    /// Whether the store admits one process only: then the intent of another owner is that of a dead one.
+    pub is_exclusive: bool,
     /// The newest pair this process has seen.
     pub newest: Option<Record>,
-    /// The generation whose refresh token Central refused: it is not presented again.
-    pub lost: Option<u64>,
+    /// Another process's intent (by its nonce), and when this process first saw it.
+    pub foreign_intent: Option<(Uuid, Instant)>,
 }
 
 /// Why a token is wanted.
@@ -39,19 +57,29 @@ pub(super) enum Wanted {
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
-    /// There is no refresh token, or it is known to be dead.
+    /// Nothing was ever seeded.
     NeedsSeed,
+    /// Central refused the refresh token: it is dead, and nobody presents it again.
+    Lost(Record),
     /// The record already holds what is wanted: use it, no exchange.
     Adopt(Record),
     /// The record is older than what this process holds: the store went backwards, or was down. Store this.
     PutBack(Record),
+    /// Another process is at it, by this intent: look again soon.
+    Wait(Uuid),
     /// Store this, which says that the token is about to be spent; then present it.
     Claim(Record),
 }
 
-/// Decides. Nobody else can hold an intent that counts: the file store admits one process, so an intent of another
-/// owner is that of a dead one.
-pub(super) fn decide(record: Option<&Record>, memory: &Memory, wanted: Wanted, now: SystemTime, nonce: Uuid) -> Step {
+/// Decides.
+pub(super) fn decide(
+    record: Option<&Record>,
+    memory: &Memory,
+    wanted: Wanted,
+    now: Instant,
+    wall: SystemTime,
+    nonce: Uuid,
+) -> Step {
     let stored_generation = record.map(|record| record.generation);
     if let Some(newest) = &memory.newest
         && stored_generation < Some(newest.generation)
@@ -64,40 +92,44 @@ pub(super) fn decide(record: Option<&Record>, memory: &Memory, wanted: Wanted, n
         Wanted::Valid => true,
         Wanted::NewerThan(generation) => record.generation > generation,
     };
-    if is_newer && remaining(record, now) > Duration::ZERO {
+    if is_newer && remaining(record, wall) > Duration::ZERO {
         return Step::Adopt(record.clone());
     }
-    if memory.lost == Some(record.generation) {
-        return Step::NeedsSeed;
-    }
-    let intent = match &record.intent {
+    // An intent of another generation is a leftover: what it was about is done.
+    let intent = record.intent.as_ref().filter(|intent| intent.generation == record.generation);
+    let mine = Intent::new(memory.owner, nonce, record.generation);
+    let intent = match intent {
+        Some(intent) if intent.refused => return Step::Lost(record.clone()),
         // Presented before under this very intent, without a clear answer.
-        Some(intent) if intent.generation == record.generation && intent.owner == memory.owner => {
-            Intent { tries: intent.tries + 1, ..intent.clone() }
+        Some(intent) if intent.owner == memory.owner => Intent { tries: intent.tries + 1, ..intent.clone() },
+        Some(intent) if memory.is_exclusive || is_abandoned(intent, memory, now) => {
+            Intent { suspect: true, tries: intent.tries + 1, ..mine }
         }
-        // A dead process may have presented it: so it is suspect from the start.
-        Some(intent) if intent.generation == record.generation => Intent {
-            generation: record.generation,
-            nonce,
-            owner: memory.owner,
-            suspect: true,
-            tries: intent.tries + 1,
-            refused: false,
-            logins: 0,
-            last_login: None,
-        },
-        _ => Intent {
-            generation: record.generation,
-            nonce,
-            owner: memory.owner,
-            suspect: false,
-            tries: 1,
-            refused: false,
-            logins: 0,
-            last_login: None,
-        },
+        Some(intent) => return Step::Wait(intent.nonce),
+        None => mine,
     };
     Step::Claim(Record { intent: Some(intent), ..record.clone() })
+}
+
+/// Whether an intent was left alone long enough. Its owner may have presented the token: what follows is suspect.
+fn is_abandoned(intent: &Intent, memory: &Memory, now: Instant) -> bool {
+    memory.foreign_intent.is_some_and(|(nonce, since)| {
+        nonce == intent.nonce && now.saturating_duration_since(since) >= hurried(HOLD_OFF)
+    })
+}
+
+/// Whether a lost chain may be healed by a login now: the intent to store first, which counts it.
+pub(super) fn login(record: &Record, owner: Uuid, wall: SystemTime, nonce: Uuid) -> Option<Record> {
+    let intent = record.intent.as_ref().filter(|intent| intent.refused)?;
+    let is_too_soon = intent.last_login.is_some_and(|last| {
+        // A last login in the future is another machine's clock: then only the count bounds us.
+        wall.duration_since(last).is_ok_and(|since| since < LOGIN_EVERY)
+    });
+    if intent.logins >= MOST_LOGINS || is_too_soon {
+        return None;
+    }
+    let intent = Intent { nonce, owner, logins: intent.logins + 1, last_login: Some(wall), ..intent.clone() };
+    Some(Record { intent: Some(intent), ..record.clone() })
 }
 
 /// How long the record's access token is still valid, by the wall clock: a hint for a restarted process. A receipt in
@@ -124,12 +156,12 @@ pub(super) fn is_gateway_fault(replaced_a_refused_one: bool, was_ever_accepted: 
 
 /// How long to wait after the n-th failure in a row, from 1: 1, 2, 4 … 60 seconds.
 pub(super) fn backoff(failures: u32) -> Duration {
-    Duration::from_secs(1 << failures.clamp(1, 7).saturating_sub(1)).min(Duration::from_mins(1))
+    hurried(Duration::from_secs(1 << failures.clamp(1, 7).saturating_sub(1)).min(Duration::from_mins(1)))
 }
 
 /// How long to wait before a suspect token is presented again, after so many tries: 5, 10, 20 … 60 seconds.
 pub(super) fn suspect_wait(tries: u32) -> Duration {
-    Duration::from_secs(5 << tries.clamp(1, 5).saturating_sub(1)).min(Duration::from_mins(1))
+    hurried(Duration::from_secs(5 << tries.clamp(1, 5).saturating_sub(1)).min(Duration::from_mins(1)))
 }
 
 #[cfg(test)]
@@ -161,58 +193,47 @@ mod tests {
     }
 
     fn intent(owner: Uuid, generation: u64, suspect: bool, tries: u32) -> Intent {
-        Intent { generation, nonce: NONCE, owner, suspect, tries, refused: false, logins: 0, last_login: None }
+        Intent { suspect, tries, ..Intent::new(owner, NONCE, generation) }
+    }
+
+    fn memory(newest: Option<u64>) -> Memory {
+        Memory { owner: ME, is_exclusive: true, newest: newest.map(record), foreign_intent: None }
+    }
+
+    fn with(intent: Intent) -> Record {
+        Record { intent: Some(intent), ..record(5) }
+    }
+
+    fn claimed(suspect: bool, tries: u32) -> Step {
+        Step::Claim(with(intent(ME, 5, suspect, tries)))
     }
 
     #[test]
     fn every_state_has_its_step() {
         let seeded = Record { access_token: None, ..record(1) };
-        let with = |intent: Intent| Record { intent: Some(intent), ..record(5) };
-        let memory = |newest: Option<u64>, lost: Option<u64>| Memory { owner: ME, newest: newest.map(record), lost };
-        let claimed = |suspect, tries| Step::Claim(with(intent(ME, 5, suspect, tries)));
+        let refused = with(Intent { refused: true, ..intent(DEAD, 5, true, 2) });
         let cases = [
-            ("nothing stored", None, memory(None, None), Wanted::Valid, 0, Step::NeedsSeed),
+            ("nothing stored", None, None, Wanted::Valid, 0, Step::NeedsSeed),
             (
                 "only seeded",
                 Some(seeded.clone()),
-                memory(None, None),
+                None,
                 Wanted::Valid,
                 1_000,
                 Step::Claim(Record { intent: Some(intent(ME, 1, false, 1)), ..seeded }),
             ),
-            ("valid", Some(record(5)), memory(None, None), Wanted::Valid, 1_099, Step::Adopt(record(5))),
-            ("expired", Some(record(5)), memory(None, None), Wanted::Valid, 1_100, claimed(false, 1)),
-            ("clock behind", Some(record(5)), memory(None, None), Wanted::Valid, 10, Step::Adopt(record(5))),
-            ("refused", Some(record(5)), memory(Some(5), None), Wanted::NewerThan(5), 1_001, claimed(false, 1)),
-            (
-                "refused, and somebody renewed it",
-                Some(record(6)),
-                memory(Some(5), None),
-                Wanted::NewerThan(5),
-                1_001,
-                Step::Adopt(record(6)),
-            ),
-            (
-                "renewed, but expired too",
-                Some(record(5)),
-                memory(Some(4), None),
-                Wanted::NewerThan(4),
-                9_999,
-                claimed(false, 1),
-            ),
-            (
-                "the store went backwards",
-                Some(record(4)),
-                memory(Some(5), None),
-                Wanted::Valid,
-                1_001,
-                Step::PutBack(record(5)),
-            ),
-            ("the store lost it", None, memory(Some(5), None), Wanted::Valid, 1_001, Step::PutBack(record(5))),
+            ("valid", Some(record(5)), None, Wanted::Valid, 1_099, Step::Adopt(record(5))),
+            ("expired", Some(record(5)), None, Wanted::Valid, 1_100, claimed(false, 1)),
+            ("clock behind", Some(record(5)), None, Wanted::Valid, 10, Step::Adopt(record(5))),
+            ("refused by Central", Some(record(5)), Some(5), Wanted::NewerThan(5), 1_001, claimed(false, 1)),
+            ("renewed by somebody", Some(record(6)), Some(5), Wanted::NewerThan(5), 1_001, Step::Adopt(record(6))),
+            ("renewed, but expired too", Some(record(5)), Some(4), Wanted::NewerThan(4), 9_999, claimed(false, 1)),
+            ("store went backwards", Some(record(4)), Some(5), Wanted::Valid, 1_001, Step::PutBack(record(5))),
+            ("store lost it", None, Some(5), Wanted::Valid, 1_001, Step::PutBack(record(5))),
             (
                 "a dead process held an intent",
                 Some(with(intent(DEAD, 5, false, 1))),
-                memory(None, None),
+                None,
                 Wanted::NewerThan(5),
                 1_001,
                 claimed(true, 2),
@@ -220,7 +241,7 @@ mod tests {
             (
                 "mine, suspect",
                 Some(with(intent(ME, 5, true, 3))),
-                memory(Some(5), None),
+                Some(5),
                 Wanted::NewerThan(5),
                 1_001,
                 claimed(true, 4),
@@ -228,32 +249,57 @@ mod tests {
             (
                 "an intent of an older generation",
                 Some(with(intent(DEAD, 4, true, 3))),
-                memory(None, None),
+                None,
                 Wanted::NewerThan(5),
                 1_001,
                 claimed(false, 1),
             ),
-            ("lost", Some(record(5)), memory(Some(5), Some(5)), Wanted::NewerThan(5), 1_001, Step::NeedsSeed),
+            ("dead", Some(refused.clone()), Some(5), Wanted::NewerThan(5), 1_001, Step::Lost(refused.clone())),
+            ("dead, yet valid", Some(refused.clone()), Some(5), Wanted::Valid, 1_001, Step::Adopt(refused)),
             (
-                "lost, still valid",
-                Some(record(5)),
-                memory(Some(5), Some(5)),
-                Wanted::Valid,
-                1_001,
-                Step::Adopt(record(5)),
-            ),
-            (
-                "lost, then seeded",
-                Some(record(6)),
-                memory(Some(5), Some(5)),
+                "dead, then seeded",
+                Some(Record { access_token: None, ..record(6) }),
+                Some(5),
                 Wanted::NewerThan(5),
-                9_999,
-                Step::Claim(Record { intent: Some(intent(ME, 6, false, 1)), ..record(6) }),
+                1_001,
+                Step::Claim(Record { access_token: None, intent: Some(intent(ME, 6, false, 1)), ..record(6) }),
             ),
         ];
-        for (name, record, memory, wanted, now, expected) in cases {
-            assert_eq!(decide(record.as_ref(), &memory, wanted, at(now), NONCE), expected, "{name}");
+        for (name, record, newest, wanted, wall, expected) in cases {
+            let step = decide(record.as_ref(), &memory(newest), wanted, Instant::now(), at(wall), NONCE);
+            assert_eq!(step, expected, "{name}");
         }
+    }
+
+    #[test]
+    fn among_replicas_a_living_intent_is_left_alone_for_the_hold_off() {
+        let other = with(Intent { nonce: Uuid::from_u128(9), ..intent(DEAD, 5, false, 1) });
+        let began = Instant::now();
+        let step = |foreign_intent, now| {
+            let memory = Memory { is_exclusive: false, foreign_intent, ..memory(None) };
+            decide(Some(&other), &memory, Wanted::NewerThan(5), now, at(1_001), NONCE)
+        };
+        let nonce = Uuid::from_u128(9);
+        assert_eq!(step(None, began), Step::Wait(nonce), "just seen");
+        let seen = Some((nonce, began));
+        assert_eq!(step(seen, began + HOLD_OFF - Duration::from_millis(1)), Step::Wait(nonce));
+        assert_eq!(step(seen, began + HOLD_OFF), claimed(true, 2), "its owner is gone, and may have presented it");
+        let before = Some((Uuid::from_u128(8), began));
+        assert_eq!(step(before, began + HOLD_OFF), Step::Wait(nonce), "another intent than the one that was seen");
+    }
+
+    #[test]
+    fn logins_are_few_and_far_between() {
+        let refused = |logins, last_login: Option<u64>| {
+            with(Intent { refused: true, logins, last_login: last_login.map(at), ..intent(DEAD, 5, true, 2) })
+        };
+        let next = |record: &Record, now| login(record, ME, at(now), NONCE).and_then(|record| record.intent);
+        let first = next(&refused(0, None), 5_000).unwrap();
+        assert_eq!((first.logins, first.last_login, first.owner), (1, Some(at(5_000)), ME));
+        assert_eq!(next(&refused(1, Some(5_000)), 5_000 + 1_799), None, "too soon");
+        assert_eq!(next(&refused(1, Some(5_000)), 5_000 + 1_800).unwrap().logins, 2);
+        assert_eq!(next(&refused(3, Some(5_000)), 999_999), None, "enough");
+        assert_eq!(next(&with(intent(ME, 5, true, 1)), 5_000), None, "the chain is not lost");
     }
 
     #[tokio::test(start_paused = true)]

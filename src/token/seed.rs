@@ -6,49 +6,59 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use serde::Deserialize;
+use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::{
+    rehearsal::wall_clock,
     secret::Secret,
-    store::{self, Loaded, Record, SCHEMA, Swap, TokenStore},
+    store::{Error, Loaded, Record, SCHEMA, Swap, TokenStore},
 };
+
+/// Reads the refresh token in a file: the bare token, or the JSON that Central's "Download Token" button gives.
+/// None: there is no such file, or it is empty.
+///
+/// A problem is told in words that hold nothing of the file.
+pub(super) async fn read(path: &Path) -> Result<Option<Secret>, &'static str> {
+    match tokio::fs::read_to_string(path).await {
+        Ok(text) => parse(&text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Err("it is not text"),
+        Err(_) => Err("it cannot be read"),
+    }
+}
 
 /// What became of a seed.
 #[derive(Debug)]
 pub(super) enum Adoption {
-    /// It is stored as this record, and nobody has presented it yet.
+    /// It begins a new chain: this record is stored, and its refresh token was not presented yet.
     Adopted(Record),
-    /// It was adopted before, and may have been presented since: nothing was changed.
+    /// It was adopted before; presenting it again would present a spent token.
     AlreadyKnown,
 }
 
-/// Makes the seed the record, as the first pair of a new family, unless it was adopted before. Its fingerprint is stored
-/// with it, before anybody presents it: a manifest that is applied again never presents a spent token.
-///
-/// `newest_generation_seen` is what this process knows besides the store; the seed's generation is above both.
-pub(super) async fn adopt(
-    store: &TokenStore,
-    seed: &Secret,
-    newest_generation_seen: u64,
-) -> Result<Adoption, store::Error> {
+/// Makes a seed the record's refresh token, unless it was adopted before. Its fingerprint is stored with it, before
+/// anybody presents it. `newest_seen` is the newest generation the caller knows of, should the store have gone
+/// backwards.
+pub(super) async fn adopt(store: &TokenStore, seed: &Secret, newest_seen: u64) -> Result<Adoption, Error> {
     loop {
         let Loaded { record, version } = store.load().await?;
         if record.as_ref().is_some_and(|record| knows(record, seed)) {
             return Ok(Adoption::AlreadyKnown);
         }
-        let stored_generation = record.as_ref().map_or(0, |record| record.generation);
+        let stored = record.as_ref().map_or(0, |record| record.generation);
         let mut consumed_seeds = record.map(|record| record.consumed_seeds).unwrap_or_default();
         consumed_seeds.push(seed.fingerprint());
         let seeded = Record {
             schema: SCHEMA,
             family: Uuid::new_v4(),
-            generation: stored_generation.max(newest_generation_seen) + 1,
+            generation: stored.max(newest_seen) + 1,
             access_token: None,
-            received_at: SystemTime::now(),
+            received_at: wall_clock(),
             lifetime: Duration::ZERO,
             refresh_token: seed.clone(),
             consumed_seeds,
@@ -57,8 +67,12 @@ pub(super) async fn adopt(
         if let Swap::Stored(_) = store.cas(version, seeded.clone()).await? {
             return Ok(Adoption::Adopted(seeded));
         }
+        sleep(CONFLICT_PAUSE).await;
     }
 }
+
+/// Lets whoever else writes finish.
+const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
 
 /// Whether the seed was adopted before. The refresh token that lives now counts too: to adopt it again would make a
 /// gateway that presents it at this moment throw the successor away.
@@ -84,19 +98,6 @@ pub(super) fn hand_over(directory: &Path, seed: &Secret) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&written, inbox(directory))?;
     File::open(directory)?.sync_all()
-}
-
-/// Reads the refresh token in a file: the bare token, or the JSON that Central's "Download Token" button gives.
-/// None: there is no such file, or it is empty.
-///
-/// A problem is told in words that hold nothing of the file.
-pub(super) async fn read(path: &Path) -> Result<Option<Secret>, &'static str> {
-    match tokio::fs::read_to_string(path).await {
-        Ok(text) => parse(&text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => Err("it is not text"),
-        Err(_) => Err("it cannot be read"),
-    }
 }
 
 /// As [`read`], of a text.

@@ -21,19 +21,16 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-pub(super) use self::file::FileStore;
 #[cfg(feature = "kubernetes-store")]
 use self::kubernetes::KubernetesStore;
 #[cfg(feature = "redis-store")]
 use self::redis::RedisStore;
+pub(super) use self::{envelope::Envelope, file::FileStore};
 use super::secret::{Fingerprint, Secret};
 use crate::config;
 
 /// The only schema so far. A record of a newer one is refused, never overwritten.
 pub(super) const SCHEMA: u32 = 1;
-
-/// The file in `token_store.path` that holds a pair which could not be stored: the emergency journal.
-pub(super) const JOURNAL: &str = "token.unsaved.json";
 
 /// Everything that is kept about the account's tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +79,13 @@ pub(super) struct Intent {
     /// When the last of them was, by the clock of whoever tried.
     #[serde(default)]
     pub last_login: Option<SystemTime>,
+}
+
+impl Intent {
+    /// A fresh one.
+    pub(super) fn new(owner: Uuid, nonce: Uuid, generation: u64) -> Self {
+        Self { generation, nonce, owner, suspect: false, tries: 1, refused: false, logins: 0, last_login: None }
+    }
 }
 
 /// Which state of the record was read: `cas` succeeds only if it is still the one.
@@ -193,7 +197,6 @@ impl TokenStore {
     }
 
     /// Whether this process alone can hold the store, so that the intent of another owner is that of a dead one.
-    #[expect(dead_code, reason = "for the keeper, which does not hold off for other processes yet")]
     pub(super) fn is_exclusive(&self) -> bool {
         match self {
             Self::File(_) => true,

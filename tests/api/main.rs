@@ -7,6 +7,8 @@ mod commands;
 mod demo;
 mod departures;
 mod failures;
+#[cfg(feature = "rehearsal")]
+mod killed;
 mod requests;
 mod sandbox;
 mod secrets;

@@ -167,6 +167,7 @@ pub fn config(sandbox: &Sandbox, dir: &Path) -> config::Config {
             client_secret_file: file("client_secret", &settings.client_secret),
             refresh_token_file: Some(file("refresh_token", &settings.refresh_token)),
             grant_placement: config::GrantPlacement::Form,
+            login: None,
         },
         token_store: config::TokenStore { path: dir.join("state"), kind: config::StoreKind::File },
         log: config::Log { filter: "info".to_owned(), format: config::LogFormat::Json },
@@ -267,6 +268,21 @@ impl Process {
         Self { child, address: address.expect("an address"), lines, reader: Some(reader) }
     }
 
+    /// Waits for a log line with this message.
+    #[cfg(feature = "rehearsal")]
+    pub async fn said(&mut self, message: &str) {
+        let said = |lines: &Vec<Value>| lines.iter().any(|line| line["message"] == message);
+        let waited = timeout(PATIENCE, self.lines.wait_for(said)).await;
+        assert!(matches!(waited, Ok(Ok(_))), "it never said {message:?}: {:#?}", self.lines.borrow());
+    }
+
+    /// Kills it, without a word.
+    #[cfg(feature = "rehearsal")]
+    pub async fn kill(mut self) {
+        self.child.kill().expect("it runs");
+        self.exit().await;
+    }
+
     /// Asks it to stop.
     pub fn terminate(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
@@ -283,6 +299,7 @@ impl Process {
     }
 }
 
+#[allow(clippy::unnecessary_debug_formatting)] // quoted, as TOML wants it
 fn config_toml(config: &config::Config) -> String {
     format!(
         "[server]\nlisten = \"127.0.0.1:0\"\ndrain_timeout = \"10s\"\n\

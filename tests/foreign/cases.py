@@ -83,7 +83,26 @@ def a_thousand_customers_fit_in_one_request(world, client):
     assert [sorted(body["include_customers"]) for body in world.sandbox.unassignments()] == [ids]
 
 
-@case(GrpcioClient, GrpcJsClient, BufClient)
+@case(*EVERYONE, settings={"central.allow_open_scopes": "true"})
+def everyone_is_hit_only_when_everyone_is_said(world, client):
+    # A set member without fields is two bytes on the wire; whoever loses them has said no scope at all.
+    answer = client.unassign({"all_customers": {}, "services": SERVICES})
+    assert answer.code == "OK", answer
+    assert answer.response["scope"] == "SCOPE_KIND_ALL_CUSTOMERS", answer
+    assert "customer_count" not in answer.response, answer  # nobody counted them
+    assert [spelled(body) for body in world.sandbox.unassignments()] == [{"services": SERVICES}]
+
+
+@case(*EVERYONE, settings={"central.allow_open_scopes": "true"})
+def everyone_except_is_said_in_centrals_words(world, client):
+    answer = client.unassign({"exclude_customers": {"customer_ids": CUSTOMERS}, "services": SERVICES})
+    assert answer.code == "OK", answer
+    assert answer.response["scope"] == "SCOPE_KIND_EXCLUDE_CUSTOMERS", answer
+    sent = world.sandbox.unassignments()
+    assert [spelled(body) for body in sent] == [{"services": SERVICES, "exclude_customers": sorted(CUSTOMERS)}], sent
+
+
+@case(*EVERYONE)
 def services_are_listed_by_name(world, client):
     answer = client.list_services()
     assert answer.code == "OK", answer
@@ -120,6 +139,45 @@ def no_scope_never_becomes_everyone(world, client):
 
 
 @case(*EVERYONE)
+def an_empty_list_never_becomes_everyone(world, client):
+    for scope in ("include_customers", "exclude_customers"):
+        answer = client.unassign({scope: {}, "services": SERVICES})
+        assert (answer.code, answer.reason) == ("INVALID_ARGUMENT", "INVALID_REQUEST"), answer
+        fields = [violation["field"] for violation in answer.detail("BadRequest")["field_violations"]]
+        assert fields == [f"{scope}.customer_ids"], fields
+    assert world.sandbox.unassignments() == []
+
+
+@case(*EVERYONE)
+def an_open_scope_is_refused_unless_allowed(world, client):
+    for scope in ({"all_customers": {}}, {"exclude_customers": {"customer_ids": CUSTOMERS}}):
+        answer = client.unassign(scope | {"services": SERVICES})
+        assert (answer.code, answer.reason) == ("PERMISSION_DENIED", "POLICY_DENIED"), answer
+        assert answer.metadata["outcome"] == "not_applied", answer
+        assert answer.pushback == -1, answer
+    assert world.sandbox.unassignments() == []
+
+
+@case(*EVERYONE)
+def a_service_that_central_does_not_have_is_named(world, client):
+    answer = client.unassign(REQUEST | {"services": ["no_such_service"]})
+    assert (answer.code, answer.reason) == ("INVALID_ARGUMENT", "INVALID_REQUEST"), answer
+    fields = [violation["field"] for violation in answer.detail("BadRequest")["field_violations"]]
+    assert fields == ["services[0]"], fields
+    assert world.sandbox.unassignments() == []
+
+
+@case(*EVERYONE)
+def an_unknown_customer_is_not_found(world, client):
+    answer = client.unassign({"include_customers": {"customer_ids": ["0" * 32]}, "services": SERVICES})
+    assert (answer.code, answer.reason) == ("NOT_FOUND", "CUSTOMER_NOT_FOUND"), answer
+    assert answer.metadata["outcome"] == "not_applied", answer
+    assert answer.metadata["http_status"] == "404", answer
+    assert answer.detail("RequestInfo")["request_id"] == answer.metadata["operation_id"], answer
+    assert answer.pushback == -1, answer
+
+
+@case(*EVERYONE)
 def a_spent_quota_says_when_to_come_back(world, client):
     # The day's last call is gone; the window opens again at 00:00 UTC.
     world.sandbox.answers(429, rate_headers="day_spent")
@@ -131,7 +189,7 @@ def a_spent_quota_says_when_to_come_back(world, client):
     assert answer.detail("QuotaFailure")["violations"], answer
     wait = answer.detail("RetryInfo")["retry_delay"]
     assert 0 < wait <= 24 * 3600 + 60, answer
-    assert answer.pushback == -1 or abs(answer.pushback - wait * 1000) < 1000, answer
+    assert answer.pushback == round(wait * 1000), answer
 
 
 @case(*EVERYONE)
@@ -156,8 +214,8 @@ def a_partial_outcome_names_every_customer(world, client):
 def an_unreachable_central_is_said_to_have_done_nothing(world, client):
     answer = client.unassign(REQUEST)
     assert answer.code == "UNAVAILABLE", answer
-    # Whichever of the two is tried first: the token endpoint lives on the same host.
-    assert answer.reason in ("CENTRAL_UNREACHABLE", "CENTRAL_TOKEN_UNAVAILABLE"), answer
+    # The token comes first, and from the same host.
+    assert answer.reason == "CENTRAL_TOKEN_UNAVAILABLE", answer
     assert answer.metadata["outcome"] == "not_applied", answer
     assert answer.detail("RetryInfo")["retry_delay"] > 0, answer
     assert answer.pushback > 0, answer
@@ -166,11 +224,17 @@ def an_unreachable_central_is_said_to_have_done_nothing(world, client):
 # ---- deadlines ----
 
 
+def central_is_slow(world, client):
+    """From now on every DELETE takes longer than anybody waits, and the DELETE is all that is slow."""
+    assert client.list_services().code == "OK"  # the token and the services are at hand
+    world.sandbox.takes(5)
+
+
 @case(WireClient)
 def the_deadline_is_answered_by_the_server_in_time(world, client):
     # Wall-clock by intention, on a monotonic clock: the promise is about what callers wait. This client keeps no
     # deadline of its own, so the answer can only be the server's.
-    world.sandbox.takes(5)
+    central_is_slow(world, client)
     answer = client.unassign(REQUEST, timeout=0.3)
     assert answer.code == "DEADLINE_EXCEEDED", answer
     assert 0.25 <= answer.elapsed < 0.35, f"answered after {answer.elapsed:.3f} s"
@@ -181,10 +245,18 @@ def the_deadline_is_answered_by_the_server_in_time(world, client):
 
 
 @case(*LIBRARIES)
-def a_library_sees_its_deadline_pass(world, client):
-    world.sandbox.takes(5)
-    answer = client.unassign(REQUEST, timeout=0.3)
-    assert answer.code == "DEADLINE_EXCEEDED", answer
+def a_library_learns_the_outcome_before_its_deadline(world, client):
+    # The gateway answers a moment early, so that its answer wins against the library's own timer. On a machine that has
+    # no moment to spare the timer wins; it does not win five times.
+    central_is_slow(world, client)
+    for _ in range(5):
+        answer = client.unassign(REQUEST, timeout=0.3)
+        assert answer.code == "DEADLINE_EXCEEDED", answer
+        if answer.details:
+            break
+    assert answer.reason == "DEADLINE_EXCEEDED", answer
+    assert answer.metadata["outcome"] == "unknown", answer
+    assert answer.pushback == -1, answer
 
 
 # ---- what must not be repeated ----
@@ -208,9 +280,9 @@ def an_eager_library_does_not_repeat_an_unavailable_central(world, client):
     unknown_once(world, client, "UNAVAILABLE", "CENTRAL_UNAVAILABLE")
 
 
-@case(*LIBRARIES, retries=True, settings={"central.timeout": "400ms"})
+@case(*LIBRARIES, retries=True, settings={"central.timeout": "1s"})
 def an_eager_library_does_not_repeat_a_timeout(world, client):
-    world.sandbox.takes(5)
+    central_is_slow(world, client)
     unknown_once(world, client, "DEADLINE_EXCEEDED", "CENTRAL_TIMEOUT")
 
 
@@ -250,8 +322,17 @@ def an_eager_library_does_repeat_without_the_trailer(world, client):
 # ---- health ----
 
 
+def watch_serving(client, service=LICENSING):
+    """A watch that has said SERVING: of the licensing service that takes a token of Central's."""
+    stream = client.health_watch(service)
+    while (status := stream.next()) != "SERVING":
+        assert status == "NOT_SERVING", status
+    return stream
+
+
 @case(GrpcioClient, GrpcJsClient, BufClient)
 def health_is_checked_by_name(world, client):
+    watch_serving(client).cancel()
     for service in ("", LICENSING):
         answer = client.health_check(service)
         assert (answer.code, answer.response) == ("OK", {"status": "SERVING"}), answer
@@ -260,6 +341,7 @@ def health_is_checked_by_name(world, client):
 
 @case(GrpcioClient, GrpcJsClient, BufClient)
 def health_lists_every_service(world, client):
+    watch_serving(client).cancel()
     answer = client.health_list()
     assert answer.code == "OK", answer
     statuses = answer.response["statuses"]
@@ -276,10 +358,23 @@ def an_unknown_service_can_be_watched(world, client):
 
 @case(GrpcioClient, GrpcJsClient, BufClient)
 def watchers_learn_of_the_end_and_do_not_delay_it(world, client):
-    streams = [client.health_watch(service) for service in ("", LICENSING)]
-    assert [stream.next() for stream in streams] == ["SERVING", "SERVING"]
+    streams = [watch_serving(client, service) for service in ("", LICENSING)]
     world.gateway.terminate()
     assert [stream.next() for stream in streams] == ["NOT_SERVING", "NOT_SERVING"]
+    assert world.gateway.exit_code(within=10) == 0
+
+
+@case(*LIBRARIES)
+def a_call_on_its_way_is_finished_before_the_end(world, client):
+    world.sandbox.holds("end")
+    watch = watch_serving(client)
+    with futures.ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(client.unassign, REQUEST, timeout=20)
+        world.sandbox.has_seen_an_unassignment()
+        world.gateway.terminate()
+        assert watch.next() == "NOT_SERVING"
+        world.sandbox.releases("end")
+    assert answer.result().code == "OK", answer.result()
     assert world.gateway.exit_code(within=10) == 0
 
 
@@ -290,7 +385,9 @@ def watchers_learn_of_the_end_and_do_not_delay_it(world, client):
 def a_message_over_256_kib_is_refused(world, client):
     ids = [f"{number:0128}" for number in range(2100)]  # 130 bytes each on the wire
     answer = client.unassign({"include_customers": {"customer_ids": ids}, "services": SERVICES})
-    assert answer.code == "RESOURCE_EXHAUSTED", answer
+    assert (answer.code, answer.reason) == ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE"), answer
+    assert answer.metadata["outcome"] == "not_applied", answer
+    assert answer.pushback == -1, answer
     assert world.sandbox.unassignments() == []
 
 
@@ -298,7 +395,8 @@ def a_message_over_256_kib_is_refused(world, client):
 def unknown_methods_and_services_are_unimplemented(world, client):
     for path in (f"/{LICENSING}/NoSuchMethod", "/no.such.Service/Method"):
         answer = client.call_unknown(path)
-        assert answer.code == "UNIMPLEMENTED", answer
+        assert (answer.code, answer.reason) == ("UNIMPLEMENTED", "NOT_IMPLEMENTED"), answer
+        assert answer.pushback == -1, answer
 
 
 @case(GrpcioClient)
@@ -329,7 +427,8 @@ def many_calls_share_a_connection(world, client):
 
 
 def assert_reflected(services):
-    assert {LICENSING, "grpc.health.v1.Health"} <= set(services), services
+    # Reflection names itself too, by the version that was asked.
+    assert {name for name in services if "reflection" not in name} == {LICENSING, "grpc.health.v1.Health"}, services
 
 
 def spelled(body):

@@ -68,7 +68,8 @@ const ops = {
   call_unknown({ id, path }) {
     const bytes = (value) => value;
     licensing.makeUnaryRequest(path, bytes, bytes, Buffer.alloc(0), (error) => {
-      say({ id, code: error ? nameOf(error.code) : 'OK', message: error?.details, details: {}, trailers: {} });
+      const { code, details: message, metadata } = error;
+      say({ id, code: nameOf(code), message, details: details(metadata), trailers: strings(metadata) });
     });
   },
   health_watch({ id, request }) {

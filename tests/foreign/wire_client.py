@@ -50,6 +50,12 @@ class WireClient:
             answer.response = to_dict(licensing_pb2.UnassignLicensesResponse.FromString(body))
         return answer
 
+    def list_services(self):
+        answer, body = self.call("/central.licensing.v1.LicensingService/ListServices", b"")
+        if answer.code == "OK":
+            answer.response = to_dict(licensing_pb2.ListServicesResponse.FromString(body))
+        return answer
+
     def call_unknown(self, path):
         return self.call(path, b"")[0]
 

@@ -10,6 +10,7 @@ import queue
 import signal
 import subprocess
 import threading
+import time
 import urllib.parse
 
 START_WITHIN = 20  # seconds; a debug binary on a busy machine
@@ -93,6 +94,13 @@ class Sandbox(Process):
         """The bodies of the DELETEs that Central has seen, carried out or not."""
         return [call["body"] for call in self._control("GET", "calls?operation=unassign")]
 
+    def has_seen_an_unassignment(self, within=10):
+        """Waits until the first DELETE has come."""
+        deadline = time.monotonic() + within
+        while not self.unassignments():
+            assert time.monotonic() < deadline, f"Central saw no DELETE within {within} s"
+            time.sleep(0.01)
+
     # What Central does to every DELETE from now on. Faults are a script: each call takes the first meant for it.
 
     def answers(self, status, times=None, customer=None, **answer):
@@ -102,6 +110,15 @@ class Sandbox(Process):
     def takes(self, seconds):
         """Central does it, but takes its time."""
         self._fault({"before": {"delay_ms": round(seconds * 1000)}})
+
+    def holds(self, gate):
+        """Central waits at the gate, then does it."""
+        self._fault({"before": {"gate": gate}})
+
+    def releases(self, gate):
+        """Opens the gate for the calls that wait there."""
+        released = self._control("POST", f"gates/{gate}/release")["released"]
+        assert released == 1, f"{released} calls waited at the gate"
 
     def loses_connection(self):
         """Central does it and resets the connection instead of answering."""

@@ -38,14 +38,10 @@ pub(super) async fn holds<K>(open: impl AsyncFn() -> (TokenStore, K)) {
 async fn what_is_stored_is_loaded(store: &TokenStore) {
     assert_eq!(store.load().await.unwrap().record, None, "an empty store has no record");
     let intent = Intent {
-        generation: 1,
-        nonce: Uuid::max(),
-        owner: Uuid::nil(),
         suspect: true,
         tries: 3,
-        refused: true,
-        logins: 2,
         last_login: Some(SystemTime::UNIX_EPOCH),
+        ..Intent::new(Uuid::nil(), Uuid::max(), 1)
     };
     let seeds = (0..100).map(|n| Secret::new(format!("seed {n}")).fingerprint()).collect();
     let long = Secret::new("\u{e4}\"\\ ".repeat(1_000));

@@ -8,7 +8,7 @@ use crate::token::secret::hex;
 
 /// What is written.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Envelope {
+pub(in crate::token) struct Envelope {
     /// Over `serial` and exactly the bytes of `record`.
     sha256: String,
     /// Counts the records that were stored in one place, so that a version is never used twice.
@@ -18,22 +18,22 @@ pub(super) struct Envelope {
 
 impl Envelope {
     /// Guards a record.
-    pub(super) fn seal(serial: u64, record: &Record) -> Self {
+    pub(in crate::token) fn seal(serial: u64, record: &Record) -> Self {
         Self::seal_text(serial, serde_json::to_string(record).expect("a record is always JSON"))
     }
 
     /// Guards a text, whatever it says.
-    pub(super) fn seal_text(serial: u64, record: String) -> Self {
+    pub(in crate::token) fn seal_text(serial: u64, record: String) -> Self {
         Self { sha256: checksum(serial, &record), serial, record }
     }
 
     /// What is stored.
-    pub(super) fn to_bytes(&self) -> Vec<u8> {
+    pub(in crate::token) fn to_bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("texts and numbers are always JSON")
     }
 
     /// The record and its serial number, or what is wrong in words that hold nothing of the bytes.
-    pub(super) fn open(bytes: &[u8]) -> Result<(Record, u64), String> {
+    pub(in crate::token) fn open(bytes: &[u8]) -> Result<(Record, u64), String> {
         #[derive(Deserialize)]
         struct Schema {
             schema: u32,

@@ -268,16 +268,7 @@ mod tests {
     async fn an_intent_leaves_room_for_the_successor_and_files_are_private() {
         let dir = tempfile::tempdir().unwrap();
         let store = FileStore::open(dir.path()).unwrap();
-        let intent = Intent {
-            generation: 1,
-            nonce: Uuid::nil(),
-            owner: Uuid::nil(),
-            suspect: false,
-            tries: 1,
-            refused: false,
-            logins: 0,
-            last_login: None,
-        };
+        let intent = Intent::new(Uuid::nil(), Uuid::nil(), 1);
         stored(&store, record(1)).await;
         stored(&store, Record { intent: Some(intent), ..record(1) }).await;
         assert_eq!(fs::metadata(dir.path().join("token.next")).unwrap().len(), RESERVED_BYTES as u64);

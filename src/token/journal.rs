@@ -1,0 +1,52 @@
+//! The emergency journal: a pair that the store would not take, beside the store, for this node's next process.
+
+use std::{
+    fs, io,
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use super::store::{Envelope, Record};
+
+/// One file that holds a pair while it is nowhere else but in memory.
+#[derive(Debug)]
+pub(super) struct Journal {
+    path: PathBuf,
+}
+
+impl Journal {
+    /// The journal in a directory.
+    pub(super) fn new(directory: &Path) -> Self {
+        Self { path: directory.join("unsaved.json") }
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What an earlier process could not store; none if there is nothing, or nothing that can be understood.
+    pub(super) fn read(&self) -> Option<Record> {
+        let bytes = fs::read(&self.path).ok()?;
+        Envelope::open(&bytes).map(|(record, _)| record).ok()
+    }
+
+    /// Keeps a pair, durably. The disk may be the very thing that fails: then there is no more to be done.
+    pub(super) fn write(&self, record: &Record) -> io::Result<()> {
+        let temporary = self.path.with_extension("tmp");
+        if let Some(directory) = self.path.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
+        file.write_all(&Envelope::seal(0, record).to_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temporary, &self.path)
+    }
+
+    /// The pair is in the store, or a newer one is.
+    pub(super) fn clear(&self) {
+        // Most of the time there is none.
+        let _ = fs::remove_file(&self.path);
+    }
+}
