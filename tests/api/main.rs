@@ -9,6 +9,11 @@ mod departures;
 mod failures;
 #[cfg(feature = "rehearsal")]
 mod killed;
+#[cfg(feature = "tests-with-redis")]
+#[allow(dead_code)] // the tests of the store itself use the rest
+mod redis_server;
+#[cfg(feature = "tests-with-redis")]
+mod replicas;
 mod requests;
 mod sandbox;
 mod secrets;

@@ -146,6 +146,34 @@ fn a_damaged_record_is_named_and_left_alone() {
     assert_eq!(fs::read_to_string(place.record()).unwrap(), damaged);
 }
 
+/// Nobody holds such a store: the seed is put in by a compare-and-swap, also beside gateways that run.
+#[cfg(feature = "tests-with-redis")]
+#[test]
+fn a_store_in_redis_is_looked_at_and_seeded() {
+    let mut server = crate::redis_server::RedisServer::start_with(&["--appendfsync", "everysec"]);
+    let place = Place::new();
+    let file = place.0.path().join("gateway.toml");
+    let text = fs::read_to_string(&file).unwrap() + &format!("kind = \"redis\"\nurl = \"{}\"\n", server.url());
+    fs::write(&file, text).unwrap();
+
+    assert_eq!(place.status().code, 1);
+    assert!(place.seed("hunter3").out.contains("as generation 1"));
+    assert!(place.seed("hunter3").err.contains("was put in before"));
+    let (code, json) = place.json();
+    assert_eq!((code, &json["generation"]), (0, &json!(1)), "{json}");
+    let store = json["store"].as_str().unwrap();
+    assert!(store.starts_with("key \"license-gateway:token\" in Redis at "), "{store}");
+    assert!(json["warnings"][0].as_str().unwrap().contains("set appendfsync always"), "{json}");
+    assert!(place.status().out.contains("\nWarning: appendfsync is everysec"), "{}", place.status().out);
+    assert!(!place.record().exists());
+
+    server.kill();
+    for ran in [place.status(), place.seed("hunter4")] {
+        assert_eq!((ran.code, ran.out.as_str()), (1, ""));
+        assert!(ran.err.contains("cannot be reached") && !ran.err.contains("hunter"), "{}", ran.err);
+    }
+}
+
 #[test]
 fn a_wrong_configuration_is_told() {
     for arguments in [["token", "status"], ["token", "seed"]] {
