@@ -10,6 +10,9 @@ LOCKED := $(if $(CI),--locked)
 # And CI tells of every test that fails, not of the first.
 NO_FAIL_FAST := $(if $(CI),--no-fail-fast)
 
+# What only tests have: a real Redis, and processes that are killed at named moments.
+TEST_FEATURES := --features tests-with-redis,rehearsal
+
 FOREIGN := tests/foreign
 PYTHON  := target/venv/bin/python
 BUF     := target/node/node_modules/.bin/buf
@@ -37,6 +40,17 @@ demo: ## sandbox, gateway and one real call, told step by step
 .PHONY: test
 test: test-rust test-foreign ## every test: Rust, then the foreign clients
 
+.PHONY: readme
+readme: ## paste into README.md what the program prints: settings and demo
+	cargo build -q $(LOCKED)
+	scripts/paste-readme
+
+.PHONY: torture
+torture: ## kill, pause and race the token's custody for hours: KILLS=1000 ROUNDS=2000
+	scripts/install-packages
+	LICENSE_GATEWAY_TEST_KILLS=$(or $(KILLS),1000) LICENSE_GATEWAY_TEST_ROUNDS=$(or $(ROUNDS),2000) \
+	  cargo nextest run $(LOCKED) $(TEST_FEATURES) --no-fail-fast -E 'test(killed) + test(replicas) + test(crashes)'
+
 .PHONY: fmt
 fmt: target/node/complete ## format Rust and proto
 	cargo fmt
@@ -53,10 +67,11 @@ ci: ## exactly what CI does, on this machine
 
 .PHONY: test-rust
 test-rust: ## the Rust tests, by nextest where it is installed
+	scripts/install-packages
 	if command -v cargo-nextest >/dev/null; then \
-	  cargo nextest run $(LOCKED) $(NO_FAIL_FAST) && cargo test $(LOCKED) --doc --quiet; \
+	  cargo nextest run $(LOCKED) $(TEST_FEATURES) $(NO_FAIL_FAST) && cargo test $(LOCKED) $(TEST_FEATURES) --doc --quiet; \
 	else \
-	  cargo test $(LOCKED) $(NO_FAIL_FAST); \
+	  cargo test $(LOCKED) $(TEST_FEATURES) $(NO_FAIL_FAST); \
 	fi
 
 # ONLY=word runs the tests whose names contain it.
@@ -68,7 +83,7 @@ test-foreign: target/venv/complete target/node/complete ## Python, Node, buf and
 .PHONY: lint-rust
 lint-rust: ## rustfmt and clippy, with and without the sandbox
 	cargo fmt --check
-	cargo clippy $(LOCKED) --all-targets -- -D warnings
+	cargo clippy $(LOCKED) --all-targets --all-features -- -D warnings
 	cargo clippy $(LOCKED) --all-targets --no-default-features -- -D warnings
 
 # Readers of this documentation work on the crate: private items are shown, and linked to.

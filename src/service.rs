@@ -100,8 +100,8 @@ impl Licensing {
         if unknown.is_empty() {
             return Ok(());
         }
-        let violation = |position| {
-            let name = &unassignment.services.names()[position];
+        let violation = |position: usize| {
+            let name = unassignment.services.names()[position].as_str();
             let problem = format!("{name:?} is no service that Central lists; ListServices tells which are");
             Violation { field: format!("services[{position}]"), problem }
         };

@@ -31,6 +31,8 @@ pub(super) enum Verdict {
 pub(super) fn judge(answer: &Answer, now: SystemTime) -> Verdict {
     let status = answer.status;
     Verdict::Failed(match status {
+        // Not all of it was seen: it may report a failure.
+        200..=299 if !answer.complete => Error::Unreadable { status },
         200..=299 if wire::reports_failure(&answer.body) => Error::ReportedFailure { status },
         200..=299 => return Verdict::Accepted,
         400 | 422 => Error::ArgumentRejected { status },

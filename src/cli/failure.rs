@@ -12,7 +12,7 @@ use super::{
     client::chain,
     print::{self, BAD, UNSURE, clean},
 };
-use crate::{license::Outcome, proto};
+use crate::{license::Outcome, proto, telemetry::rpc};
 
 /// A failed RPC. Serialized, it is the `--json` output, whose keys are stable.
 #[derive(Debug, Serialize)]
@@ -119,7 +119,7 @@ impl Failure {
         Self {
             ok: false,
             outcome,
-            code: code_name(code),
+            code: rpc::code_name(code),
             reason: Some(reason.to_owned()),
             message,
             operation_id: None,
@@ -149,7 +149,7 @@ impl Failure {
                 // Something between us and the gateway answered, and it does not say whether the call got through.
                 None => sent_outcome,
             },
-            code: code_name(status.code()),
+            code: rpc::code_name(status.code()),
             reason: info.map(|info| info.reason.clone()),
             message: status.message().to_owned(),
             operation_id: metadata("operation_id").or(request_id),
@@ -203,6 +203,12 @@ impl Failure {
             humantime::format_duration(Duration::from_secs_f64(seconds.ceil().min(1e9))).to_string()
         });
         match (self.outcome, self.retry.allowed, wait) {
+            (Outcome::NotApplied, Some(false), None) if self.code == "DEADLINE_EXCEEDED" => {
+                "Repeating it is safe; give it more time.".to_owned()
+            }
+            (Outcome::NotApplied, Some(false), None) if self.code == "ABORTED" => {
+                "Repeating it is safe once the conflict is over.".to_owned()
+            }
             (Outcome::NotApplied, Some(false), None) => "Repeating it unchanged will not help.".to_owned(),
             (Outcome::NotApplied, _, Some(wait)) => format!("Repeat it in {wait}."),
             (Outcome::NotApplied, _, None) => "Repeating it is safe.".to_owned(),
@@ -283,27 +289,4 @@ fn partial(status: &Status) -> Option<Partial> {
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's shape
 fn outcome_word<S: serde::Serializer>(outcome: &Outcome, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(outcome.as_str())
-}
-
-/// The code as gRPC's documents spell it.
-fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
 }

@@ -31,9 +31,14 @@ use crate::{
 
 const GRPC_TIMEOUT: &str = "grpc-timeout";
 
-/// Answers leave this much before the caller's deadline, at most a tenth of it: an answer that arrives after the
-/// caller's own timer is never seen, and with it what the caller needs to know most: whether anything was sent.
-const HEAD_START: Duration = Duration::from_millis(20);
+/// How much before the caller's deadline answers leave: an answer that arrives after the caller's own timer is never
+/// seen, and with it what the caller needs to know most: whether anything was sent.
+///
+/// Some milliseconds for the way, and a hundredth because gRPC's C core (Python, C++, Ruby) rounds `grpc-timeout` up
+/// by as much: it sends 1010m for a second, 10100m for ten, 121S for two minutes.
+fn head_start(allowed: Duration) -> Duration {
+    Duration::from_millis(20).min(allowed / 10) + allowed / 100
+}
 
 /// Stands around every RPC.
 #[derive(Debug, Clone)]
@@ -59,6 +64,7 @@ impl Boundary {
 pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request, next: Next) -> Response {
     let operation_id = request.extensions().get().copied().unwrap_or_else(OperationId::new);
     let is_infrastructure = request.uri().path().starts_with("/grpc.");
+    let is_read = request.uri().path().ends_with("/ListServices");
     if boundary.is_draining.load(Relaxed) && !is_infrastructure {
         return respond(&Failure::Draining, operation_id);
     }
@@ -66,7 +72,7 @@ pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request
     let answered = match grpc_timeout(request.headers()) {
         Some(allowed) => {
             let now = Instant::now();
-            let head_start = HEAD_START.min(allowed / 10);
+            let head_start = head_start(allowed);
             request.extensions_mut().insert(Deadline(now + allowed.saturating_sub(head_start)));
             // The service keeps its deadline itself and knows whether anything was sent. This is for messages that
             // arrive too slowly to get there. (tonic's own timer, later still, would answer CANCELLED.)
@@ -77,6 +83,7 @@ pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request
     match answered {
         Ok(response) if is_infrastructure => response,
         Ok(response) => in_our_words(response, operation_id),
+        Err(_) if is_read => respond(&Failure::ReadDeadlineExceeded, operation_id),
         Err(_) => respond(&Failure::DeadlineExceeded { nothing_was_sent: false }, operation_id),
     }
 }
@@ -173,6 +180,17 @@ mod tests {
             assert_eq!(grpc_timeout(&headers), expected, "{text:?}");
         }
         assert_eq!(grpc_timeout(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn answers_leave_before_the_callers_own_timer() {
+        // What the caller set, and what gRPC's C core makes of it.
+        for (set, sent) in [(280, 300), (1_000, 1_010), (10_000, 10_100), (20_000, 20_100), (120_000, 121_000)] {
+            let sent = Duration::from_millis(sent);
+            let answered = sent.saturating_sub(head_start(sent));
+            assert!(answered < Duration::from_millis(set), "{set} ms: answered at {answered:?}");
+            assert!(answered > sent.mul_f64(0.85), "{set} ms: {answered:?} is much too early");
+        }
     }
 
     /// Sends one request through all that stands around a handler.

@@ -240,7 +240,7 @@ fn central_row(error: &central::Error) -> Row {
         Error::Conflict => row(
             Code::Aborted,
             "CENTRAL_CONFLICT",
-            "Central reports a conflict, most likely with other work on the same licences; try again later",
+            "Central reports a conflict, most likely with other work on the same licences; look what it is before you try again",
         ),
         Error::TooLarge { .. } => row(
             Code::InvalidArgument,
@@ -250,7 +250,7 @@ fn central_row(error: &central::Error) -> Row {
         Error::RateLimited { wait } => row(
             Code::ResourceExhausted,
             "CENTRAL_RATE_LIMITED",
-            "Central's calls of this second are spent, and your deadline leaves no time to wait",
+            "Central's calls of this second are spent, and there is no time left to wait for the next one",
         )
         .detail("google.rpc.QuotaFailure", &quota_failure("calls per second"))
         .repeat_after((*wait).max(SOON)),
@@ -280,7 +280,7 @@ fn central_row(error: &central::Error) -> Row {
         Error::Unreadable { .. } => row(
             Code::Internal,
             "CENTRAL_UNEXPECTED",
-            "Central's answer is not what this operation returns; an operator must look at the gateway",
+            "Central's answer is not what this operation returns; look whether it was done, and at the gateway's log",
         ),
         Error::ReportedFailure { .. } => row(
             Code::Internal,

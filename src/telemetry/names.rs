@@ -1,7 +1,5 @@
 //! Every span and attribute name, by the semantic conventions of OpenTelemetry.
 
-use tonic::Code;
-
 /// The service, unless `OTEL_SERVICE_NAME` says otherwise; also the name of the tracer.
 pub(super) const SERVICE: &str = "license-gateway";
 
@@ -54,29 +52,6 @@ pub(super) fn method(path: &str) -> Option<&'static str> {
 /// Whether a path belongs to the machinery (health checks, reflection), which is not traced.
 pub(super) fn is_machinery(path: &str) -> bool {
     path.starts_with("/grpc.health.") || path.starts_with("/grpc.reflection.")
-}
-
-/// The name of a status code as gRPC spells it.
-pub(super) fn status_code(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
 }
 
 #[cfg(test)]

@@ -93,7 +93,7 @@ impl RpcSpan {
         let verdict = self.context.get::<Reported>().and_then(|reported| reported.0.get()).copied();
         let span = self.context.span();
         if span.is_recording() {
-            let name = names::status_code(code);
+            let name = code_name(code);
             span.set_attribute(KeyValue::new(names::RPC_STATUS_CODE, name));
             if code != Code::Ok {
                 span.set_attribute(KeyValue::new(names::ERROR_TYPE, name));
@@ -163,6 +163,29 @@ fn status_code(response: &Response) -> Code {
             | StatusCode::GATEWAY_TIMEOUT,
         ) => Code::Unavailable,
         (None, _) => Code::Unknown,
+    }
+}
+
+/// A status code as gRPC's documents spell it.
+pub fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 

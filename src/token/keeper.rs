@@ -4,20 +4,19 @@
 //! is the new token used. What to do at each moment is decided by the pure functions of [`super::refresh`]; here are
 //! the effects, in the order in which they happen.
 
+mod renewal;
+
 use std::{
     error::Error as StdError,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -26,11 +25,11 @@ use uuid::Uuid;
 use super::{
     AccessToken, Condition, Error,
     journal::Journal,
-    oauth::{Exchanged, TokenEndpoint},
-    refresh::{self, Memory, SEND_WINDOW, Step, Wanted},
-    rehearsal::{hurried, moment, wall_clock},
+    oauth::TokenEndpoint,
+    refresh::{self, Memory, Wanted},
+    rehearsal::{hurried, moment},
     seed, serves,
-    store::{self, Loaded, Record, SCHEMA, Swap, TokenStore, Version},
+    store::{Loaded, Record, TokenStore},
 };
 use crate::{config, telemetry::Origin};
 
@@ -38,16 +37,6 @@ use crate::{config, telemetry::Origin};
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How often a pair that could not be stored is tried again.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
-/// How long a new pair waits to be stored before it is used all the same: it is alive, and callers wait for it.
-const SAVE_PATIENCE: Duration = Duration::from_secs(2);
-/// How often we look whether another process has finished its exchange.
-const WAIT_EVERY: Duration = Duration::from_millis(200);
-/// How long callers wait for another process's exchange before they are told that it takes long.
-const WAIT_PATIENCE: Duration = Duration::from_secs(10);
-/// After a conflict: lets whoever else writes finish.
-const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
-/// How long a wrong client id or secret keeps us from trying again: it will not mend itself.
-const CLIENT_REFUSED_WAIT: Duration = Duration::from_mins(5);
 
 /// Somebody waits for a token.
 #[derive(Debug)]
@@ -152,7 +141,7 @@ impl Keeper {
                 self.save().await;
             }
             if look_at <= Instant::now() {
-                look_at = Instant::now() + LOOK_EVERY;
+                look_at = Instant::now() + hurried(LOOK_EVERY);
                 self.look_for_seeds().await;
                 self.look_at_the_store().await;
             }
@@ -222,226 +211,6 @@ impl Keeper {
         (due.max(self.refused).map_or(Wanted::Valid, Wanted::NewerThan), origins)
     }
 
-    /// Gets a token by whatever the record asks for.
-    async fn attempt(&mut self, wanted: Wanted, origins: &[Origin]) -> Result<(), Trouble> {
-        let began = Instant::now();
-        loop {
-            let Loaded { record, version } = self.load().await?;
-            let (now, wall) = (Instant::now(), wall_clock());
-            match refresh::decide(record.as_ref(), &self.memory, wanted, now, wall, Uuid::new_v4()) {
-                Step::NeedsSeed => return Err(Trouble { error: Error::NeedsSeed, wait: LOOK_EVERY }),
-                Step::Lost(record) => return self.heal(record, version).await,
-                Step::Adopt(record) => {
-                    self.adopt(record);
-                    return Ok(());
-                }
-                Step::PutBack(newest) => {
-                    warn!(generation = newest.generation, "the token store went backwards; the newer pair is put back");
-                    self.swap(version, newest).await?;
-                }
-                Step::Wait(nonce) => {
-                    if self.memory.foreign_intent.is_none_or(|(seen, _)| seen != nonce) {
-                        self.memory.foreign_intent = Some((nonce, now));
-                    }
-                    if began.elapsed() >= WAIT_PATIENCE {
-                        return Err(Trouble::later(WAIT_EVERY, OtherProcess));
-                    }
-                    sleep(WAIT_EVERY).await;
-                }
-                Step::Claim(claimed) => {
-                    moment("about to claim");
-                    let claiming = Instant::now();
-                    let Some(version) = self.swap(version, claimed.clone()).await? else { continue };
-                    moment("claimed");
-                    // Counted from before the claim: whoever is paused at any moment of it must not send.
-                    if !self.memory.is_exclusive && claiming.elapsed() > hurried(SEND_WINDOW) {
-                        self.forget_intent(claimed, version).await;
-                        return Err(Trouble::later(refresh::backoff(self.failures + 1), TooSlow));
-                    }
-                    return self.present(claimed, version, wanted, origins).await;
-                }
-            }
-        }
-    }
-
-    /// Presents the refresh token of a record that holds our intent, and stores what comes of it.
-    async fn present(
-        &mut self,
-        claimed: Record,
-        version: Version,
-        wanted: Wanted,
-        origins: &[Origin],
-    ) -> Result<(), Trouble> {
-        let was_refused = self.refused.is_some_and(|refused| wanted == Wanted::NewerThan(refused));
-        moment("about to present");
-        let exchanged = self.endpoint.refresh(&claimed.refresh_token, origins).await;
-        moment("answered");
-        match exchanged {
-            Exchanged::Pair(pair) => {
-                let record = Record {
-                    generation: claimed.generation + 1,
-                    access_token: Some(pair.access_token),
-                    received_at: wall_clock(),
-                    lifetime: pair.lifetime,
-                    refresh_token: pair.refresh_token,
-                    intent: None,
-                    ..claimed
-                };
-                self.keep(record, pair.lifetime, was_refused).await;
-                Ok(())
-            }
-            Exchanged::NotSent(error) => {
-                self.forget_intent(claimed, version).await;
-                Err(Trouble::later(refresh::backoff(self.failures + 1), error))
-            }
-            Exchanged::Throttled { wait } => {
-                self.forget_intent(claimed, version).await;
-                Err(Trouble::later(wait, Throttled))
-            }
-            Exchanged::ClientRefused => {
-                self.forget_intent(claimed, version).await;
-                Err(Trouble { error: Error::ClientRefused, wait: CLIENT_REFUSED_WAIT })
-            }
-            Exchanged::GrantNotRead => {
-                self.forget_intent(claimed, version).await;
-                Err(Trouble { error: Error::GrantNotRead, wait: CLIENT_REFUSED_WAIT })
-            }
-            Exchanged::TokenRefused => {
-                // Written into the record, so that no restart and no other process presents a dead token again. If the
-                // record has moved meanwhile, the next attempt finds out.
-                let dead = with_intent(claimed, |intent| intent.refused = true);
-                if self.swap(version, dead).await?.is_none() {
-                    return Err(Trouble::later(CONFLICT_PAUSE, OtherProcess));
-                }
-                Err(Trouble { error: Error::Lost, wait: Duration::ZERO })
-            }
-            Exchanged::Unclear(error) => {
-                let tries = claimed.intent.as_ref().map_or(1, |intent| intent.tries);
-                let suspect = with_intent(claimed, |intent| intent.suspect = true);
-                if let Err(error) = self.store.cas(version, suspect).await {
-                    warn!(error = &error as &(dyn StdError + 'static), "the intent could not be marked as suspect");
-                }
-                Err(Trouble::later(refresh::suspect_wait(tries), error))
-            }
-        }
-    }
-
-    /// Heals a lost chain by a login, where that is configured and not yet used up.
-    async fn heal(&mut self, lost: Record, version: Version) -> Result<(), Trouble> {
-        let needs_seed = Trouble { error: Error::Lost, wait: LOOK_EVERY };
-        let Some(login) = self.login.clone() else { return Err(needs_seed) };
-        let Some(counted) = refresh::login(&lost, self.memory.owner, wall_clock(), Uuid::new_v4()) else {
-            return Err(needs_seed);
-        };
-        // Counted in the store before it is tried: neither restarts nor replicas make more of it.
-        if self.swap(version, counted.clone()).await?.is_none() {
-            return Err(Trouble::later(CONFLICT_PAUSE, OtherProcess));
-        }
-        warn!("the chain of tokens is lost; logging in as credentials.username");
-        match self.endpoint.log_in(&login).await {
-            Exchanged::Pair(pair) => {
-                let record = Record {
-                    schema: SCHEMA,
-                    family: Uuid::new_v4(),
-                    generation: counted.generation + 1,
-                    access_token: Some(pair.access_token),
-                    received_at: wall_clock(),
-                    lifetime: pair.lifetime,
-                    refresh_token: pair.refresh_token,
-                    consumed_seeds: counted.consumed_seeds,
-                    intent: None,
-                };
-                self.keep(record, pair.lifetime, false).await;
-                Ok(())
-            }
-            Exchanged::NotSent(error) => {
-                error!(error = &error as &(dyn StdError + 'static), "the login failed");
-                Err(needs_seed)
-            }
-            other => {
-                error!(answer = ?other, "the login failed");
-                Err(needs_seed)
-            }
-        }
-    }
-
-    /// A new pair: stored, then used. If the store does not take it, it is used all the same: it is the only one that
-    /// lives, and callers wait.
-    async fn keep(&mut self, record: Record, lifetime: Duration, replaced_a_refused_one: bool) {
-        let received = Instant::now();
-        self.memory.newest = Some(record.clone());
-        self.is_saved = false;
-        if timeout(SAVE_PATIENCE, self.save()).await.is_err() {
-            warn!(generation = record.generation, "the token store is slow; the new pair is used before it is stored");
-        }
-        moment("kept");
-        if !self.is_saved {
-            self.write_journal(&record);
-        }
-        self.publish(&record, lifetime.saturating_sub(received.elapsed()), replaced_a_refused_one);
-        moment("published");
-    }
-
-    fn write_journal(&self, record: &Record) {
-        if let Err(error) = self.journal.write(record) {
-            error!(
-                error = &error as &(dyn StdError + 'static),
-                "the new pair of tokens cannot be written beside the store either; it is in memory only"
-            );
-        }
-    }
-
-    /// Stores the newest pair if it is not there yet. The condition is that the generation we spent is still stored,
-    /// not that our intent is: we hold its only living successor.
-    async fn save(&mut self) {
-        let Some(newest) = self.memory.newest.clone() else { return };
-        let saved = async {
-            loop {
-                let Loaded { record, version } = self.store.load().await?;
-                // As new or newer: somebody put a seed in place while we held ours, or it arrived after all.
-                if record.is_some_and(|record| record.generation >= newest.generation) {
-                    return Ok(());
-                }
-                if let Swap::Stored(_) = self.store.cas(version, newest.clone()).await? {
-                    return Ok(());
-                }
-                sleep(CONFLICT_PAUSE).await;
-            }
-        };
-        match saved.await {
-            Ok(()) => {
-                self.is_saved = true;
-                self.journal.clear();
-                info!(generation = newest.generation, "a new pair of tokens is stored");
-            }
-            Err::<(), store::Error>(error) => error!(
-                generation = newest.generation,
-                error = &error as &(dyn StdError + 'static),
-                "the new pair of tokens is not stored: do not stop this process before the store works again"
-            ),
-        }
-    }
-
-    fn adopt(&mut self, record: Record) {
-        let remaining = refresh::remaining(&record, wall_clock());
-        self.publish(&record, remaining, false);
-        self.memory.newest = Some(record);
-    }
-
-    fn publish(&mut self, record: &Record, remaining: Duration, replaced_a_refused_one: bool) {
-        let Some(secret) = record.access_token.clone() else { return };
-        let now = Instant::now();
-        self.renew_at = refresh::renew_at(now, remaining, record.lifetime, rand::random());
-        self.current.store(Some(Arc::new(AccessToken {
-            secret,
-            generation: record.generation,
-            received: now,
-            valid_until: now + remaining,
-            replaced_a_refused_one,
-            accepted: AtomicBool::new(false),
-        })));
-    }
-
     /// Adopts the refresh token in a seed file unless it was adopted before. Its fingerprint is stored before it is
     /// presented, so that a manifest applied again never presents a spent token.
     async fn look_for_seeds(&mut self) {
@@ -507,29 +276,6 @@ impl Keeper {
         self.renew_at = Instant::now();
     }
 
-    async fn load(&self) -> Result<Loaded, Trouble> {
-        self.store.load().await.map_err(|error| Trouble::later(refresh::backoff(self.failures + 1), error))
-    }
-
-    /// The new version; none after a conflict.
-    async fn swap(&self, version: Version, record: Record) -> Result<Option<Version>, Trouble> {
-        match self.store.cas(version, record).await {
-            Ok(Swap::Stored(version)) => Ok(Some(version)),
-            Ok(Swap::Conflict) => {
-                sleep(CONFLICT_PAUSE).await;
-                Ok(None)
-            }
-            Err(error) => Err(Trouble::later(refresh::backoff(self.failures + 1), error)),
-        }
-    }
-
-    /// The token was surely not presented: others need not wait for us.
-    async fn forget_intent(&self, claimed: Record, version: Version) {
-        if let Err(error) = self.store.cas(version, Record { intent: None, ..claimed }).await {
-            warn!(error = &error as &(dyn StdError + 'static), "the intent could not be taken back");
-        }
-    }
-
     fn fail(&mut self, Trouble { error, wait }: Trouble) {
         self.failures += 1;
         let is_news = match &self.failure {
@@ -546,8 +292,9 @@ impl Keeper {
         self.failure = Some((error, Instant::now() + wait));
     }
 
+    /// A token that is young enough and that Central has not refused.
     fn has_valid_token(&self) -> bool {
-        self.current.load().as_ref().is_some_and(|token| serves(token, None))
+        self.current.load().as_ref().is_some_and(|token| serves(token, self.refused))
     }
 
     fn answer(&self, waiting: &mut Vec<Ask>) {
@@ -580,25 +327,3 @@ impl Keeper {
         self.condition.send_if_modified(|shown| std::mem::replace(shown, condition) != condition);
     }
 }
-
-fn with_intent(mut record: Record, change: impl FnOnce(&mut store::Intent)) -> Record {
-    if let Some(intent) = &mut record.intent {
-        change(intent);
-    }
-    record
-}
-
-/// Central's answer to too many exchanges.
-#[derive(Debug, thiserror::Error)]
-#[error("Central throttles the token endpoint (HTTP 429)")]
-struct Throttled;
-
-/// Somebody else's intent stands in the record.
-#[derive(Debug, thiserror::Error)]
-#[error("another process is exchanging the refresh token")]
-struct OtherProcess;
-
-/// Too much time went by between claiming and sending.
-#[derive(Debug, thiserror::Error)]
-#[error("the token store took too long; the refresh token was not presented")]
-struct TooSlow;

@@ -32,7 +32,7 @@ enum Moment {
     Refresh(&'static str),
     /// Where the code says so, on the way of a seed.
     Seed(&'static str),
-    /// While Central has the token but has not acted on it.
+    /// While Central has the token but has not acted on it yet: it does, and nobody hears of it.
     BeforeCommit,
     /// While Central's answer is on its way.
     AfterCommit,
@@ -58,7 +58,7 @@ killed! {
     claim_durable: Moment::Refresh("claim: durable") => Survives,
     claimed: Moment::Refresh("claimed") => Survives,
     about_to_present: Moment::Refresh("about to present") => Survives,
-    presented_before_central_acts: Moment::BeforeCommit => Survives,
+    presented_before_central_acts: Moment::BeforeCommit => IsLost,
     committed_before_the_answer_arrives: Moment::AfterCommit => IsLost,
     answered: Moment::Refresh("answered") => IsLost,
     successor_about_to_be_kept: Moment::Refresh("save: about to keep the previous record") => IsLost,
@@ -79,7 +79,11 @@ async fn kill_at(moment: Moment, chain: Chain) {
     let sandbox = Sandbox::start(unlimited().with_generated_customers(1)).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let moment_file = dir.path().join("moment");
-    let more = [("LICENSE_GATEWAY_REHEARSAL_MOMENT_FILE", moment_file.to_str().unwrap())];
+    // Seeds are looked for every 200 ms instead of every 2 s: otherwise waiting for them is all this does.
+    let more = [
+        ("LICENSE_GATEWAY_REHEARSAL_MOMENT_FILE", moment_file.to_str().unwrap()),
+        ("LICENSE_GATEWAY_REHEARSAL_HURRY", "10"),
+    ];
     let mut lost = 0;
     for _ in 0..kills {
         let mut process = Process::serve(&sandbox, dir.path(), &more).await;
@@ -116,12 +120,9 @@ async fn kill_at(moment: Moment, chain: Chain) {
         process.kill().await;
         call.abort();
         let _ = fs::remove_file(&moment_file);
-        if let Moment::BeforeCommit = moment {
-            // The process that presented it is dead, so nobody carries the exchange out: as if it had never arrived.
-            sandbox.reset_held("exchange").await;
-        }
-        if let Moment::AfterCommit = moment {
+        if let Moment::BeforeCommit | Moment::AfterCommit = moment {
             sandbox.release("exchange");
+            sandbox.wait_until_idle().await;
         }
     }
     let process = Process::serve(&sandbox, dir.path(), &more).await;
@@ -134,6 +135,39 @@ async fn kill_at(moment: Moment, chain: Chain) {
         Chain::IsLost => kills,
     };
     assert_eq!(lost, expected, "chains lost and detected in {kills} kills at {moment:?}");
+}
+
+/// The store is stuck with the new pair: nobody uses it meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pair_is_not_used_before_it_is_stored() {
+    let sandbox = Sandbox::start(unlimited().with_generated_customers(1)).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let moment_file = dir.path().join("moment");
+    let more = [("LICENSE_GATEWAY_REHEARSAL_MOMENT_FILE", moment_file.to_str().unwrap())];
+    let mut process = Process::serve(&sandbox, dir.path(), &more).await;
+    let client = LicensingServiceClient::new(channel(process.address).await);
+    recover(&client, &sandbox, dir.path()).await;
+
+    fs::write(&moment_file, "save: about to write").unwrap();
+    sandbox.revoke_access_token();
+    let request = || {
+        let mut request = tonic::Request::new(include(&[&customer(&sandbox, 0)]));
+        request.set_timeout(Duration::from_millis(500));
+        request
+    };
+    let first = tokio::spawn({
+        let (mut client, request) = (client.clone(), request());
+        async move { client.unassign_licenses(request).await }
+    });
+    process.said("stopped for the rehearsal").await;
+    sandbox.clear_calls();
+    // Somebody new, who would be given whatever is published.
+    let status = client.clone().unassign_licenses(request()).await.unwrap_err();
+    assert_eq!(Failure::from(status).outcome, "not_applied");
+    let _ = first.await;
+    let calls = sandbox.unassign_calls();
+    assert!(calls.iter().all(|call| call.status == Some(401)), "the new pair was used: {calls:#?}");
+    process.kill().await;
 }
 
 /// Waits until requests are served again; whether a person had to put a new seed in place for that.

@@ -12,12 +12,12 @@ mod killed;
 #[cfg(feature = "tests-with-redis")]
 #[allow(dead_code)] // the tests of the store itself use the rest
 mod redis_server;
-#[cfg(feature = "tests-with-redis")]
-mod replicas;
 mod requests;
 mod sandbox;
 mod secrets;
 mod serving;
+#[cfg(feature = "tests-with-redis")]
+mod shared_store;
 mod support;
 mod telemetry;
 mod token_commands;

@@ -272,8 +272,20 @@ impl Process {
     #[cfg(feature = "rehearsal")]
     pub async fn said(&mut self, message: &str) {
         let said = |lines: &Vec<Value>| lines.iter().any(|line| line["message"] == message);
-        let waited = timeout(PATIENCE, self.lines.wait_for(said)).await;
-        assert!(matches!(waited, Ok(Ok(_))), "it never said {message:?}: {:#?}", self.lines.borrow());
+        let was_said = matches!(timeout(PATIENCE, self.lines.wait_for(said)).await, Ok(Ok(_)));
+        assert!(was_said, "it never said {message:?}: {:#?}", self.lines.borrow());
+    }
+
+    /// Stops it in its tracks.
+    #[cfg(feature = "rehearsal")]
+    pub fn pause(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    /// Lets it go on.
+    #[cfg(feature = "rehearsal")]
+    pub fn resume(&self) {
+        self.signal(rustix::process::Signal::CONT);
     }
 
     /// Kills it, without a word.
@@ -285,8 +297,12 @@ impl Process {
 
     /// Asks it to stop.
     pub fn terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+        rustix::process::kill_process(pid, signal).expect("it runs");
     }
 
     /// How it ended; and its whole log.
