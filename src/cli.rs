@@ -14,6 +14,7 @@ mod sandbox;
 mod serve;
 mod services;
 mod signals;
+mod token;
 mod unassign;
 
 use std::{future::Future, path::PathBuf, process::ExitCode};
@@ -42,6 +43,7 @@ Examples:
   license-gateway demo
   license-gateway check-config --config gateway.toml
   license-gateway serve --config gateway.toml
+  license-gateway token status --config gateway.toml
   license-gateway services
   license-gateway unassign --include 0123456789abcdef0123456789abcdef --service advanced_ap --reason TICKET-42";
 
@@ -61,6 +63,9 @@ enum Command {
     Sandbox(sandbox::SandboxCommand),
     /// Check the configuration and show what holds, or every problem at once
     CheckConfig(check_config::CheckConfig),
+    /// Look at the account's tokens, or put a new refresh token in; never shows a secret
+    #[command(subcommand)]
+    Token(token::TokenCommand),
     /// Ask a running gateway whether it is serving
     Health(health::Health),
 }
@@ -92,6 +97,7 @@ impl Cli {
             #[cfg(feature = "sandbox")]
             Command::Sandbox(sandbox) => finish(sandbox.run()),
             Command::CheckConfig(check_config) => check_config.run(),
+            Command::Token(token) => finish(token.run()),
             Command::Health(health) => finish(health.run()),
         }
     }

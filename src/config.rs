@@ -11,6 +11,7 @@ mod reader;
 pub mod settings;
 #[cfg(test)]
 mod tests;
+mod token_store;
 
 use std::{
     ffi::OsString,
@@ -26,6 +27,7 @@ use self::reader::{File, Reader};
 pub use self::{
     problem::{Problem, Problems},
     reader::{Effective, Origin},
+    token_store::{KubernetesStore, RedisStore, StoreKind, TokenStore},
 };
 
 /// The variable that names the configuration file where `--config` does not.
@@ -89,7 +91,7 @@ impl Loaded {
             server: server(&mut reader),
             central: central(&mut reader),
             credentials: credentials(&mut reader),
-            token_store: token_store(&mut reader),
+            token_store: token_store::read(&mut reader),
             log: log(&mut reader),
             telemetry: telemetry(&mut reader),
         };
@@ -193,13 +195,6 @@ pub enum GrantPlacement {
     Form,
     /// In the query string, as Central's documentation shows it. `query`.
     Query,
-}
-
-/// Where tokens are kept.
-#[derive(Debug, Clone)]
-pub struct TokenStore {
-    /// The directory of the `file` store.
-    pub path: PathBuf,
 }
 
 /// How the gateway logs, on standard output.
@@ -340,15 +335,6 @@ fn login(reader: &mut Reader) -> Option<Login> {
             None
         }
     }
-}
-
-fn token_store(reader: &mut Reader) -> TokenStore {
-    reader.text("token_store.kind", |kind| match kind {
-        "file" => Ok(()),
-        "redis" | "kubernetes" => Err("is not in this release; use `file`".to_owned()),
-        _ => Err("is not a kind of store; use `file`".to_owned()),
-    });
-    TokenStore { path: reader.text("token_store.path", directory).unwrap_or_default().into() }
 }
 
 fn log(reader: &mut Reader) -> Log {

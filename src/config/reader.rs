@@ -421,7 +421,10 @@ fn text_of(setting: &Setting, value: Value) -> Result<String, String> {
 /// The value for a sentence, in quotes. Not where it may be, or hold, a secret: somebody may have put the secret itself
 /// where its file belongs, or a password into a URL.
 fn shown(setting: &Setting, text: &str) -> String {
-    let near_secret = setting.section() == "credentials" && matches!(setting.allowed, Allowed::Text(_));
+    let near_secret = match setting.name {
+        "token_store.url" | "token_store.password_file" => true,
+        _ => setting.section() == "credentials" && matches!(setting.allowed, Allowed::Text(_)),
+    };
     if text.contains('@') || (near_secret && !leads_somewhere(text)) {
         return "the value (not shown: it may be a secret)".to_owned();
     }

@@ -171,14 +171,71 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         name: "token_store.kind",
         unset: Unset::Default("file"),
-        allowed: Allowed::OneOf(&["file"]),
-        meaning: "What keeps the tokens.",
+        allowed: Allowed::OneOf(&["file", "redis", "kubernetes"]),
+        meaning: "What keeps the tokens: `file` for one process, `redis` or `kubernetes` for replicas.",
     },
     Setting {
         name: "token_store.path",
         unset: Unset::Default("./state"),
         allowed: Allowed::Text("path of a directory; made where it is missing"),
-        meaning: "Where the `file` store keeps the tokens. Must outlive the process: Central's refresh tokens work once.",
+        meaning: "Where the `file` store keeps the tokens; the other kinds put only a pair there that they could not \
+                  store. Must outlive the process: Central's refresh tokens work once.",
+    },
+    Setting {
+        name: "token_store.url",
+        unset: Unset::Means("required where the kind is `redis`"),
+        allowed: Allowed::Text(
+            "`redis://host:6379/0`, `rediss://…` with TLS, or `unix:///path/to/socket?db=0`; no user, no password",
+        ),
+        meaning: "Kind `redis`: the address of the primary.",
+    },
+    Setting {
+        name: "token_store.username",
+        unset: Unset::Means("the server's default user"),
+        allowed: Allowed::Text("name of a user"),
+        meaning: "Kind `redis`: who logs in.",
+    },
+    Setting {
+        name: "token_store.password_file",
+        unset: Unset::Means("no log-in"),
+        allowed: Allowed::Text("path of a file that is not empty"),
+        meaning: "Kind `redis`: the file that holds the password, read again for every connection.",
+    },
+    Setting {
+        name: "token_store.ca_file",
+        unset: Unset::Means("the system's authorities are trusted"),
+        allowed: Allowed::Text("path of a PEM file"),
+        meaning: "Kind `redis`, with `rediss://`: the certificate authorities to trust instead of the system's.",
+    },
+    Setting {
+        name: "token_store.client_certificate_file",
+        unset: Unset::Means("no certificate is shown"),
+        allowed: Allowed::Text("path of a PEM file"),
+        meaning: "Kind `redis`, with `rediss://`: the certificate to show to the server.",
+    },
+    Setting {
+        name: "token_store.client_key_file",
+        unset: Unset::Means("no certificate is shown"),
+        allowed: Allowed::Text("path of a PEM file"),
+        meaning: "Kind `redis`, with `rediss://`: the private key of that certificate.",
+    },
+    Setting {
+        name: "token_store.key",
+        unset: Unset::Default("license-gateway:token"),
+        allowed: Allowed::Text("name of a key"),
+        meaning: "Kind `redis`: the key that holds the tokens.",
+    },
+    Setting {
+        name: "token_store.namespace",
+        unset: Unset::Means("the pod's own, or the one of the kubeconfig's current context"),
+        allowed: Allowed::Text("name of a namespace"),
+        meaning: "Kind `kubernetes`: the namespace of the Secret.",
+    },
+    Setting {
+        name: "token_store.name",
+        unset: Unset::Default("license-gateway-token"),
+        allowed: Allowed::Text("name of a Secret"),
+        meaning: "Kind `kubernetes`: the Secret that holds the tokens. The gateway makes it; nothing else may own it.",
     },
     Setting {
         name: "log.filter",

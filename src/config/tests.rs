@@ -16,6 +16,8 @@ impl Files {
         files.write("seed", "r3fr3sh\n");
         files.write("empty", " \n");
         files.write("ca.pem", "-----BEGIN CERTIFICATE-----\n");
+        files.write("client.pem", "-----BEGIN CERTIFICATE-----\n");
+        files.write("client.key", "-----BEGIN PRIVATE KEY-----\n");
         files
     }
 
@@ -66,6 +68,7 @@ fn smallest_configuration_gets_every_default() {
     assert_eq!(config.credentials.refresh_token_file, None);
     assert_eq!(config.credentials.grant_placement, GrantPlacement::Form);
     assert_eq!(config.token_store.path, Path::new("./state"));
+    assert!(matches!(config.token_store.kind, StoreKind::File));
     assert_eq!(config.log.filter, "info");
     assert_eq!(config.log.format, LogFormat::Auto);
     assert_eq!(config.telemetry.traces_endpoint, None);
@@ -168,9 +171,11 @@ fn each_bad_configuration_is_refused_in_a_sentence() {
         ("log.format = \"jsn\"", "log.format (gateway.toml:1): \"jsn\" is not one of auto, json, text; did you mean `json`?"),
         ("log.format = true", "log.format (gateway.toml:1): is of the wrong type (a boolean); write a string in quotes"),
         ("log.format = \"a\\nb\\u001b\"", "log.format (gateway.toml:1): \"a\\nb\\u{1b}\" is not one of auto, json, text"),
-        ("token_store.kind = \"redis\"", "token_store.kind (gateway.toml:1): \"redis\" is not in this release; use `file`"),
-        ("token_store.kind = \"kubernetes\"", "token_store.kind (gateway.toml:1): \"kubernetes\" is not in this release; use `file`"),
-        ("token_store.kind = \"tape\"", "token_store.kind (gateway.toml:1): \"tape\" is not a kind of store; use `file`"),
+        ("token_store.kind = \"tape\"", "token_store.kind (gateway.toml:1): \"tape\" is not one of file, redis, kubernetes"),
+        ("token_store.kind = \"Redis\"", "token_store.kind (gateway.toml:1): \"Redis\" is not one of file, redis, kubernetes; did you mean `redis`?"),
+        ("token_store.key = \"x\"", "token_store.key (gateway.toml:1): \"x\" is of use only with `token_store.kind` = `redis`, and the kind is `file`; remove it"),
+        ("token_store.name = \"x\"", "token_store.name (gateway.toml:1): \"x\" is of use only with `token_store.kind` = `kubernetes`, and the kind is `file`; remove it"),
+        ("token_store.url = \"redis://me:hunter2@h\"", "token_store.url (gateway.toml:1): the value (not shown: it may be a secret) is of use only with `token_store.kind` = `redis`, and the kind is `file`; remove it"),
         ("server.listen = ", "gateway.toml:1, column 17: is not TOML: string values must be quoted, expected literal string"),
         ("server.listen", "gateway.toml:1, column 14: is not TOML: key with no value, expected `=`"),
         ("server.listen = \"0.0.0.0:1\"\nserver.listen = \"0.0.0.0:2\"", "gateway.toml:2, column 8: is not TOML: duplicate key"),
@@ -258,6 +263,133 @@ fn each_bad_configuration_is_refused_in_a_sentence() {
         let problems = load(&text, &[]).err().unwrap_or_else(|| panic!("is valid:\n{text}"));
         assert_eq!(problems, [sentence], "of\n{text}");
         assert!(!problems.concat().contains("hunter2"));
+    }
+}
+
+#[cfg(feature = "redis-store")]
+#[test]
+fn redis_store_is_read_into_every_field() {
+    let files = Files::new();
+    let [password, ca, certificate, key] =
+        ["secret", "ca.pem", "client.pem", "client.key"].map(|name| files.path(name));
+    let text = files.minimal(&format!(
+        "[token_store]\nkind = \"redis\"\nurl = \"rediss://redis.test:6380/2\"\nusername = \"gateway\"\n\
+         password_file = \"{password}\"\nca_file = \"{ca}\"\nclient_certificate_file = \"{certificate}\"\n\
+         client_key_file = \"{key}\"\nkey = \"k\"\n"
+    ));
+    let TokenStore { path, kind: StoreKind::Redis(redis) } = valid(&text, &[]).config.token_store else {
+        panic!("redis was chosen")
+    };
+    assert_eq!(path, Path::new("./state"));
+    assert_eq!(redis.url.as_str(), "rediss://redis.test:6380/2");
+    assert_eq!(redis.username.as_deref(), Some("gateway"));
+    assert_eq!(redis.password_file, Some(password.into()));
+    assert_eq!(redis.ca_file, Some(ca.into()));
+    assert_eq!(redis.client_certificate_file, Some(certificate.into()));
+    assert_eq!(redis.client_key_file, Some(key.into()));
+    assert_eq!(redis.key, "k");
+
+    for url in ["redis://localhost", "valkey://[::1]:1/2", "rediss://h/1", "valkeys://h/", "unix:///run/r.sock?db=1"] {
+        let text = files.minimal(&format!("[token_store]\nkind = \"redis\"\nurl = \"{url}\"\n"));
+        let TokenStore { kind: StoreKind::Redis(redis), .. } = valid(&text, &[]).config.token_store else {
+            panic!("redis was chosen")
+        };
+        assert_eq!((redis.username, redis.password_file, &*redis.key), (None, None, "license-gateway:token"));
+    }
+}
+
+#[cfg(feature = "kubernetes-store")]
+#[test]
+fn kubernetes_store_is_read_into_every_field() {
+    let files = Files::new();
+    let cases = [("", None, "license-gateway-token"), ("namespace = \"a-1\"\nname = \"b.c\"\n", Some("a-1"), "b.c")];
+    for (more, namespace, name) in cases {
+        let text = files.minimal(&format!("[token_store]\nkind = \"kubernetes\"\n{more}"));
+        let TokenStore { kind: StoreKind::Kubernetes(store), .. } = valid(&text, &[]).config.token_store else {
+            panic!("kubernetes was chosen")
+        };
+        assert_eq!((store.namespace.as_deref(), &*store.name), (namespace, name));
+    }
+}
+
+#[cfg(all(feature = "redis-store", feature = "kubernetes-store"))]
+#[test]
+fn each_bad_token_store_is_refused_in_sentences() {
+    const HIDDEN: &str = "the value (not shown: it may be a secret)";
+    let files = Files::new();
+    let [secret, empty, ca, absent] = ["secret", "empty", "ca.pem", "absent"].map(|name| files.path(name));
+    let [certificate, key] = ["client.pem", "client.key"].map(|name| files.path(name));
+    let url = |url: &str| format!("kind = \"redis\"\nurl = \"{url}\"\n");
+    let redis = |more: &str| format!("{}{more}\n", url("rediss://h"));
+    let plain = |more: &str| format!("{}{more}\n", url("redis://h"));
+    let kubernetes = |more: &str| format!("kind = \"kubernetes\"\n{more}\n");
+    let of_redis = |name: &str| {
+        format!("{name}\" is of use only with `token_store.kind` = `redis`, and the kind is `kubernetes`; remove it")
+    };
+
+    let cases: Vec<(String, Vec<String>)> = vec![
+        ("kind = \"redis\"\n".to_owned(), vec!["token_store.url: is missing; set it to the address of the primary, such as rediss://redis.example.com:6379".to_owned()]),
+        (url("localhost"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} is not a URL (relative URL without a base); write it like redis://host:6379/0")]),
+        (url("localhost:6379"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} must begin with redis://, rediss:// (with TLS) or unix://")]),
+        (url("http://:hunter2@h"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} must begin with redis://, rediss:// (with TLS) or unix://")]),
+        (url("redis://:hunter2@h"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} must not hold a user name or a password; set `token_store.username` and `token_store.password_file`")]),
+        (url("redis://hunter2@h"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} must not hold a user name or a password; set `token_store.username` and `token_store.password_file`")]),
+        (url("unix:///r.sock?user=a&pass=hunter2"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} must not hold a user name or a password; set `token_store.username` and `token_store.password_file`")]),
+        (url("redis://:hunter2@h:99999"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} is not a URL (invalid port number); write it like redis://host:6379/0")]),
+        (url("redis://h?protocol=resp3"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} has a parameter that is not known; only unix:// takes one: db")]),
+        (url("unix:///r.sock?database=1"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} has a parameter that is not known; only unix:// takes one: db")]),
+        (url("rediss://h#insecure"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} must not have a #fragment; a server's certificate is always checked")]),
+        (url("redis:///1"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} names no host; write it like redis://host:6379/0")]),
+        (url("redis://h/tokens"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} must end with the number of a database or after the port; write it like redis://host:6379/0")]),
+        (redis("username = \"u\""), vec!["token_store.username (gateway.toml:4): needs a password; set `token_store.password_file` too".to_owned()]),
+        (redis("password_file = \"hunter2\""), vec![format!("token_store.password_file (gateway.toml:4): {HIDDEN} does not exist; create the file or correct the path")]),
+        (redis(&format!("password_file = \"{empty}\"")), vec![format!("token_store.password_file (gateway.toml:4): \"{empty}\" is an empty file; write the secret into it")]),
+        (redis(&format!("ca_file = \"{secret}\"")), vec![format!("token_store.ca_file (gateway.toml:4): \"{secret}\" holds no certificate; it must be a PEM file of certificate authorities")]),
+        (redis(&format!("client_certificate_file = \"{key}\"\nclient_key_file = \"{absent}\"")), vec![
+            format!("token_store.client_certificate_file (gateway.toml:4): \"{key}\" holds no certificate; it must be a PEM file"),
+            format!("token_store.client_key_file (gateway.toml:5): \"{absent}\" does not exist; create the file or correct the path"),
+        ]),
+        (redis(&format!("client_certificate_file = \"{certificate}\"\nclient_key_file = \"{certificate}\"")), vec![format!("token_store.client_key_file (gateway.toml:5): \"{certificate}\" holds no private key; it must be a PEM file")]),
+        (redis(&format!("client_key_file = \"{key}\"")), vec!["token_store.client_key_file (gateway.toml:4): is of use only with `token_store.client_certificate_file`; set both or none".to_owned()]),
+        (redis(&format!("client_certificate_file = \"{certificate}\"")), vec!["token_store.client_certificate_file (gateway.toml:4): is of use only with `token_store.client_key_file`; set both or none".to_owned()]),
+        (plain(&format!("ca_file = \"{ca}\"")), vec!["token_store.ca_file (gateway.toml:4): is of use only with TLS; let `token_store.url` begin with rediss:// or remove it".to_owned()]),
+        (redis("key = \"\""), vec!["token_store.key (gateway.toml:4): is empty; give it a value or remove it".to_owned()]),
+        (redis("namespace = \"n\""), vec!["token_store.namespace (gateway.toml:4): \"n\" is of use only with `token_store.kind` = `kubernetes`, and the kind is `redis`; remove it".to_owned()]),
+        (kubernetes("namespace = \"A\""), vec!["token_store.namespace (gateway.toml:3): \"A\" is not a namespace's name: at most 63 lower-case letters, digits and dashes between them".to_owned()]),
+        (kubernetes("name = \"a..b\""), vec!["token_store.name (gateway.toml:3): \"a..b\" is not a Secret's name: at most 253 lower-case letters, digits, and dashes and dots between them".to_owned()]),
+        (kubernetes("name = \"a-\"\nusername = \"u\"\nkey = \"k\""), vec![
+            format!("token_store.username (gateway.toml:4): \"{}", of_redis("u")),
+            format!("token_store.key (gateway.toml:5): \"{}", of_redis("k")),
+            "token_store.name (gateway.toml:3): \"a-\" is not a Secret's name: at most 253 lower-case letters, digits, and dashes and dots between them".to_owned(),
+        ]),
+        // Nobody can tell which kind was meant: nothing is held against the rest.
+        ("kind = \"rdis\"\nusername = \"u\"\nname = \"n\"\n".to_owned(), vec!["token_store.kind (gateway.toml:2): \"rdis\" is not one of file, redis, kubernetes; did you mean `redis`?".to_owned()]),
+    ];
+    for (more, sentences) in cases {
+        let text = files.minimal(&format!("[token_store]\n{more}"));
+        let problems = load(&text, &[]).err().unwrap_or_else(|| panic!("is valid:\n{text}"));
+        assert_eq!(problems, sentences, "of\n{text}");
+        assert!(!problems.concat().contains("hunter2"));
+    }
+}
+
+#[test]
+fn kinds_of_store_that_were_left_out_of_the_build_are_refused() {
+    let files = Files::new();
+    let kinds = [
+        ("redis", "redis-store", cfg!(feature = "redis-store"), "token_store.url = \"redis://h\"\n"),
+        ("kubernetes", "kubernetes-store", cfg!(feature = "kubernetes-store"), ""),
+    ];
+    for (kind, feature, is_there, more) in kinds {
+        let loaded = load(&files.minimal(&format!("token_store.kind = \"{kind}\"\n{more}")), &[]);
+        if is_there {
+            loaded.unwrap_or_else(|problems| panic!("{problems:#?}"));
+            continue;
+        }
+        let sentence = format!(
+            "token_store.kind (gateway.toml:1): is not in this build, which was made without the Cargo feature `{feature}`"
+        );
+        assert_eq!(loaded.expect_err(kind), [sentence]);
     }
 }
 

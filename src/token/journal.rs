@@ -1,6 +1,11 @@
 //! The emergency journal: a pair that the store would not take, beside the store, for this node's next process.
 
-use std::{fs, io, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::PathBuf};
+use std::{
+    fs, io,
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
 
 use super::store::{Envelope, Record};
 
@@ -12,8 +17,13 @@ pub(super) struct Journal {
 
 impl Journal {
     /// The journal in a directory.
-    pub(super) fn new(directory: &std::path::Path) -> Self {
+    pub(super) fn new(directory: &Path) -> Self {
         Self { path: directory.join("unsaved.json") }
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// What an earlier process could not store; none if there is nothing, or nothing that can be understood.

@@ -1,6 +1,13 @@
-//! The refresh token that a person puts in place.
+//! The refresh token that a person puts in place: how it is read, how it becomes the record, and how it is handed to a
+//! gateway that holds the store.
 
-use std::{io, path::Path, time::Duration};
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::Deserialize;
 use tokio::time::sleep;
@@ -38,15 +45,14 @@ pub(super) enum Adoption {
 /// anybody presents it. `newest_seen` is the newest generation the caller knows of, should the store have gone
 /// backwards.
 pub(super) async fn adopt(store: &TokenStore, seed: &Secret, newest_seen: u64) -> Result<Adoption, Error> {
-    let fingerprint = seed.fingerprint();
     loop {
         let Loaded { record, version } = store.load().await?;
-        let mut consumed_seeds = record.as_ref().map(|record| record.consumed_seeds.clone()).unwrap_or_default();
-        if consumed_seeds.contains(&fingerprint) {
+        if record.as_ref().is_some_and(|record| knows(record, seed)) {
             return Ok(Adoption::AlreadyKnown);
         }
-        consumed_seeds.push(fingerprint.clone());
-        let stored = record.map_or(0, |record| record.generation);
+        let stored = record.as_ref().map_or(0, |record| record.generation);
+        let mut consumed_seeds = record.map(|record| record.consumed_seeds).unwrap_or_default();
+        consumed_seeds.push(seed.fingerprint());
         let seeded = Record {
             schema: SCHEMA,
             family: Uuid::new_v4(),
@@ -68,7 +74,34 @@ pub(super) async fn adopt(store: &TokenStore, seed: &Secret, newest_seen: u64) -
 /// Lets whoever else writes finish.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
 
-fn parse(text: &str) -> Result<Option<Secret>, &'static str> {
+/// Whether the seed was adopted before. The refresh token that lives now counts too: to adopt it again would make a
+/// gateway that presents it at this moment throw the successor away.
+pub(super) fn knows(record: &Record, seed: &Secret) -> bool {
+    record.consumed_seeds.contains(&seed.fingerprint()) || record.refresh_token == *seed
+}
+
+/// Where a gateway that holds the store of this directory looks for a seed, besides its seed file: it adopts what is
+/// there, and removes it.
+pub(super) fn inbox(directory: &Path) -> PathBuf {
+    directory.join("seed")
+}
+
+/// Puts a seed into the inbox, whole or not at all.
+pub(super) fn hand_over(directory: &Path, seed: &Secret) -> io::Result<()> {
+    let written = directory.join("seed.next");
+    match fs::remove_file(&written) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&written)?;
+    file.write_all(seed.expose().as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&written, inbox(directory))?;
+    File::open(directory)?.sync_all()
+}
+
+/// As [`read`], of a text.
+pub(super) fn parse(text: &str) -> Result<Option<Secret>, &'static str> {
     #[derive(Deserialize)]
     struct Downloaded {
         refresh_token: String,
@@ -92,7 +125,10 @@ fn parse(text: &str) -> Result<Option<Secret>, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+    use crate::token::store::FileStore;
 
     #[test]
     fn a_seed_is_a_token_or_the_downloaded_json() {
@@ -110,5 +146,51 @@ mod tests {
             let read = parse(text).map(|seed| seed.map(|seed| seed.expose().to_owned()));
             assert_eq!(read, expected.map(|token| token.map(str::to_owned)), "{text}");
         }
+    }
+
+    fn adopted(adoption: Adoption) -> Record {
+        match adoption {
+            Adoption::Adopted(record) => record,
+            Adoption::AlreadyKnown => panic!("it is new"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_seed_begins_a_family_above_every_generation_and_is_adopted_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = TokenStore::File(FileStore::open(dir.path()).unwrap());
+        let [one, two] = ["one", "two"].map(|text| Secret::new(text.to_owned()));
+
+        let first = adopted(adopt(&store, &one, 0).await.unwrap());
+        assert_eq!((first.generation, &first.refresh_token, &first.access_token), (1, &one, &None));
+        assert_eq!(store.load().await.unwrap().record.as_ref(), Some(&first));
+        assert!(matches!(adopt(&store, &one, 0).await.unwrap(), Adoption::AlreadyKnown));
+
+        let second = adopted(adopt(&store, &two, 7).await.unwrap());
+        assert_eq!(second.generation, 8, "above what the process has seen");
+        assert_ne!(second.family, first.family);
+        assert_eq!(second.consumed_seeds, [one.fingerprint(), two.fingerprint()]);
+        assert!(matches!(adopt(&store, &one, 0).await.unwrap(), Adoption::AlreadyKnown), "for ever");
+        assert_eq!(adopted(adopt(&store, &Secret::new("three".to_owned()), 2).await.unwrap()).generation, 9);
+
+        // What lives now is no seed.
+        let Loaded { record, version } = store.load().await.unwrap();
+        let living = Secret::new("living".to_owned());
+        store.cas(version, Record { refresh_token: living.clone(), ..record.unwrap() }).await.unwrap();
+        assert!(matches!(adopt(&store, &living, 0).await.unwrap(), Adoption::AlreadyKnown));
+    }
+
+    #[tokio::test]
+    async fn what_is_handed_over_is_whole_and_private() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("seed.next"), "left by a crash").unwrap();
+        for text in ["a-long-one", "short"] {
+            let seed = Secret::new(text.to_owned());
+            hand_over(dir.path(), &seed).unwrap();
+            let path = inbox(dir.path());
+            assert_eq!(read(&path).await.unwrap(), Some(seed));
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

@@ -10,17 +10,24 @@
 mod conformance;
 mod envelope;
 mod file;
+#[cfg(feature = "kubernetes-store")]
+mod kubernetes;
 #[cfg(feature = "redis-store")]
-#[cfg_attr(not(test), expect(dead_code, reason = "not yet to be chosen by token_store.kind"))]
 mod redis;
 
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use uuid::Uuid;
 
+#[cfg(feature = "kubernetes-store")]
+use self::kubernetes::KubernetesStore;
+#[cfg(feature = "redis-store")]
+use self::redis::RedisStore;
 pub(super) use self::{envelope::Envelope, file::FileStore};
 use super::secret::{Fingerprint, Secret};
+use crate::config;
 
 /// The only schema so far. A record of a newer one is refused, never overwritten.
 pub(super) const SCHEMA: u32 = 1;
@@ -110,17 +117,60 @@ pub(super) enum TokenStore {
     File(FileStore),
     /// `redis`.
     #[cfg(feature = "redis-store")]
-    #[cfg_attr(not(test), expect(dead_code, reason = "not yet to be chosen by token_store.kind"))]
-    Redis(redis::RedisStore),
+    Redis(RedisStore),
+    /// `kubernetes`.
+    #[cfg(feature = "kubernetes-store")]
+    Kubernetes(KubernetesStore),
 }
 
 impl TokenStore {
+    /// Opens what the configuration chose. A server need not be there yet; a file store must not be held by another
+    /// process.
+    #[allow(clippy::unused_async)] // in a build without servers to ask
+    pub(super) async fn open(config: &config::TokenStore) -> Result<Self, Error> {
+        match &config.kind {
+            config::StoreKind::File => FileStore::open(&config.path).map(Self::File),
+            #[cfg(feature = "redis-store")]
+            config::StoreKind::Redis(settings) => RedisStore::open(settings).map(Self::Redis),
+            #[cfg(feature = "kubernetes-store")]
+            config::StoreKind::Kubernetes(settings) => KubernetesStore::open(settings).await.map(Self::Kubernetes),
+            // The configuration's reader has refused it already.
+            #[allow(unreachable_patterns)] // with every feature on
+            _ => Err(Error::Setting { setting: "token_store.kind", problem: "is not in this build".to_owned() }),
+        }
+    }
+
+    /// Where the record is, for people: no secrets.
+    pub(super) fn place(&self) -> String {
+        match self {
+            Self::File(store) => store.place(),
+            #[cfg(feature = "redis-store")]
+            Self::Redis(store) => store.place(),
+            #[cfg(feature = "kubernetes-store")]
+            Self::Kubernetes(store) => store.to_string(),
+        }
+    }
+
+    /// What could lose a record although the store said that it has it.
+    #[allow(clippy::unused_async)] // in a build without servers to ask
+    pub(super) async fn warnings(&self) -> Result<Vec<String>, Error> {
+        match self {
+            Self::File(_) => Ok(Vec::new()),
+            #[cfg(feature = "redis-store")]
+            Self::Redis(store) => store.durability_warnings().await,
+            #[cfg(feature = "kubernetes-store")]
+            Self::Kubernetes(_) => Ok(Vec::new()),
+        }
+    }
+
     /// The record as it stands.
     pub(super) async fn load(&self) -> Result<Loaded, Error> {
         match self {
             Self::File(store) => store.load().await,
             #[cfg(feature = "redis-store")]
             Self::Redis(store) => store.load().await,
+            #[cfg(feature = "kubernetes-store")]
+            Self::Kubernetes(store) => store.load().await,
         }
     }
 
@@ -131,6 +181,20 @@ impl TokenStore {
             Self::File(store) => store.cas(version, record).await,
             #[cfg(feature = "redis-store")]
             Self::Redis(store) => store.cas(version, record).await,
+            #[cfg(feature = "kubernetes-store")]
+            Self::Kubernetes(store) => store.cas(version, record).await,
+        }
+    }
+
+    /// Says whenever another process may have changed the record. None: this store cannot tell; look now and then.
+    #[expect(dead_code, reason = "for the keeper, which does not wait for changes yet")]
+    pub(super) fn watch_changes(&self) -> Option<watch::Receiver<()>> {
+        match self {
+            Self::File(_) => None,
+            #[cfg(feature = "redis-store")]
+            Self::Redis(_) => None,
+            #[cfg(feature = "kubernetes-store")]
+            Self::Kubernetes(store) => Some(store.watch_changes()),
         }
     }
 
@@ -140,6 +204,8 @@ impl TokenStore {
             Self::File(_) => true,
             #[cfg(feature = "redis-store")]
             Self::Redis(_) => false,
+            #[cfg(feature = "kubernetes-store")]
+            Self::Kubernetes(_) => false,
         }
     }
 }
@@ -197,6 +263,16 @@ pub enum Error {
         action: &'static str,
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The server behind the store refuses, until somebody changes what it allows.
+    #[error("the token store {store} cannot {action}: {hint}")]
+    Refused {
+        /// Which store, without secrets.
+        store: String,
+        /// What was tried.
+        action: &'static str,
+        /// What to change.
+        hint: String,
     },
     /// The operating system refuses.
     #[error("the token store cannot {action} {path:?}")]

@@ -39,21 +39,21 @@ const OPERATION: &str = "01930000-0000-7000-8000-000000000001";
 // ---- What runs: the binary, and a gateway that answers as told.
 
 /// The binary with a clean environment.
-fn command(arguments: &[&str]) -> Command {
+pub fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_license-gateway"));
     command.env_clear().args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
 /// What came out of it.
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
+pub struct Ran {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
 }
 
 impl Ran {
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         assert_eq!(self.err, "");
         assert_eq!(self.out.lines().count(), 1, "{}", self.out);
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {}", self.out))
@@ -71,11 +71,11 @@ impl From<Output> for Ran {
     }
 }
 
-fn run(arguments: &[&str]) -> Ran {
+pub fn run(arguments: &[&str]) -> Ran {
     command(arguments).output().expect("the binary runs").into()
 }
 
-fn run_with_input(arguments: &[&str], input: &str) -> Ran {
+pub fn run_with_input(arguments: &[&str], input: &str) -> Ran {
     let mut child = command(arguments).stdin(Stdio::piped()).spawn().expect("the binary runs");
     child.stdin.take().expect("it is piped").write_all(input.as_bytes()).expect("the binary reads its input");
     child.wait_with_output().expect("the binary ends").into()
@@ -602,7 +602,7 @@ fn readme_lists_the_settings() {
 #[test]
 fn wrong_command_lines_end_with_64() {
     let service = ["--service", "s"];
-    let cases: [&[&str]; 14] = [
+    let cases: [&[&str]; 15] = [
         &[],
         &["explode"],
         &["serve", "--port", "1"],
@@ -617,6 +617,7 @@ fn wrong_command_lines_end_with_64() {
         &[&["unassign", "--include-from", "/does/not/exist"], &service[..]].concat(),
         &["services", "--address", "127.0.0.1:50051"],
         &["services", "--ca-file", "/does/not/exist"],
+        &["token"],
     ];
     for arguments in cases {
         let ran = run(arguments);
@@ -627,8 +628,8 @@ fn wrong_command_lines_end_with_64() {
 
 #[test]
 fn help_and_version_are_no_errors() {
-    let commands = ["serve", "sandbox", "unassign", "services", "check-config", "health"];
-    let helps = commands.map(|name| vec![name, "--help"]);
+    let commands = ["serve", "sandbox", "unassign", "services", "check-config", "health", "token status", "token seed"];
+    let helps = commands.map(|name| name.split(' ').chain(["--help"]).collect());
     for arguments in helps.into_iter().chain([vec!["--help"], vec!["help"], vec!["--version"]]) {
         let ran = run(&arguments);
         assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{arguments:?}");

@@ -10,11 +10,19 @@ mod departures;
 mod failures;
 #[cfg(feature = "rehearsal")]
 mod killed;
+#[cfg(feature = "tests-with-redis")]
+#[allow(dead_code)] // the tests of the store itself use the rest
+mod redis_server;
+#[cfg(all(feature = "rehearsal", feature = "tests-with-redis"))]
+mod replicas;
 mod requests;
 mod sandbox;
 mod secrets;
 mod serving;
+#[cfg(feature = "tests-with-redis")]
+mod shared_store;
 mod support;
 mod telemetry;
+mod token_commands;
 mod tokens;
 mod traces;

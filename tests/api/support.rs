@@ -169,7 +169,7 @@ pub fn config(sandbox: &Sandbox, dir: &Path) -> config::Config {
             grant_placement: config::GrantPlacement::Form,
             login: None,
         },
-        token_store: config::TokenStore { path: dir.join("state") },
+        token_store: config::TokenStore { path: dir.join("state"), kind: config::StoreKind::File },
         log: config::Log { filter: "info".to_owned(), format: config::LogFormat::Json },
         telemetry: config::Telemetry::default(),
     }
@@ -319,13 +319,13 @@ fn config_toml(config: &config::Config) -> String {
     format!(
         "[server]\nlisten = \"127.0.0.1:0\"\ndrain_timeout = \"10s\"\n\
          [central]\nbase_url = \"{}\"\nallow_plaintext = true\ntimeout = \"10s\"\n\
-         [credentials]\nclient_id = \"{}\"\nclient_secret_file = {:?}\nrefresh_token_file = {:?}\n\
-         [token_store]\npath = {:?}\n\
+         [credentials]\nclient_id = \"{}\"\nclient_secret_file = \"{}\"\nrefresh_token_file = \"{}\"\n\
+         [token_store]\npath = \"{}\"\n\
          [log]\nformat = \"json\"\n",
         config.central.base_url,
         config.credentials.client_id,
-        config.credentials.client_secret_file,
-        config.credentials.refresh_token_file.as_ref().expect("a seed"),
-        config.token_store.path,
+        config.credentials.client_secret_file.display(),
+        config.credentials.refresh_token_file.as_ref().expect("a seed").display(),
+        config.token_store.path.display(),
     )
 }

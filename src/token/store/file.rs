@@ -60,6 +60,22 @@ impl FileStore {
         Ok(Self(Arc::new(Mutex::new(Directory { path: path.to_owned(), _lock: lock }))))
     }
 
+    /// The record of a directory, without taking hold of it: for a look while a gateway runs. A rename puts records in
+    /// place, so this sees the old one or the new one, never half of one.
+    pub(crate) fn peek(path: &Path) -> Result<Option<Record>, Error> {
+        read(&record_path(path)).map(|loaded| loaded.record)
+    }
+
+    /// Where the record of a directory is, for people.
+    pub(crate) fn place_in(path: &Path) -> String {
+        format!("file {}", record_path(path).display())
+    }
+
+    /// Where the record is, for people.
+    pub(crate) fn place(&self) -> String {
+        Self::place_in(&self.0.lock().unwrap_or_else(PoisonError::into_inner).path)
+    }
+
     /// The record as it stands.
     pub(crate) async fn load(&self) -> Result<Loaded, Error> {
         self.blocking(Directory::load).await
@@ -108,19 +124,7 @@ fn create_dir(path: &Path) -> io::Result<()> {
 
 impl Directory {
     fn load(&self) -> Result<Loaded, Error> {
-        let path = self.record_path();
-        let mut bytes = Vec::new();
-        match File::open(&path).and_then(|mut file| file.read_to_end(&mut bytes)) {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Loaded { record: None, version: Version(String::new()) });
-            }
-            Err(source) => return Err(Error::Io { action: "read", path, source }),
-        }
-        match Envelope::open(&bytes) {
-            Ok((record, serial)) => Ok(Loaded { record: Some(record), version: Version(serial.to_string()) }),
-            Err(problem) => Err(Error::Unusable { path, problem }),
-        }
+        read(&self.record_path())
     }
 
     fn cas(&self, version: &Version, record: &Record) -> Result<Swap, Error> {
@@ -201,11 +205,30 @@ impl Directory {
     }
 
     fn record_path(&self) -> PathBuf {
-        self.path.join("token.json")
+        record_path(&self.path)
     }
 
     fn reserve_path(&self) -> PathBuf {
         self.path.join("token.next")
+    }
+}
+
+fn record_path(directory: &Path) -> PathBuf {
+    directory.join("token.json")
+}
+
+fn read(path: &Path) -> Result<Loaded, Error> {
+    let mut bytes = Vec::new();
+    match File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(Loaded { record: None, version: Version(String::new()) });
+        }
+        Err(source) => return Err(Error::Io { action: "read", path: path.to_owned(), source }),
+    };
+    match Envelope::open(&bytes) {
+        Ok((record, serial)) => Ok(Loaded { record: Some(record), version: Version(serial.to_string()) }),
+        Err(problem) => Err(Error::Unusable { path: path.to_owned(), problem }),
     }
 }
 

@@ -10,6 +10,7 @@
 mod connect;
 mod durability;
 mod fault;
+#[cfg(feature = "tests-with-redis")]
 #[cfg(test)]
 mod tests;
 
@@ -22,9 +23,9 @@ use tokio::sync::Mutex;
 use tracing::warn;
 use uuid::Uuid;
 
-pub(crate) use self::connect::RedisSettings;
 use self::{durability::ServerSettings, fault::Fault};
 use super::{Error, Loaded, Record, Swap, Version, envelope::Envelope};
+use crate::config;
 
 /// `KEYS[1]`: the key. `ARGV[1]`: the SHA-1 of the value that was read, or nothing if there was none. `ARGV[2]`: the
 /// new value. `SET` also takes away a time to live that somebody may have given the key.
@@ -42,7 +43,7 @@ return 1
 pub(crate) struct RedisStore(Arc<Server>);
 
 struct Server {
-    settings: RedisSettings,
+    settings: config::RedisStore,
     /// Where it is, for people: no secrets.
     name: String,
     connection: Mutex<Option<MultiplexedConnection>>,
@@ -61,7 +62,7 @@ struct Value {
 impl RedisStore {
     /// Checks the settings and the files they name. The server is reached at the first use, so that the gateway starts
     /// without it.
-    pub(crate) fn open(settings: &RedisSettings) -> Result<Self, Error> {
+    pub(crate) fn open(settings: &config::RedisStore) -> Result<Self, Error> {
         let client = connect::client(settings)?;
         Ok(Self(Arc::new(Server {
             settings: settings.clone(),
@@ -69,6 +70,11 @@ impl RedisStore {
             connection: Mutex::default(),
             warned: Mutex::default(),
         })))
+    }
+
+    /// Where the record is, for people: no secrets.
+    pub(crate) fn place(&self) -> String {
+        format!("key {:?} {}", self.0.settings.key, self.0.name)
     }
 
     /// The record as it stands.

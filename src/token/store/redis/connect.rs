@@ -1,61 +1,22 @@
 //! From the settings to a connection.
 
-use std::{
-    fmt, fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::Path, time::Duration};
 
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, IntoConnectionInfo as _, TlsCertificates,
     aio::MultiplexedConnection,
 };
-use url::Url;
 
 use super::fault::Fault;
-use crate::token::store::Error;
+use crate::{config, token::store::Error};
 
 /// From the first packet to the end of the log-in.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A healthy server answers in a millisecond, with a sync of its disk in some ten. Callers wait: this is long enough.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where the record is, and who may have it: section `token_store` with the kind `redis`.
-#[derive(Clone)]
-pub(crate) struct RedisSettings {
-    /// `redis://host:6379/0`, `rediss://…` with TLS, or `unix:///path/to/socket?db=0`. May hold a user and a password.
-    pub url: String,
-    /// The user; none: the one in the URL, or the server's default user.
-    pub username: Option<String>,
-    /// The file with the password, read again for every connection.
-    pub password_file: Option<PathBuf>,
-    /// A PEM file with the certificate authorities to trust instead of the system's.
-    pub ca_file: Option<PathBuf>,
-    /// Our certificate, a PEM file, for servers that ask for one: Redis does unless told otherwise.
-    pub client_certificate_file: Option<PathBuf>,
-    /// Its private key, a PEM file.
-    pub client_key_file: Option<PathBuf>,
-    /// The key that holds the record.
-    pub key: String,
-}
-
-impl fmt::Debug for RedisSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { url: _, username, password_file, ca_file, client_certificate_file, client_key_file, key } = self;
-        f.debug_struct("RedisSettings")
-            .field("url", &"[may hold a password]")
-            .field("username", username)
-            .field("password_file", password_file)
-            .field("ca_file", ca_file)
-            .field("client_certificate_file", client_certificate_file)
-            .field("client_key_file", client_key_file)
-            .field("key", key)
-            .finish()
-    }
-}
-
 /// A connection that is logged in. The outer error: the settings are at fault.
-pub(super) async fn connect(settings: &RedisSettings) -> Result<Result<MultiplexedConnection, Fault>, Error> {
+pub(super) async fn connect(settings: &config::RedisStore) -> Result<Result<MultiplexedConnection, Fault>, Error> {
     let settings = settings.clone();
     // It reads files.
     let client = tokio::task::spawn_blocking(move || client(&settings)).await;
@@ -67,13 +28,10 @@ pub(super) async fn connect(settings: &RedisSettings) -> Result<Result<Multiplex
 }
 
 /// What the settings come to, with the files as they are now.
-pub(super) fn client(settings: &RedisSettings) -> Result<Client, Error> {
-    if settings.key.is_empty() {
-        return Err(wrong("token_store.key", "is empty"));
-    }
-    let url = read_url(&settings.url)?;
+pub(super) fn client(settings: &config::RedisStore) -> Result<Client, Error> {
     // Its messages hold nothing of the URL but the name of what is wrong.
-    let info = url.into_connection_info().map_err(|error| wrong("token_store.url", error.to_string()))?;
+    let info = settings.url.clone().into_connection_info();
+    let info = info.map_err(|error| wrong("token_store.url", error.to_string()))?;
     let info = match (with_tls(settings, info.addr())?, info) {
         (None, info) => info,
         (Some(certificates), info) => Client::build_with_tls(info, certificates)
@@ -85,27 +43,9 @@ pub(super) fn client(settings: &RedisSettings) -> Result<Client, Error> {
     Client::open(info.set_redis_settings(login)).map_err(|error| wrong("token_store.url", error.to_string()))
 }
 
-/// Takes only what it knows: a misspelt parameter would otherwise be a setting that nobody obeys.
-fn read_url(text: &str) -> Result<Url, Error> {
-    let wrong = |problem: &str| wrong("token_store.url", problem);
-    let url = Url::parse(text).map_err(|error| wrong(&format!("is no URL: {error}")))?;
-    let known: &[&str] = match url.scheme() {
-        "redis" | "rediss" | "valkey" | "valkeys" => &[],
-        "unix" | "redis+unix" | "valkey+unix" => &["db", "user", "pass"],
-        _ => return Err(wrong("must begin with redis://, rediss:// or unix://")),
-    };
-    if url.query_pairs().any(|(name, _)| !known.contains(&&*name)) {
-        return Err(wrong("has a parameter that is not known"));
-    }
-    if url.fragment().is_some() {
-        return Err(wrong("has a #fragment, which means nothing here; a certificate is always checked"));
-    }
-    Ok(url)
-}
-
 /// None: the address is one without TLS.
-fn with_tls(settings: &RedisSettings, address: &ConnectionAddr) -> Result<Option<TlsCertificates>, Error> {
-    let RedisSettings { ca_file, client_certificate_file, client_key_file, .. } = settings;
+fn with_tls(settings: &config::RedisStore, address: &ConnectionAddr) -> Result<Option<TlsCertificates>, Error> {
+    let config::RedisStore { ca_file, client_certificate_file, client_key_file, .. } = settings;
     if !matches!(address, ConnectionAddr::TcpTls { .. }) {
         return match (ca_file, client_certificate_file, client_key_file) {
             (None, None, None) => Ok(None),
@@ -127,19 +67,13 @@ fn with_tls(settings: &RedisSettings, address: &ConnectionAddr) -> Result<Option
 }
 
 fn with_login(
-    settings: &RedisSettings,
+    settings: &config::RedisStore,
     mut login: redis::RedisConnectionInfo,
 ) -> Result<redis::RedisConnectionInfo, Error> {
     if let Some(username) = &settings.username {
-        if login.username().is_some() {
-            return Err(wrong("token_store.username", "is set, and token_store.url names a user too"));
-        }
         login = login.set_username(username);
     }
     if let Some(path) = &settings.password_file {
-        if login.password().is_some() {
-            return Err(wrong("token_store.password_file", "is set, and token_store.url holds a password too"));
-        }
         let password = String::from_utf8(read(path)?).unwrap_or_default();
         let password = password.trim_end_matches(['\r', '\n']);
         if password.is_empty() {

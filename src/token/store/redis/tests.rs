@@ -1,4 +1,4 @@
-//! Against a real `redis-server` (package `redis-server`).
+//! Against a real `redis-server` (package `redis-server`): Cargo feature `tests-with-redis`.
 
 #[path = "../../../../tests/api/redis_server.rs"]
 mod redis_server;
@@ -32,9 +32,9 @@ use crate::token::store::{
 
 const KEY: &str = "license-gateway:token";
 
-fn settings(url: &str) -> RedisSettings {
-    RedisSettings {
-        url: url.to_owned(),
+fn settings(url: &str) -> config::RedisStore {
+    config::RedisStore {
+        url: url.parse().unwrap(),
         username: None,
         password_file: None,
         ca_file: None,
@@ -320,7 +320,7 @@ async fn a_wrong_password_or_right_is_told_without_secrets() {
     let () = admin(&server, &["ACL", "SETUSER", "poor", "on", ">s3cret-good", "~other:*", "+get", "+eval"]);
     let dir = tempfile::tempdir().unwrap();
     let password_file = dir.path().join("password");
-    let with = |username: &str| RedisSettings {
+    let with = |username: &str| config::RedisStore {
         username: Some(username.to_owned()),
         password_file: Some(password_file.clone()),
         ..settings(&server.url())
@@ -348,11 +348,9 @@ async fn a_wrong_password_or_right_is_told_without_secrets() {
     fs::write(&password_file, "s3cret-new").unwrap();
     let () = admin(&server, &["CLIENT", "KILL", "USER", "gateway"]);
     stored(&store, record(2)).await;
-    // In the URL, with a database.
-    let url = format!("{}?user=gateway&pass=s3cret-new&db=3", server.url());
-    let store = RedisStore::open(&settings(&url)).unwrap();
+    let another = config::RedisStore { url: format!("{}?db=3", server.url()).parse().unwrap(), ..with("gateway") };
+    let store = RedisStore::open(&another).unwrap();
     assert_eq!(store.load().await.unwrap().record, None, "another database");
-    assert!(!format!("{store:?}").contains("s3cret"));
 }
 
 #[tokio::test]
@@ -404,7 +402,15 @@ async fn the_settings_of_a_real_server_are_judged() {
     // Without CONFIG, INFO knows some of it.
     let rights = ["~*", "+get", "+eval", "+info", "+role"];
     let () = admin(&server, &[&["ACL", "SETUSER", "gateway", "on", ">pw"], &rights[..]].concat());
-    let store = RedisStore::open(&settings(&format!("{}?user=gateway&pass=pw", server.url()))).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let password_file = dir.path().join("password");
+    fs::write(&password_file, "pw").unwrap();
+    let login = config::RedisStore {
+        username: Some("gateway".to_owned()),
+        password_file: Some(password_file),
+        ..settings(&server.url())
+    };
+    let store = RedisStore::open(&login).unwrap();
     assert_eq!(store.durability_warnings().await.unwrap(), warnings);
 }
 
@@ -456,8 +462,11 @@ impl Tls {
         ])
     }
 
-    fn settings(&self, host: &str) -> RedisSettings {
-        RedisSettings { ca_file: Some(self.path("ca.pem")), ..settings(&format!("rediss://{host}:{}/1", self.port)) }
+    fn settings(&self, host: &str) -> config::RedisStore {
+        config::RedisStore {
+            ca_file: Some(self.path("ca.pem")),
+            ..settings(&format!("rediss://{host}:{}/1", self.port))
+        }
     }
 }
 
@@ -468,7 +477,7 @@ async fn a_server_is_reached_with_tls_and_its_certificate_is_checked() {
     stored(&RedisStore::open(&tls.settings("localhost")).unwrap(), record(1)).await;
 
     let stranger = Tls::new();
-    let other = RedisSettings { ca_file: Some(stranger.path("ca.pem")), ..tls.settings("localhost") };
+    let other = config::RedisStore { ca_file: Some(stranger.path("ca.pem")), ..tls.settings("localhost") };
     let error = RedisStore::open(&other).unwrap().load().await.unwrap_err();
     assert!(chain(&error).contains("invalid peer certificate"), "{}", chain(&error));
     let error = RedisStore::open(&tls.settings("127.0.0.1")).unwrap().load().await.unwrap_err();
@@ -481,7 +490,7 @@ async fn a_server_that_asks_for_a_certificate_gets_ours() {
     let _server = tls.server("yes");
     let without = RedisStore::open(&tls.settings("localhost")).unwrap();
     assert!(matches!(without.load().await, Err(Error::Unavailable { .. })));
-    let with = RedisSettings {
+    let with = config::RedisStore {
         client_certificate_file: Some(tls.path("gateway.pem")),
         client_key_file: Some(tls.path("gateway.key")),
         ..tls.settings("localhost")
@@ -490,56 +499,34 @@ async fn a_server_that_asks_for_a_certificate_gets_ours() {
 }
 
 #[test]
-fn settings_that_make_no_sense_are_refused_without_showing_them() {
+fn settings_that_make_no_sense_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let empty = dir.path().join("empty");
     fs::write(&empty, "\n").unwrap();
-    let password = dir.path().join("password");
-    fs::write(&password, "s3cret\n").unwrap();
     let missing = dir.path().join("missing");
     let plain = || settings("redis://localhost");
     let table = [
-        (settings(""), "token_store.url is no URL"),
-        (settings("localhost:6379"), "token_store.url must begin with redis://"),
-        (settings("http://:s3cret@localhost"), "token_store.url must begin with redis://"),
-        (settings("redis://:s3cret@localhost:99999"), "token_store.url is no URL: invalid port number"),
-        (settings("redis://:s3cret@localhost/s3cret"), "Invalid database number"),
-        (settings("redis://:s3cret@localhost?s3cret=1"), "parameter that is not known"),
-        (settings("rediss://:s3cret@localhost#insecure"), "#fragment"),
-        (settings("redis://:s3cret@"), "token_store.url"),
-        (settings("redis://s3cret@localhost"), "token_store.username needs a password"),
-        (settings("unix:///run/redis.sock?user=a"), "token_store.username needs a password"),
-        (RedisSettings { key: String::new(), ..plain() }, "token_store.key is empty"),
-        (RedisSettings { username: Some("a".to_owned()), ..plain() }, "token_store.username needs a password"),
+        (config::RedisStore { username: Some("a".to_owned()), ..plain() }, "token_store.username needs a password"),
         (
-            RedisSettings { username: Some("a".to_owned()), ..settings("redis://b:s3cret@localhost") },
-            "names a user too",
-        ),
-        (
-            RedisSettings { password_file: Some(password), ..settings("redis://:s3cret@localhost") },
-            "holds a password too",
-        ),
-        (
-            RedisSettings { password_file: Some(empty.clone()), ..plain() },
+            config::RedisStore { password_file: Some(empty.clone()), ..plain() },
             "token_store.password_file holds no password",
         ),
-        (RedisSettings { password_file: Some(missing), ..plain() }, "cannot read"),
-        (RedisSettings { ca_file: Some(empty.clone()), ..plain() }, "must begin with rediss://"),
+        (config::RedisStore { password_file: Some(missing), ..plain() }, "cannot read"),
+        (config::RedisStore { ca_file: Some(empty.clone()), ..plain() }, "must begin with rediss://"),
         (
-            RedisSettings { client_key_file: Some(empty.clone()), ..settings("rediss://localhost") },
+            config::RedisStore { client_key_file: Some(empty.clone()), ..settings("rediss://localhost") },
             "token_store.client_certificate_file and token_store.client_key_file go together",
         ),
         (
-            RedisSettings { ca_file: Some(empty), ..settings("rediss://localhost") },
+            config::RedisStore { ca_file: Some(empty), ..settings("rediss://localhost") },
             "token_store.ca_file holds no certificate",
         ),
     ];
     for (settings, expected) in table {
         let error = RedisStore::open(&settings).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
-        assert!(!format!("{error} {error:?} {settings:?}").contains("s3cret"), "{error:?} {settings:?}");
     }
-    for url in ["redis://localhost", "valkey://:s3cret@[::1]:1/2", "rediss://u:p@h/1", "unix:///a?db=1&user=u&pass=p"] {
+    for url in ["redis://localhost", "valkey://[::1]:1/2", "rediss://h/1", "valkeys://h", "unix:///a?db=1"] {
         RedisStore::open(&settings(url)).unwrap();
     }
 }

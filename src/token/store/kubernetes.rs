@@ -1,0 +1,522 @@
+//! The record in one Kubernetes Secret: for replicas in a cluster, with nothing else to run.
+//!
+//! A write carries the `resourceVersion` that was read, and the API server refuses it if the Secret has changed since.
+//! Every write also carries an id of its own and that of the record it replaces: after an answer that never came, they
+//! tell what happened. No release owns the Secret, so that no upgrade or rollback puts an old token back.
+//!
+//! The client library prints whole answers when it cannot read them. Its typed calls are therefore not used, and what
+//! it logs is dropped: an answer of this API is a refresh token.
+
+#[cfg(test)]
+mod api_server;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, error::Error as StdError, fmt, path::PathBuf, pin::pin, time::Duration};
+
+use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use kube::{
+    Client, Config,
+    client::{AuthError, Body},
+    config::{InClusterError, KubeConfigOptions, KubeconfigError},
+    core::{
+        PartialObjectMeta, Request, Resource as _, WatchEvent,
+        params::{GetParams, PostParams, WatchParams},
+        response::Status,
+    },
+};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_stream::StreamExt as _;
+use tracing::{Dispatch, instrument::WithSubscriber as _, warn};
+use uuid::Uuid;
+
+use super::{Error, Loaded, Record, SCHEMA, Swap, Version};
+use crate::{
+    config,
+    token::{refresh, secret::hex},
+};
+
+/// The key in the Secret's data that holds the record.
+const RECORD_KEY: &str = "token.json";
+/// An API server that is there accepts a connection at once.
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+/// The API server's own bound on a write is longer, but a refresh waits for us.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How long one watch lasts. It is resumed where it ended; a connection that died silently is noticed this late.
+const WATCH_FOR: Duration = Duration::from_mins(1);
+/// How long the next watch waits, so that a server that ends each at once is not hammered.
+const WATCH_PAUSE: Duration = Duration::from_millis(500);
+
+type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// The record in a Secret.
+#[derive(Clone)]
+pub(crate) struct KubernetesStore {
+    client: Client,
+    secrets: Request,
+    namespace: String,
+    name: String,
+    answer_within: Duration,
+}
+
+/// The Secret as it was read.
+struct Found {
+    secret: Secret,
+    resource_version: String,
+    kept: Option<Kept>,
+}
+
+/// A record that was read, and the writes around it.
+struct Kept {
+    record: Record,
+    write: Uuid,
+    replaces: Option<Uuid>,
+}
+
+/// What stands under the key: the record's own JSON, guarded by a checksum.
+#[derive(Serialize, Deserialize)]
+struct Envelope {
+    /// Over the rest, with exactly the bytes of `record`.
+    sha256: String,
+    /// Differs for every write.
+    write: Uuid,
+    /// The write whose record this one replaced.
+    replaces: Option<Uuid>,
+    record: String,
+}
+
+/// Why a request did not do what it should.
+#[derive(Debug)]
+enum Fault {
+    /// The API server refused it: surely nothing was written.
+    Refused(Answer),
+    /// Whether it was done is not known.
+    Unclear(BoxError),
+}
+
+/// An answer other than success.
+#[derive(Debug, thiserror::Error)]
+#[error("the API server answered {code} {reason}")]
+struct Answer {
+    code: u16,
+    reason: String,
+    /// What the API server says about permissions.
+    denial: Option<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("no answer within {0:?}")]
+struct TimedOut(Duration);
+
+impl KubernetesStore {
+    /// Prepares the store, with the pod's service account or else, outside a cluster, with the kubeconfig. The API
+    /// server need not be there yet.
+    pub(crate) async fn open(settings: &config::KubernetesStore) -> Result<Self, Error> {
+        Self::with_config(settings, discover(&settings.name).await?)
+    }
+
+    /// Prepares the store on the API server of a configuration.
+    fn with_config(settings: &config::KubernetesStore, mut config: Config) -> Result<Self, Error> {
+        config.connect_timeout = Some(CONNECT_WITHIN);
+        // A write that is repeated behind our back after an unclear answer would meet itself and look like a conflict.
+        config.default_retry = false;
+        let namespace = settings.namespace.clone().unwrap_or_else(|| config.default_namespace.trim().to_owned());
+        let secrets = Request::new(Secret::url_path(&(), Some(&namespace)));
+        let name = settings.name.clone();
+        let client = Client::try_from(config).map_err(|error| Error::Unavailable {
+            store: format!("Secret {namespace}/{name}"),
+            action: "be prepared",
+            source: printable(error),
+        })?;
+        Ok(Self { client, secrets, namespace, name, answer_within: ANSWER_WITHIN })
+    }
+
+    /// The record as it stands.
+    pub(crate) async fn load(&self) -> Result<Loaded, Error> {
+        let found = self.find("be read").await?;
+        Ok(Loaded { version: version(found.as_ref()), record: found.and_then(|found| Some(found.kept?.record)) })
+    }
+
+    /// Replaces the record if it is still the one of `version`. The Secret's other keys, its labels and annotations
+    /// stay as they are.
+    pub(crate) async fn cas(&self, version: Version, record: Record) -> Result<Swap, Error> {
+        let action = "be written";
+        let found = self.find(action).await?;
+        if self::version(found.as_ref()) != version {
+            return Ok(Swap::Conflict);
+        }
+        let base = found.as_ref().map(|found| found.resource_version.clone());
+        let replaces = found.as_ref().and_then(Found::write);
+        let write = Uuid::new_v4();
+        let value = write_envelope(write, replaces, &record);
+        let (verb, sent) = match found {
+            None => ("create", self.create(value).await),
+            Some(found) => ("update", self.replace(found.secret, value).await),
+        };
+        match sent {
+            Ok(secret) => Ok(Swap::Stored(version_of(&resource_version(&secret)?, Some(write)))),
+            // Somebody between us and the API server may have sent it twice.
+            Err(Fault::Refused(answer)) if answer.is(409) => match self.find(action).await {
+                Ok(Some(now)) if now.write() == Some(write) => Ok(Swap::Stored(now.version())),
+                _ => Ok(Swap::Conflict),
+            },
+            Err(Fault::Refused(answer)) if answer.is(404) && verb == "update" => Ok(Swap::Conflict),
+            Err(Fault::Refused(answer)) => Err(self.refused(action, verb, answer)),
+            Err(Fault::Unclear(cause)) => match self.find(action).await {
+                Ok(Some(now)) if now.write() == Some(write) => Ok(Swap::Stored(now.version())),
+                Ok(Some(now)) if now.excludes(base.as_deref(), replaces) => Ok(Swap::Conflict),
+                // It may still be on its way.
+                _ => Err(self.unavailable(action, cause)),
+            },
+        }
+    }
+
+    /// Says that the record may have changed, now and whenever it does, until the receiver is dropped.
+    pub(crate) fn watch_changes(&self) -> watch::Receiver<()> {
+        let (changes, seen) = watch::channel(());
+        tokio::spawn(self.clone().follow(changes));
+        seen
+    }
+
+    async fn find(&self, action: &'static str) -> Result<Option<Found>, Error> {
+        let secret = match self.send(self.secrets.get(&self.name, &GetParams::default())).await {
+            Ok(secret) => secret,
+            Err(Fault::Refused(answer)) if answer.is(404) => return Ok(None),
+            Err(Fault::Refused(answer)) => return Err(self.refused(action, "get", answer)),
+            Err(Fault::Unclear(cause)) => return Err(self.unavailable(action, cause)),
+        };
+        let kept = match secret.data.as_ref().and_then(|data| data.get(RECORD_KEY)) {
+            None => None,
+            Some(value) => Some(read_envelope(&value.0).map_err(|problem| Error::Unusable {
+                path: PathBuf::from(format!("Secret {}/{}", self.namespace, self.name)),
+                problem,
+            })?),
+        };
+        Ok(Some(Found { resource_version: resource_version(&secret)?, secret, kept }))
+    }
+
+    async fn create(&self, value: Vec<u8>) -> Result<Secret, Fault> {
+        let text = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+        let labels = [
+            ("app.kubernetes.io/managed-by", "license-gateway"),
+            // The backup tool that most clusters run listens to this.
+            ("velero.io/exclude-from-backup", "true"),
+        ];
+        let description = "The live OAuth tokens of license-gateway. They change with every refresh and an old one is \
+                           worth nothing: no release owns this Secret, and it must not be restored from a backup.";
+        let secret = Secret {
+            metadata: ObjectMeta {
+                name: Some(self.name.clone()),
+                namespace: Some(self.namespace.clone()),
+                labels: Some(BTreeMap::from(labels.map(text))),
+                annotations: Some(BTreeMap::from([("kubernetes.io/description", description)].map(text))),
+                ..ObjectMeta::default()
+            },
+            data: Some(BTreeMap::from([(RECORD_KEY.to_owned(), ByteString(value))])),
+            type_: Some("Opaque".to_owned()),
+            ..Secret::default()
+        };
+        self.send(self.secrets.create(&written_by_us(), json(&secret))).await
+    }
+
+    /// `secret` carries the `resourceVersion` that was read.
+    async fn replace(&self, mut secret: Secret, value: Vec<u8>) -> Result<Secret, Fault> {
+        secret.data.get_or_insert_default().insert(RECORD_KEY.to_owned(), ByteString(value));
+        self.send(self.secrets.replace(&self.name, &written_by_us(), json(&secret))).await
+    }
+
+    /// One request, one answer: within the time an answer may take.
+    async fn send(&self, request: Result<http::Request<Vec<u8>>, kube::core::request::Error>) -> Result<Secret, Fault> {
+        let request = request.map_err(|error| Fault::Unclear(error.into()))?.map(Body::from);
+        let exchange = async {
+            let answer = self.client.send(request).await?;
+            let status = answer.status();
+            Ok((status, answer.into_body().collect_bytes().await?))
+        };
+        let (status, body) = match timeout(self.answer_within, exchange.with_subscriber(Dispatch::none())).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => return Err(Fault::Unclear(printable(error))),
+            Err(_) => return Err(Fault::Unclear(TimedOut(self.answer_within).into())),
+        };
+        if status.is_success() {
+            // Where, but not what: the parser quotes what it does not like.
+            return serde_json::from_slice(&body).map_err(|error| {
+                Fault::Unclear(
+                    format!("the answer is no Secret (line {}, column {})", error.line(), error.column()).into(),
+                )
+            });
+        }
+        // A proxy on the way answers in whatever form it likes.
+        let told: Status = serde_json::from_slice(&body).unwrap_or_default();
+        let answer = Answer::new(status.as_u16(), told);
+        // 408 and 5xx come after the request was taken in hand.
+        let is_refusal = status.is_client_error() && status != http::StatusCode::REQUEST_TIMEOUT;
+        Err(if is_refusal { Fault::Refused(answer) } else { Fault::Unclear(answer.into()) })
+    }
+
+    /// What a refusal means, in words that say what to change.
+    fn refused(&self, action: &'static str, verb: &'static str, answer: Answer) -> Error {
+        let Self { namespace, name, .. } = self;
+        let denial = answer.denial.as_deref().unwrap_or("the API server forbids it (403)");
+        let hint = match answer.code {
+            401 => "the API server does not accept the gateway's credentials (401): in a pod, the service account's \
+                    token must be mounted (automountServiceAccountToken: true) and the account must exist"
+                .to_owned(),
+            403 if verb == "create" => format!(
+                "{denial}. Grant the gateway's service account `create` on `secrets` in namespace {namespace:?} (it cannot \
+                 be limited by resourceNames), or create an empty Secret {name:?} there and leave `create` out"
+            ),
+            403 => format!(
+                "{denial}. Grant the gateway's service account `get`, `update` and `watch` on `secrets` in namespace \
+                 {namespace:?}, limited by resourceNames to {name:?}: `{verb}` is missing"
+            ),
+            404 if answer.is(404) => {
+                format!("the namespace {namespace:?} does not exist (404): see token_store.namespace")
+            }
+            // Too many requests: it passes.
+            429 => return self.unavailable(action, answer.into()),
+            code => format!("the API server refuses to {verb} it ({code} {})", answer.reason),
+        };
+        Error::Refused { store: self.to_string(), action, hint }
+    }
+
+    fn unavailable(&self, action: &'static str, source: BoxError) -> Error {
+        Error::Unavailable { store: self.to_string(), action, source }
+    }
+
+    /// Watches for ever, wherever the stream breaks.
+    async fn follow(self, changes: watch::Sender<()>) {
+        let mut resume = None;
+        let mut failures = 0;
+        loop {
+            let watched = tokio::select! {
+                () = changes.closed() => return,
+                watched = self.watch(&mut resume, &changes) => watched,
+            };
+            let pause = match watched {
+                Ok(()) => {
+                    failures = 0;
+                    WATCH_PAUSE
+                }
+                Err(fault) => {
+                    failures += 1;
+                    if failures == 1 {
+                        let error = match fault {
+                            Fault::Refused(answer) => self.refused("be watched", "watch", answer),
+                            Fault::Unclear(cause) => self.unavailable("be watched", cause),
+                        };
+                        warn!(
+                            error = &error as &(dyn StdError + 'static),
+                            "changes by other replicas are seen late until this works again"
+                        );
+                    }
+                    refresh::backoff(failures)
+                }
+            };
+            tokio::select! {
+                () = changes.closed() => return,
+                () = sleep(pause) => {}
+            }
+        }
+    }
+
+    /// One watch, from `resume` to the end of the stream. It carries no data: the record itself is left to `load`.
+    async fn watch(&self, resume: &mut Option<String>, changes: &watch::Sender<()>) -> Result<(), Fault> {
+        let seconds = u32::try_from(WATCH_FOR.as_secs()).unwrap_or(u32::MAX);
+        let only_ours = WatchParams::default().fields(&format!("metadata.name={}", self.name)).timeout(seconds);
+        // With no version to resume from, the stream begins with what is there.
+        let request = self.secrets.watch_metadata(&only_ours, resume.as_deref().unwrap_or_default());
+        let request = request.map_err(|error| Fault::Unclear(error.into()))?;
+        let begin = self.client.request_events::<PartialObjectMeta<Secret>>(request);
+        let events = match timeout(self.answer_within, begin.with_subscriber(Dispatch::none())).await {
+            Ok(Ok(events)) => events,
+            Ok(Err(kube::Error::Api(status))) => return ended(&status, resume, changes),
+            Ok(Err(error)) => return Err(Fault::Unclear(printable(error))),
+            Err(_) => return Err(Fault::Unclear(TimedOut(self.answer_within).into())),
+        };
+        let mut events = pin!(events);
+        let read = async {
+            while let Some(event) = events.next().await {
+                match event {
+                    Ok(WatchEvent::Added(object) | WatchEvent::Modified(object) | WatchEvent::Deleted(object)) => {
+                        *resume = object.metadata.resource_version;
+                        changes.send_replace(());
+                    }
+                    Ok(WatchEvent::Bookmark(bookmark)) => *resume = Some(bookmark.metadata.resource_version),
+                    Ok(WatchEvent::Error(status)) | Err(kube::Error::Api(status)) => {
+                        return ended(&status, resume, changes);
+                    }
+                    Err(error) => return Err(Fault::Unclear(printable(error))),
+                }
+            }
+            Ok(())
+        };
+        // The server ends the stream; a connection that died does not say so.
+        let at_most = WATCH_FOR + self.answer_within;
+        timeout(at_most, read.with_subscriber(Dispatch::none())).await.unwrap_or(Ok(()))
+    }
+}
+
+impl fmt::Debug for KubernetesStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KubernetesStore")
+            .field("namespace", &self.namespace)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for KubernetesStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Secret {}/{}", self.namespace, self.name)
+    }
+}
+
+impl Found {
+    fn write(&self) -> Option<Uuid> {
+        self.kept.as_ref().map(|kept| kept.write)
+    }
+
+    fn version(&self) -> Version {
+        version_of(&self.resource_version, self.write())
+    }
+
+    /// Whether this state proves that a write upon `base`, which held the record of write `replaces`, neither happened
+    /// nor ever will.
+    fn excludes(&self, base: Option<&str>, replaces: Option<Uuid>) -> bool {
+        let is_still_that_record = self.write() == replaces;
+        let took_its_place = self.kept.as_ref().is_some_and(|kept| kept.replaces == replaces);
+        if is_still_that_record { base != Some(&self.resource_version) } else { took_its_place }
+    }
+}
+
+impl Answer {
+    /// Takes the server's words only where they cannot repeat the request: what forbids it is said by the API server
+    /// itself, or by an admission controller, which has seen the tokens and is named but not quoted.
+    fn new(code: u16, told: Status) -> Self {
+        let denial = match told.message.find(" denied ") {
+            _ if code != 403 || told.message.is_empty() => None,
+            Some(end) => Some(format!("{} denied it", &told.message[..end])),
+            None => Some(told.message),
+        };
+        Self { code, reason: told.reason, denial }
+    }
+
+    /// Whether the API server itself says so: a 404 of a proxy on the way does not mean that there is no record.
+    fn is(&self, code: u16) -> bool {
+        let is_its_own = matches!(&*self.reason, "NotFound" | "Conflict" | "AlreadyExists");
+        self.code == code && is_its_own
+    }
+}
+
+/// How to reach the API server: as a pod does, or else as kubectl does.
+async fn discover(name: &str) -> Result<Config, Error> {
+    let problem: BoxError = match Config::incluster() {
+        Ok(config) => return Ok(config),
+        Err(InClusterError::ReadEnvironmentVariable(_)) => {
+            match Config::from_kubeconfig(&KubeConfigOptions::default()).await {
+                Ok(config) => return Ok(config),
+                // The parser quotes the file, which may hold a token.
+                Err(KubeconfigError::Parse(_)) => "the kubeconfig is not valid YAML".into(),
+                Err(error) => error.into(),
+            }
+        }
+        Err(error) => error.into(),
+    };
+    Err(Error::Unavailable { store: format!("Secret {name}"), action: "find its cluster", source: problem })
+}
+
+/// The end of a watch by the server's word: versions that it has forgotten are no fault.
+fn ended(status: &Status, resume: &mut Option<String>, changes: &watch::Sender<()>) -> Result<(), Fault> {
+    *resume = None;
+    if status.code == 410 {
+        // What happened in between is lost, the deletion of the Secret included.
+        changes.send_replace(());
+        return Ok(());
+    }
+    let answer = Answer::new(status.code, status.clone());
+    Err(if (400..500).contains(&status.code) { Fault::Refused(answer) } else { Fault::Unclear(answer.into()) })
+}
+
+fn version(found: Option<&Found>) -> Version {
+    found.map_or_else(|| Version(String::new()), Found::version)
+}
+
+/// The write's id too: a cluster restored from its own backup counts its versions a second time.
+fn version_of(resource_version: &str, write: Option<Uuid>) -> Version {
+    Version(format!("{resource_version} {}", write.unwrap_or_default()))
+}
+
+fn resource_version(secret: &Secret) -> Result<String, Error> {
+    secret.metadata.resource_version.clone().ok_or_else(|| Error::Unavailable {
+        store: "kubernetes".to_owned(),
+        action: "be used",
+        source: "the API server's answer has no resourceVersion".into(),
+    })
+}
+
+fn written_by_us() -> PostParams {
+    PostParams { field_manager: Some("license-gateway".to_owned()), ..PostParams::default() }
+}
+
+fn json(secret: &Secret) -> Vec<u8> {
+    serde_json::to_vec(secret).expect("texts and bytes are always JSON")
+}
+
+/// What went wrong, without what a credential plugin printed.
+fn printable(error: kube::Error) -> BoxError {
+    let error = match error {
+        kube::Error::Service(error) => match error.downcast::<AuthError>() {
+            Ok(error) => *error,
+            Err(error) => return error,
+        },
+        kube::Error::Auth(error) => error,
+        kube::Error::HyperError(error) => return error.into(),
+        error => return error.into(),
+    };
+    match error {
+        error @ (AuthError::ReadTokenFile(..) | AuthError::AuthExecStart(_) | AuthError::MissingCommand) => {
+            error.into()
+        }
+        AuthError::AuthExecRun { out, .. } => {
+            format!("the kubeconfig's credential plugin ended with {}", out.status).into()
+        }
+        _ => "the kubeconfig's way to credentials does not work".into(),
+    }
+}
+
+fn write_envelope(write: Uuid, replaces: Option<Uuid>, record: &Record) -> Vec<u8> {
+    let record = serde_json::to_string(record).expect("a record is always JSON");
+    let envelope = Envelope { sha256: checksum(write, replaces, &record), write, replaces, record };
+    serde_json::to_vec(&envelope).expect("texts and ids are always JSON")
+}
+
+/// The record and its writes, or what is wrong in words that hold nothing of the record.
+fn read_envelope(bytes: &[u8]) -> Result<Kept, String> {
+    #[derive(Deserialize)]
+    struct Schema {
+        schema: u32,
+    }
+
+    let place = |error: serde_json::Error| format!("line {}, column {}", error.line(), error.column());
+    let Envelope { sha256, write, replaces, record } = serde_json::from_slice(bytes)
+        .map_err(|error| format!("its key {RECORD_KEY:?} is damaged at {}", place(error)))?;
+    if checksum(write, replaces, &record) != sha256 {
+        return Err("its checksum does not fit: it is damaged or was edited by hand".to_owned());
+    }
+    let Schema { schema } = serde_json::from_str(&record).map_err(|_| "it has no schema".to_owned())?;
+    if schema != SCHEMA {
+        return Err(format!("its schema is {schema} and this version knows {SCHEMA}; a newer version wrote it"));
+    }
+    let record = serde_json::from_str(&record).map_err(|error| format!("it makes no sense at {}", place(error)))?;
+    Ok(Kept { record, write, replaces })
+}
+
+fn checksum(write: Uuid, replaces: Option<Uuid>, record: &str) -> String {
+    hex(&Sha256::digest(format!("{write} {} {record}", replaces.unwrap_or_default()).as_bytes()))
+}
