@@ -105,6 +105,8 @@ impl Keeper {
                 is_exclusive: store.is_exclusive(),
                 newest: unsaved.clone(),
                 foreign_intent: None,
+                last_shown: None,
+                received_after: None,
             },
             is_saved: unsaved.is_none(),
             store,
@@ -129,7 +131,7 @@ impl Keeper {
         if let (Some(unsaved), false) = (self.memory.newest.clone(), self.is_saved) {
             self.save().await;
             // The store still fails, but the pair lives.
-            if !self.is_saved && !refresh::remaining(&unsaved, wall_clock()).is_zero() {
+            if !self.is_saved && !self.memory.remaining(&unsaved, Instant::now(), wall_clock()).is_zero() {
                 self.adopt(unsaved);
             }
         }
@@ -261,6 +263,7 @@ impl Keeper {
             return;
         }
         let Ok(Loaded { record: Some(record), .. }) = self.store.load().await else { return };
+        self.memory.note(record.generation, Instant::now());
         if self.memory.newest.as_ref().is_none_or(|newest| newest.generation < record.generation) {
             if record.access_token.is_some() {
                 self.adopt(record);

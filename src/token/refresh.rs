@@ -43,6 +43,40 @@ pub(super) struct Memory {
     pub newest: Option<Record>,
     /// Another process's intent (by its nonce), and when this process first saw it.
     pub foreign_intent: Option<(Uuid, Instant)>,
+    /// Which generation the store last showed, and when.
+    pub last_shown: Option<(u64, Instant)>,
+    /// A generation, and a moment at which the store still showed an older one: the pair is younger than that.
+    pub received_after: Option<(u64, Instant)>,
+}
+
+impl Memory {
+    /// The store shows this generation. Whoever saw it change knows the age of a pair by its own monotonic clock, which
+    /// is better than the wall clock of another machine.
+    pub(super) fn note(&mut self, generation: u64, now: Instant) {
+        if let Some((shown, at)) = self.last_shown
+            && shown < generation
+        {
+            self.received_after = Some((generation, at));
+        }
+        self.last_shown = Some((generation, now));
+    }
+
+    /// How long the record's access token is still valid. The record's wall-clock time is a hint for a process that did
+    /// not see it change; a receipt in the future (another machine's clock) counts as now. Should the token be dead, a
+    /// 401 heals it.
+    pub(super) fn remaining(&self, record: &Record, now: Instant, wall: SystemTime) -> Duration {
+        if record.access_token.is_none() {
+            return Duration::ZERO;
+        }
+        let by_wall_clock = wall.duration_since(record.received_at).unwrap_or_default();
+        let age = match self.received_after {
+            Some((generation, at)) if generation == record.generation => {
+                by_wall_clock.min(now.saturating_duration_since(at))
+            }
+            _ => by_wall_clock,
+        };
+        record.lifetime.saturating_sub(age)
+    }
 }
 
 /// Why a token is wanted.
@@ -92,7 +126,7 @@ pub(super) fn decide(
         Wanted::Valid => true,
         Wanted::NewerThan(generation) => record.generation > generation,
     };
-    if is_newer && remaining(record, wall) > Duration::ZERO {
+    if is_newer && memory.remaining(record, now, wall) > Duration::ZERO {
         return Step::Adopt(record.clone());
     }
     // An intent of another generation is a leftover: what it was about is done.
@@ -130,16 +164,6 @@ pub(super) fn login(record: &Record, owner: Uuid, wall: SystemTime, nonce: Uuid)
     }
     let intent = Intent { nonce, owner, logins: intent.logins + 1, last_login: Some(wall), ..intent.clone() };
     Some(Record { intent: Some(intent), ..record.clone() })
-}
-
-/// How long the record's access token is still valid, by the wall clock: a hint for a restarted process. A receipt in
-/// the future (another machine's clock) counts as now; should the token be dead, a 401 heals it.
-pub(super) fn remaining(record: &Record, now: SystemTime) -> Duration {
-    if record.access_token.is_none() {
-        return Duration::ZERO;
-    }
-    let age = now.duration_since(record.received_at).unwrap_or_default();
-    record.lifetime.saturating_sub(age)
 }
 
 /// When a token is renewed ahead of its end. `jitter` is a random number from 0 to 1.
@@ -198,7 +222,14 @@ mod tests {
     }
 
     fn memory(newest: Option<u64>) -> Memory {
-        Memory { owner: ME, is_exclusive: true, newest: newest.map(record), foreign_intent: None }
+        Memory {
+            owner: ME,
+            is_exclusive: true,
+            newest: newest.map(record),
+            foreign_intent: None,
+            last_shown: None,
+            received_after: None,
+        }
     }
 
     fn with(intent: Intent) -> Record {
@@ -287,6 +318,23 @@ mod tests {
         assert_eq!(step(seen, began + HOLD_OFF), claimed(true, 2), "its owner is gone, and may have presented it");
         let before = Some((Uuid::from_u128(8), began));
         assert_eq!(step(before, began + HOLD_OFF), Step::Wait(nonce), "another intent than the one that was seen");
+    }
+
+    #[test]
+    fn the_age_of_a_pair_that_was_seen_to_change_counts_on_our_own_clock() {
+        let began = Instant::now();
+        let later = began + Duration::from_secs(2);
+        let mut memory = memory(None);
+        // Four hours ahead: by the wall clock the pair is long dead.
+        let ahead = at(1_000 + 4 * 3_600);
+        memory.note(5, began);
+        assert_eq!(memory.remaining(&record(5), began, ahead), Duration::ZERO, "not seen to change: the hint counts");
+        memory.note(6, later);
+        assert_eq!(memory.remaining(&record(6), later, ahead), Duration::from_secs(98), "at most two seconds old");
+        memory.note(6, later + Duration::from_secs(50));
+        assert_eq!(memory.remaining(&record(6), later + Duration::from_secs(50), ahead), Duration::from_secs(48));
+        assert_eq!(memory.remaining(&record(6), later, at(1_001)), Duration::from_secs(99), "the younger age counts");
+        assert_eq!(memory.remaining(&record(6), later, at(10)), Duration::from_secs(100), "received in the future");
     }
 
     #[test]

@@ -79,6 +79,7 @@ async fn five_replicas_present_every_token_once_and_adopt_each_others_successors
     let mut blows = HashMap::new();
     for round in 0..rounds {
         let blow = [Blow::None, Blow::Paused, Blow::Killed][random.random_range(0..3)];
+        println!("round {round}");
         *blows.entry(format!("{blow:?}")).or_insert(0) += 1;
         let victim = random.random_range(0..REPLICAS);
         let exchanges_before = sandbox.token_exchanges().len();

@@ -248,7 +248,8 @@ fn pushback(status: &Status) -> String {
 
 /// The real binary.
 pub struct Process {
-    child: Child,
+    /// None: somebody waits for its end.
+    child: Option<Child>,
     pub address: SocketAddr,
     lines: watch::Receiver<Vec<Value>>,
     reader: Option<thread::JoinHandle<()>>,
@@ -281,7 +282,7 @@ impl Process {
         let first = timeout(PATIENCE, lines.wait_for(|lines| !lines.is_empty())).await.expect("a first line");
         let first = first.expect("a log line before the end")[0].clone();
         let address = first["listen"].as_str().expect("the first line says where it listens").parse();
-        Self { child, address: address.expect("an address"), lines, reader: Some(reader) }
+        Self { child: Some(child), address: address.expect("an address"), lines, reader: Some(reader) }
     }
 
     /// Waits for a log line with this message.
@@ -306,7 +307,7 @@ impl Process {
     /// Kills it, without a word.
     #[cfg(feature = "rehearsal")]
     pub async fn kill(mut self) {
-        self.child.kill().expect("it runs");
+        self.child.as_mut().expect("it runs").kill().expect("it runs");
         self.exit().await;
     }
 
@@ -316,17 +317,27 @@ impl Process {
     }
 
     fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.child);
+        let pid = rustix::process::Pid::from_child(self.child.as_ref().expect("it runs"));
         rustix::process::kill_process(pid, signal).expect("it runs");
     }
 
     /// How it ended; and its whole log.
     pub async fn exit(mut self) -> (ExitStatus, Vec<Value>) {
-        let mut child = self.child;
+        let mut child = self.child.take().expect("it runs");
         let status = timeout(PATIENCE, tokio::task::spawn_blocking(move || child.wait())).await.expect("it exits");
         self.reader.take().expect("taken once").join().expect("its output was read");
         let log = self.lines.borrow().clone();
         (status.expect("waited").expect("a status"), log)
+    }
+}
+
+/// A test that fails leaves no gateway behind.
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

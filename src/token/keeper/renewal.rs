@@ -40,6 +40,9 @@ impl Keeper {
         loop {
             let Loaded { record, version } = self.load().await?;
             let (now, wall) = (Instant::now(), wall_clock());
+            if let Some(record) = &record {
+                self.memory.note(record.generation, now);
+            }
             match refresh::decide(record.as_ref(), &self.memory, wanted, now, wall, Uuid::new_v4()) {
                 Step::NeedsSeed => return Err(Trouble { error: Error::NeedsSeed, wait: hurried(LOOK_EVERY) }),
                 Step::Lost(record) => return self.heal(record, version).await,
@@ -147,7 +150,7 @@ impl Keeper {
         if self.swap(version, back.clone()).await?.is_none() {
             return Err(Trouble::later(CONFLICT_PAUSE, OtherProcess));
         }
-        if refresh::remaining(&back, wall_clock()).is_zero() {
+        if self.memory.remaining(&back, Instant::now(), wall_clock()).is_zero() {
             self.memory.newest = Some(back);
             return Err(Trouble::later(Duration::ZERO, SeedRefused));
         }
@@ -253,7 +256,7 @@ impl Keeper {
     }
 
     pub(super) fn adopt(&mut self, record: Record) {
-        let remaining = refresh::remaining(&record, wall_clock());
+        let remaining = self.memory.remaining(&record, Instant::now(), wall_clock());
         self.publish(&record, remaining, false);
         self.memory.newest = Some(record);
     }

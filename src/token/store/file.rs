@@ -299,8 +299,8 @@ mod tests {
             Envelope::seal_text(1, record).to_bytes()
         };
         let mut flipped = good.clone();
-        let middle = flipped.len() / 2;
-        flipped[middle] ^= 1;
+        let token = flipped.windows(9).position(|bytes| bytes == b"refresh-1").unwrap();
+        flipped[token] ^= 1;
         let table: [(&[u8], &str); 5] = [
             (b"", "damaged"),
             (&good[..good.len() / 2], "damaged"),

@@ -231,8 +231,8 @@ async fn a_record_that_cannot_be_understood_is_refused_and_left_alone() {
         serde_json::to_vec(&Envelope { sha256, write: Uuid::nil(), replaces: None, record }).unwrap()
     };
     let mut flipped = good.clone();
-    let middle = flipped.len() / 2;
-    flipped[middle] ^= 1;
+    let token = flipped.windows(9).position(|bytes| bytes == b"refresh-1").unwrap();
+    flipped[token] ^= 1;
     let table: [(&[u8], &str); 5] = [
         (b"", "damaged"),
         (&good[..good.len() / 2], "damaged"),
