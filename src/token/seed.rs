@@ -74,10 +74,11 @@ pub(super) async fn adopt(store: &TokenStore, seed: &Secret, newest_seen: u64) -
 /// Lets whoever else writes finish.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
 
-/// Whether the seed was adopted before. The refresh token that lives now counts too: to adopt it again would make a
-/// gateway that presents it at this moment throw the successor away.
+/// Whether the seed was adopted before. The very token that is being presented, or was refused, counts too: to adopt it
+/// again would make whoever presents it throw the successor away.
 pub(super) fn knows(record: &Record, seed: &Secret) -> bool {
-    record.consumed_seeds.contains(&seed.fingerprint()) || record.refresh_token == *seed
+    let is_presented = record.intent.is_some() && record.refresh_token == *seed;
+    is_presented || record.consumed_seeds.contains(&seed.fingerprint())
 }
 
 /// Where a gateway that holds the store of this directory looks for a seed, besides its seed file: it adopts what is
@@ -128,7 +129,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::token::store::FileStore;
+    use crate::token::store::{FileStore, Intent};
 
     #[test]
     fn a_seed_is_a_token_or_the_downloaded_json() {
@@ -173,11 +174,15 @@ mod tests {
         assert!(matches!(adopt(&store, &one, 0).await.unwrap(), Adoption::AlreadyKnown), "for ever");
         assert_eq!(adopted(adopt(&store, &Secret::new("three".to_owned()), 2).await.unwrap()).generation, 9);
 
-        // What lives now is no seed.
+        // What is being presented is no seed; what only lives may be one.
         let Loaded { record, version } = store.load().await.unwrap();
         let living = Secret::new("living".to_owned());
-        store.cas(version, Record { refresh_token: living.clone(), ..record.unwrap() }).await.unwrap();
+        let intent = Some(Intent::new(Uuid::nil(), Uuid::nil(), 9));
+        let presented = Record { refresh_token: living.clone(), intent, ..record.unwrap() };
+        let Swap::Stored(version) = store.cas(version, presented.clone()).await.unwrap() else { panic!("conflict") };
         assert!(matches!(adopt(&store, &living, 0).await.unwrap(), Adoption::AlreadyKnown));
+        store.cas(version, Record { intent: None, ..presented }).await.unwrap();
+        assert_eq!(adopted(adopt(&store, &living, 0).await.unwrap()).generation, 10);
     }
 
     #[tokio::test]
