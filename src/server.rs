@@ -89,7 +89,7 @@ impl Server {
         let address = listener.local_addr().map_err(|source| Error::Bind { address, source })?;
         // The first line of the log: other programs read the chosen port from it.
         info!(listen = %address, central = %config.central.base_url, "listening");
-        let (tokens, keeper) = TokenCache::start(&config, tracing.clone())?;
+        let (tokens, keeper) = TokenCache::start(&config, tracing.clone()).await?;
         let central = Arc::new(CentralClient::new(&config.central, tokens.clone(), tracing.clone())?);
         Ok(Self { listener, address, config, tracing, tokens, keeper, central })
     }

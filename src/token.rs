@@ -37,7 +37,7 @@ use self::{
     keeper::{Ask, Keeper},
     oauth::TokenEndpoint,
     secret::Secret,
-    store::{FileStore, TokenStore},
+    store::TokenStore,
 };
 use crate::{
     config,
@@ -180,8 +180,8 @@ impl TokenCache {
     /// Opens the store and starts the keeper, which looks for a valid token at once.
     ///
     /// Stop the keeper before the process exits: what it began must be finished.
-    pub fn start(config: &config::Config, tracing: Tracing) -> Result<(Self, KeeperHandle), StartError> {
-        let store = TokenStore::File(FileStore::open(&config.token_store.path)?);
+    pub async fn start(config: &config::Config, tracing: Tracing) -> Result<(Self, KeeperHandle), StartError> {
+        let store = TokenStore::open(&config.token_store).await?;
         let endpoint = TokenEndpoint::new(&config.central, &config.credentials, tracing)?;
         let current = Arc::new(ArcSwapOption::empty());
         let (asks, asked) = mpsc::unbounded_channel();

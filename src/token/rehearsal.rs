@@ -2,9 +2,18 @@
 //! bounds. Without the feature `rehearsal` nothing of it is compiled in.
 
 #[cfg(not(feature = "rehearsal"))]
-pub(super) use self::live::{hurried, moment, wall_clock};
+pub(super) use self::live::{hurried, moment, storing, wall_clock};
 #[cfg(feature = "rehearsal")]
-pub(super) use self::rehearsed::{hurried, moment, wall_clock};
+pub(super) use self::rehearsed::{hurried, moment, storing, wall_clock};
+
+/// What a record is stored for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Purpose {
+    /// It says that a token is about to be spent.
+    Claim,
+    /// It holds what is to be kept.
+    Save,
+}
 
 /// What production does.
 #[cfg(not(feature = "rehearsal"))]
@@ -13,6 +22,9 @@ mod live {
 
     /// A moment at which a process may die.
     pub(in crate::token) fn moment(_: &str) {}
+
+    /// A moment of storing a record.
+    pub(in crate::token) fn storing(_: super::Purpose, _: &str) {}
 
     /// The machine's clock.
     pub(in crate::token) fn wall_clock() -> SystemTime {
@@ -42,6 +54,14 @@ mod rehearsed {
             loop {
                 thread::park();
             }
+        }
+    }
+
+    /// A moment of storing a record: `claim: …` or `save: …`.
+    pub(in crate::token) fn storing(purpose: super::Purpose, name: &str) {
+        match purpose {
+            super::Purpose::Claim => moment(&format!("claim: {name}")),
+            super::Purpose::Save => moment(&format!("save: {name}")),
         }
     }
 

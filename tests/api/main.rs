@@ -4,6 +4,7 @@
 
 mod collector;
 mod commands;
+mod custody;
 mod demo;
 mod departures;
 mod failures;
@@ -12,6 +13,8 @@ mod killed;
 #[cfg(feature = "tests-with-redis")]
 #[allow(dead_code)] // the tests of the store itself use the rest
 mod redis_server;
+#[cfg(all(feature = "rehearsal", feature = "tests-with-redis"))]
+mod replicas;
 mod requests;
 mod sandbox;
 mod secrets;

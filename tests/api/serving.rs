@@ -13,7 +13,7 @@ use tonic::Code;
 
 use crate::{
     collector::Collector,
-    support::{Failure, Gateway, PATIENCE, Process, channel, customer, include, sandbox},
+    support::{Failure, Gateway, PATIENCE, Process, channel, customer, include, living, sandbox},
 };
 
 const LICENSING: &str = "central.licensing.v1.LicensingService";
@@ -129,6 +129,27 @@ async fn sigterm_finishes_what_runs_ends_what_watches_and_exits_with_0() {
     assert_eq!(status.code(), Some(0));
     let messages: Vec<_> = log.iter().filter_map(|line| line["message"].as_str()).collect();
     assert!(messages.contains(&"drained"), "{messages:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_process_does_not_end_before_an_exchange_that_nobody_waits_for_is_stored() {
+    let sandbox = sandbox().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut process = Process::serve(&sandbox, dir.path(), &[]).await;
+    let mut client =
+        license_gateway::proto::licensing_service_client::LicensingServiceClient::new(channel(process.address).await);
+    client.unassign_licenses(include(&[&customer(&sandbox, 0)])).await.unwrap();
+    // A new seed is exchanged whether or not anybody asks for a token.
+    sandbox.fault(Fault::hold_answer("exchange").on(Operation::Token));
+    std::fs::write(dir.path().join("refresh_token"), living(&sandbox)).unwrap();
+    sandbox.wait_for_held("exchange", 1).await;
+    process.terminate();
+    process.said("draining: no new requests, what runs is finished").await;
+    sandbox.release("exchange");
+    let (status, log) = process.exit().await;
+    assert_eq!(status.code(), Some(0), "{log:#?}");
+    let record = std::fs::read_to_string(dir.path().join("state/token.json")).unwrap();
+    assert!(record.contains(&living(&sandbox)), "{log:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

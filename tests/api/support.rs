@@ -269,7 +269,6 @@ impl Process {
     }
 
     /// Waits for a log line with this message.
-    #[cfg(feature = "rehearsal")]
     pub async fn said(&mut self, message: &str) {
         let said = |lines: &Vec<Value>| lines.iter().any(|line| line["message"] == message);
         let was_said = matches!(timeout(PATIENCE, self.lines.wait_for(said)).await, Ok(Ok(_)));

@@ -2,18 +2,28 @@
 //!
 //! `flock` on `lock`, held for the life of the process, keeps a second process out. A new record is written into space
 //! that was reserved beforehand (`token.next`), synced, renamed over `token.json`, and the directory is synced: after
-//! a crash at any moment there is the old record or the new one, never neither. Space is reserved *before* a refresh
-//! token is spent, so that a full disk cannot swallow its successor.
+//! a crash at any moment there is the old record or the new one, never neither (shown in `file/crashes.rs`). Space
+//! is reserved *before* a refresh token is spent, so that a full disk cannot swallow its successor.
 
+#[cfg(test)]
+mod crashes;
+
+#[cfg(not(test))]
+use std::fs;
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Seek as _, Write as _},
+    io::{self, Read as _, Seek as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
+use tracing::warn;
+
+#[cfg(test)]
+use self::crashes::disk as fs; // `std::fs`, or a simulated disk where a test asks for one
+use self::fs::{File, OpenOptions, TryLockError};
 use super::{Error, Loaded, Record, Swap, Version, envelope::Envelope};
+use crate::token::rehearsal::{Purpose, storing};
 
 /// More than any record takes: tokens of 4 KiB and a hundred seeds fit.
 const RESERVED_BYTES: usize = 32 * 1024;
@@ -36,7 +46,7 @@ impl FileStore {
             let path = path.to_owned();
             move |source| Error::Io { action, path, source }
         };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create", path))?;
+        create_dir(path).map_err(io("create", path))?;
         let lock_path = path.join("lock");
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
         let lock = lock.map_err(io("open", &lock_path))?;
@@ -98,6 +108,20 @@ impl FileStore {
     }
 }
 
+/// Makes a directory that outlasts a crash: its name stands in the one above it, and so on upwards.
+fn create_dir(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    // Synced even if all of them were there: whoever made them may have been killed before this.
+    for above in path.ancestors().skip(1) {
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        // Where we may not look, or what is read-only and cannot be synced, we have made nothing.
+        if File::open(above).and_then(|above| above.sync_all()).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
 impl Directory {
     fn load(&self) -> Result<Loaded, Error> {
         read(&self.record_path())
@@ -108,9 +132,16 @@ impl Directory {
             return Ok(Swap::Conflict);
         }
         let serial = version.0.parse().unwrap_or(0_u64) + 1;
-        self.keep_previous()?;
+        let purpose = if record.intent.is_some() { Purpose::Claim } else { Purpose::Save };
+        storing(purpose, "about to keep the previous record");
+        // For people only: not worth failing for, when the new record may be the only living pair.
+        if let Err(error) = self.keep_previous() {
+            warn!(error = &error as &(dyn std::error::Error + 'static), "the previous token record is not kept");
+        }
+        storing(purpose, "about to reserve space");
         self.reserve()?;
-        self.write_reserved(&Envelope::seal(serial, record).to_bytes())?;
+        storing(purpose, "about to write");
+        self.write_reserved(&Envelope::seal(serial, record).to_bytes(), purpose)?;
         if record.intent.is_some() {
             self.reserve()?; // a token is about to be spent: its successor must find room
         }
@@ -138,29 +169,37 @@ impl Directory {
     fn reserve(&self) -> Result<(), Error> {
         let path = self.reserve_path();
         let reserve = || -> io::Result<()> {
-            let mut file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
-            if file.metadata()?.len() != RESERVED_BYTES as u64 {
-                file.set_len(0)?;
-                // Written, not just extended: a hole is no room.
-                file.write_all(&vec![b' '; RESERVED_BYTES])?;
-                file.sync_all()?;
+            match File::open(&path).and_then(|file| file.metadata()) {
+                Ok(found) if found.len() == RESERVED_BYTES as u64 => return Ok(()),
+                // Not emptied: if a crash kept only half of a rename, it is the record, by its other name.
+                Ok(_) => fs::remove_file(&path)?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
             }
-            Ok(())
+            let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path)?;
+            // Written, not just extended: a hole is no room.
+            file.write_all(&vec![b' '; RESERVED_BYTES])?;
+            file.sync_all()
         };
         reserve().map_err(|source| Error::Io { action: "reserve space in", path: path.clone(), source })
     }
 
     /// Writes into the reserved blocks, then gives the file its place.
-    fn write_reserved(&self, bytes: &[u8]) -> Result<(), Error> {
+    fn write_reserved(&self, bytes: &[u8], purpose: Purpose) -> Result<(), Error> {
         let (from, to) = (self.reserve_path(), self.record_path());
         let write = || -> io::Result<()> {
             let mut file = OpenOptions::new().write(true).open(&from)?;
             file.rewind()?;
             file.write_all(bytes)?;
             file.set_len(bytes.len() as u64)?;
+            storing(purpose, "written");
             file.sync_all()?;
+            storing(purpose, "synced");
             fs::rename(&from, &to)?;
-            File::open(&self.path)?.sync_all()
+            storing(purpose, "renamed");
+            File::open(&self.path)?.sync_all()?;
+            storing(purpose, "durable");
+            Ok(())
         };
         write().map_err(|source| Error::Io { action: "write", path: to.clone(), source })
     }
@@ -179,8 +218,9 @@ fn record_path(directory: &Path) -> PathBuf {
 }
 
 fn read(path: &Path) -> Result<Loaded, Error> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
+    let mut bytes = Vec::new();
+    match File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)) {
+        Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Ok(Loaded { record: None, version: Version(String::new()) });
         }
@@ -194,7 +234,7 @@ fn read(path: &Path) -> Result<Loaded, Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{fs, os::unix::fs::PermissionsExt as _};
 
     use uuid::Uuid;
 
@@ -262,6 +302,19 @@ mod tests {
             store.cas(Version(String::new()), record(5)).await.unwrap_err();
             assert_eq!(fs::read(&path).unwrap(), bytes, "left as it is");
         }
+    }
+
+    /// As a file system may leave it that keeps one half of a rename; `crashes` meets it on its own.
+    #[tokio::test]
+    async fn a_record_that_is_also_the_next_one_is_not_emptied() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path()).unwrap();
+        stored(&store, record(1)).await;
+        fs::hard_link(dir.path().join("token.json"), dir.path().join("token.next")).unwrap();
+        stored(&store, record(2)).await;
+        let previous = fs::read(dir.path().join("token.previous.json")).unwrap();
+        assert_eq!(Envelope::open(&previous).unwrap().0, record(1));
+        assert_eq!(store.load().await.unwrap().record, Some(record(2)));
     }
 
     #[tokio::test]

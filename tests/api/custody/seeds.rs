@@ -1,0 +1,142 @@
+//! Seeds: used once, however often they are put in place; taken over from without a gap.
+
+use std::{fs, sync::Arc, time::Duration};
+
+use license_gateway::{
+    config::GrantPlacement,
+    sandbox::{Fault, Operation, Sandbox},
+};
+use serde_json::Value;
+use tokio::time::{sleep, timeout};
+
+use super::{A_LOOK, REJECTED, applied, fingerprint, holds_the_living, place, presented, put_seed, refused, wait_for};
+use crate::support::{Gateway, PATIENCE, customer, living, sandbox};
+
+#[tokio::test]
+async fn a_seed_that_is_put_in_place_a_hundred_times_is_presented_once() {
+    let sandbox = sandbox().await;
+    let seed = sandbox.settings().refresh_token;
+    let state = place();
+    for _restart in 0..5 {
+        let gateway = Gateway::start_in(&sandbox, Arc::clone(&state), |config| {
+            config.credentials.grant_placement = GrantPlacement::Query;
+        })
+        .await;
+        gateway.ready().await;
+        // Spread over more than one look.
+        for time in 0..20 {
+            let spelling = if time % 2 == 0 { seed.clone() } else { format!("{{\"refresh_token\":\"{seed}\"}}\n") };
+            put_seed(state.path(), &spelling);
+            sleep(A_LOOK / 20).await;
+        }
+        gateway.unassign(&customer(&sandbox, 0)).await.unwrap();
+        gateway.stop().await;
+    }
+    assert_eq!(presented(&sandbox), [fingerprint(&seed)]);
+}
+
+/// The same for `token seed`, whose inbox is emptied once its token is known.
+#[tokio::test]
+async fn a_seed_in_the_inbox_is_taken_once_and_the_file_goes() {
+    let sandbox = sandbox().await;
+    let gateway =
+        Gateway::start_with(&sandbox, |config| config.credentials.grant_placement = GrantPlacement::Query).await;
+    gateway.ready().await;
+    let inbox = gateway.state.path().join("state/seed");
+    let new = operator_logs_in(&sandbox).await;
+    for _time in 0..2 {
+        fs::write(&inbox, &new).unwrap();
+        let is_taken = async || (!inbox.exists() && !presented(&sandbox).is_empty()).then_some(());
+        wait_for("the seed to be taken from the inbox", PATIENCE, is_taken).await;
+        gateway.unassign(&customer(&sandbox, 0)).await.unwrap();
+    }
+    assert_eq!(presented(&sandbox), [fingerprint(&new)], "the second time it was known");
+    assert!(holds_the_living(gateway.state.path(), &sandbox));
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_seed_takes_over_from_a_valid_token_without_a_gap() {
+    let sandbox = sandbox().await;
+    let gateway =
+        Gateway::start_with(&sandbox, |config| config.credentials.grant_placement = GrantPlacement::Query).await;
+    gateway.ready().await;
+    let new = operator_logs_in(&sandbox).await;
+    gateway.unassign(&customer(&sandbox, 0)).await.unwrap();
+    let before = newest_generation_used(&sandbox);
+    sandbox.fault(Fault::hold("exchange").on(Operation::Token));
+    put_seed(gateway.state.path(), &new);
+
+    // Within the look (5 s are promised) it is presented; until Central answers, the old token serves.
+    timeout(Duration::from_secs(5), sandbox.wait_for_held("exchange", 1)).await.expect("a look at the seed in time");
+    for _request in 0..5 {
+        gateway.unassign(&customer(&sandbox, 0)).await.expect("the old chain serves");
+    }
+    sandbox.release("exchange");
+    let is_used = async || {
+        gateway.unassign(&customer(&sandbox, 0)).await.expect("the new chain serves");
+        (newest_generation_used(&sandbox) > before).then_some(())
+    };
+    wait_for("the new chain to be used", Duration::from_secs(5), is_used).await;
+    assert!(holds_the_living(gateway.state.path(), &sandbox));
+    assert_eq!(presented(&sandbox), [fingerprint(&new)]);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_lost_chain_is_left_for_a_new_seed_however_often_the_old_one_is_put_back() {
+    let sandbox = sandbox().await;
+    let gateway =
+        Gateway::start_with(&sandbox, |config| config.credentials.grant_placement = GrantPlacement::Query).await;
+    gateway.ready().await;
+    super::another_tool_refreshes(&sandbox).await;
+    refused("lost", &gateway, &customer(&sandbox, 0), REJECTED).await;
+    put_seed(gateway.state.path(), &sandbox.settings().refresh_token);
+    sleep(A_LOOK).await;
+    refused("still lost", &gateway, &customer(&sandbox, 0), REJECTED).await;
+    assert_eq!(presented(&sandbox).len(), 1, "the dead token, once; the old seed, never");
+
+    let new = living(&sandbox);
+    put_seed(gateway.state.path(), &new);
+    applied("healed", &gateway, &customer(&sandbox, 0)).await;
+    assert_eq!(presented(&sandbox)[1..], [fingerprint(&new)]);
+    gateway.stop().await;
+}
+
+/// The newest pair whose access token a licensing call carried.
+fn newest_generation_used(sandbox: &Sandbox) -> u64 {
+    let calls = sandbox.calls();
+    let used = calls.iter().filter(|call| call.grant.is_none()).filter_map(|call| call.token_generation);
+    used.max().unwrap_or_default()
+}
+
+/// A person logs in at Central and downloads a second chain of tokens: the first one lives on.
+async fn operator_logs_in(sandbox: &Sandbox) -> String {
+    let known = sandbox.credentials();
+    let client = reqwest::Client::new();
+    let post = |path: &str| client.post(format!("{}{path}", sandbox.base_url()));
+    let who = format!(r#"{{"username":"{}","password":"{}"}}"#, known.username, known.password);
+    let login = post("/oauth2/authorize/central/api/login").query(&[("client_id", &known.client_id)]).body(who);
+    let answer = login.send().await.unwrap();
+    let cookies: Vec<_> = answer.headers().get_all("set-cookie").iter().map(|line| line.to_str().unwrap()).collect();
+    let cookie = |name: &str| -> String {
+        let value = cookies.iter().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).expect("a cookie");
+        value.split(';').next().unwrap().to_owned()
+    };
+    let authorize = post("/oauth2/authorize/central/api")
+        .query(&[("client_id", known.client_id.as_str()), ("response_type", "code"), ("scope", "all")])
+        .header("x-csrf-token", cookie("csrftoken"))
+        .header("cookie", format!("session={}", cookie("session")))
+        .body(format!(r#"{{"customer_id":"{}"}}"#, known.msp_id));
+    let code: Value = serde_json::from_slice(&authorize.send().await.unwrap().bytes().await.unwrap()).unwrap();
+    let grant = [
+        ("grant_type", "authorization_code"),
+        ("client_id", &known.client_id),
+        ("client_secret", &known.client_secret),
+        ("code", code["auth_code"].as_str().expect("a code")),
+    ];
+    let answer = post("/oauth2/token").query(&grant).send().await.unwrap();
+    let pair: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+    sandbox.clear_calls();
+    pair["refresh_token"].as_str().expect("a refresh token").to_owned()
+}
