@@ -236,8 +236,8 @@ pub(crate) async fn put_seed(config: &config::TokenStore, text: &str) -> Result<
     let fingerprint = seed.fingerprint().to_string();
     let (store, what) = match TokenStore::open(config).await {
         Ok(store) => {
-            let unsaved = Journal::new(&config.path).read().map_or(0, |unsaved| unsaved.generation);
-            let what = match seed::adopt(&store, &seed, unsaved).await? {
+            let unsaved = Journal::new(&config.path).read();
+            let what = match seed::adopt(&store, &seed, unsaved.as_ref()).await? {
                 Adoption::Adopted(record) => What::Adopted { generation: record.generation },
                 Adoption::AlreadyKnown => What::AlreadyKnown,
             };
@@ -299,6 +299,7 @@ mod tests {
             refresh_token: Secret::new("r".to_owned()),
             consumed_seeds: vec![Secret::new("s".to_owned()).fingerprint()],
             intent,
+            replaced: None,
         }
     }
 
@@ -382,7 +383,7 @@ mod tests {
     async fn gateway_looks(store: &TokenStore, directory: &Path) {
         loop {
             if let Some(seed) = seed::read(&seed::inbox(directory)).await.unwrap() {
-                seed::adopt(store, &seed, 0).await.unwrap();
+                seed::adopt(store, &seed, None).await.unwrap();
                 fs::remove_file(seed::inbox(directory)).unwrap();
             }
             sleep(Duration::from_secs(2)).await;

@@ -16,7 +16,8 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// The journal in a directory.
+    /// The journal in a directory, which is never made here: where a volume is gone, a directory in its place would be
+    /// a second store.
     pub(super) fn new(directory: &Path) -> Self {
         Self { path: directory.join("unsaved.json") }
     }
@@ -35,9 +36,6 @@ impl Journal {
     /// Keeps a pair, durably. The disk may be the very thing that fails: then there is no more to be done.
     pub(super) fn write(&self, record: &Record) -> io::Result<()> {
         let temporary = self.path.with_extension("tmp");
-        if let Some(directory) = self.path.parent() {
-            fs::create_dir_all(directory)?;
-        }
         let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
         file.write_all(&Envelope::seal(0, record).to_bytes())?;
         file.sync_all()?;

@@ -27,7 +27,7 @@ use super::{
     journal::Journal,
     oauth::TokenEndpoint,
     refresh::{self, Memory, Wanted},
-    rehearsal::{hurried, moment},
+    rehearsal::{hurried, moment, wall_clock},
     seed, serves,
     store::{Loaded, Record, TokenStore},
 };
@@ -126,6 +126,13 @@ impl Keeper {
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut look_at = Instant::now();
         let mut waiting = Vec::new();
+        if let (Some(unsaved), false) = (self.memory.newest.clone(), self.is_saved) {
+            self.save().await;
+            // The store still fails, but the pair lives.
+            if !self.is_saved && !refresh::remaining(&unsaved, wall_clock()).is_zero() {
+                self.adopt(unsaved);
+            }
+        }
         loop {
             let next_try = self.failure.as_ref().map_or(self.renew_at, |(_, not_before)| *not_before);
             let next_save = if self.is_saved { next_try } else { Instant::now() + SAVE_EVERY };
@@ -225,9 +232,8 @@ impl Keeper {
                     continue;
                 }
             };
-            let newest = self.memory.newest.as_ref().map_or(0, |newest| newest.generation);
             moment("about to adopt a seed");
-            match seed::adopt(&self.store, &seed, newest).await {
+            match seed::adopt(&self.store, &seed, self.memory.newest.as_ref()).await {
                 Ok(seed::Adoption::AlreadyKnown) => {}
                 Ok(seed::Adoption::Adopted(seeded)) => {
                     info!(generation = seeded.generation, seed = %seed.fingerprint(), "a new refresh token was adopted");

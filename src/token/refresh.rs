@@ -189,6 +189,7 @@ mod tests {
             refresh_token: Secret::new("r".to_owned()),
             consumed_seeds: Vec::new(),
             intent: None,
+            replaced: None,
         }
     }
 

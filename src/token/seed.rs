@@ -34,6 +34,7 @@ pub(super) async fn read(path: &Path) -> Result<Option<Secret>, &'static str> {
 
 /// What became of a seed.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // made a few times in the life of a process
 pub(super) enum Adoption {
     /// It begins a new chain: this record is stored, and its refresh token was not presented yet.
     Adopted(Record),
@@ -42,27 +43,34 @@ pub(super) enum Adoption {
 }
 
 /// Makes a seed the record's refresh token, unless it was adopted before. Its fingerprint is stored with it, before
-/// anybody presents it. `newest_seen` is the newest generation the caller knows of, should the store have gone
-/// backwards.
-pub(super) async fn adopt(store: &TokenStore, seed: &Secret, newest_seen: u64) -> Result<Adoption, Error> {
+/// anybody presents it. `newest_seen` is the newest record the caller knows of: the store may have gone backwards, or
+/// have lost its record, and a spent seed must not be taken for a new one then.
+pub(super) async fn adopt(store: &TokenStore, seed: &Secret, newest_seen: Option<&Record>) -> Result<Adoption, Error> {
     loop {
         let Loaded { record, version } = store.load().await?;
-        if record.as_ref().is_some_and(|record| knows(record, seed)) {
+        let known = [record.as_ref(), newest_seen];
+        if known.iter().flatten().any(|record| knows(record, seed)) {
             return Ok(Adoption::AlreadyKnown);
         }
-        let stored = record.as_ref().map_or(0, |record| record.generation);
-        let mut consumed_seeds = record.map(|record| record.consumed_seeds).unwrap_or_default();
+        let newest = known.into_iter().flatten().max_by_key(|record| record.generation);
+        let mut consumed_seeds = Vec::new();
+        for fingerprint in known.iter().flatten().flat_map(|record| &record.consumed_seeds) {
+            if !consumed_seeds.contains(fingerprint) {
+                consumed_seeds.push(fingerprint.clone());
+            }
+        }
         consumed_seeds.push(seed.fingerprint());
         let seeded = Record {
             schema: SCHEMA,
             family: Uuid::new_v4(),
-            generation: stored.max(newest_seen) + 1,
+            generation: newest.map_or(0, |record| record.generation) + 1,
             access_token: None,
             received_at: wall_clock(),
             lifetime: Duration::ZERO,
             refresh_token: seed.clone(),
             consumed_seeds,
             intent: None,
+            replaced: newest.and_then(Record::living_chain),
         };
         if let Swap::Stored(_) = store.cas(version, seeded.clone()).await? {
             return Ok(Adoption::Adopted(seeded));
@@ -74,11 +82,10 @@ pub(super) async fn adopt(store: &TokenStore, seed: &Secret, newest_seen: u64) -
 /// Lets whoever else writes finish.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
 
-/// Whether the seed was adopted before. The very token that is being presented, or was refused, counts too: to adopt it
-/// again would make whoever presents it throw the successor away.
+/// Whether the seed was adopted before. The refresh token that lives now counts too: to adopt it again would make a
+/// gateway that presents it at this moment throw the successor away.
 pub(super) fn knows(record: &Record, seed: &Secret) -> bool {
-    let is_presented = record.intent.is_some() && record.refresh_token == *seed;
-    is_presented || record.consumed_seeds.contains(&seed.fingerprint())
+    record.consumed_seeds.contains(&seed.fingerprint()) || record.refresh_token == *seed
 }
 
 /// Where a gateway that holds the store of this directory looks for a seed, besides its seed file: it adopts what is
@@ -129,7 +136,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::token::store::{FileStore, Intent};
+    use crate::token::store::FileStore;
 
     #[test]
     fn a_seed_is_a_token_or_the_downloaded_json() {
@@ -160,29 +167,42 @@ mod tests {
     async fn a_seed_begins_a_family_above_every_generation_and_is_adopted_once() {
         let dir = tempfile::tempdir().unwrap();
         let store = TokenStore::File(FileStore::open(dir.path()).unwrap());
-        let [one, two] = ["one", "two"].map(|text| Secret::new(text.to_owned()));
+        let [zero, one, two] = ["zero", "one", "two"].map(|text| Secret::new(text.to_owned()));
 
-        let first = adopted(adopt(&store, &one, 0).await.unwrap());
+        let first = adopted(adopt(&store, &one, None).await.unwrap());
         assert_eq!((first.generation, &first.refresh_token, &first.access_token), (1, &one, &None));
         assert_eq!(store.load().await.unwrap().record.as_ref(), Some(&first));
-        assert!(matches!(adopt(&store, &one, 0).await.unwrap(), Adoption::AlreadyKnown));
+        assert!(matches!(adopt(&store, &one, None).await.unwrap(), Adoption::AlreadyKnown));
 
-        let second = adopted(adopt(&store, &two, 7).await.unwrap());
+        let seen = Record { generation: 7, consumed_seeds: vec![zero.fingerprint()], ..first.clone() };
+        assert!(
+            matches!(adopt(&store, &zero, Some(&seen)).await.unwrap(), Adoption::AlreadyKnown),
+            "the store forgot it"
+        );
+        let second = adopted(adopt(&store, &two, Some(&seen)).await.unwrap());
         assert_eq!(second.generation, 8, "above what the process has seen");
         assert_ne!(second.family, first.family);
-        assert_eq!(second.consumed_seeds, [one.fingerprint(), two.fingerprint()]);
-        assert!(matches!(adopt(&store, &one, 0).await.unwrap(), Adoption::AlreadyKnown), "for ever");
-        assert_eq!(adopted(adopt(&store, &Secret::new("three".to_owned()), 2).await.unwrap()).generation, 9);
+        assert_eq!(second.consumed_seeds, [one.fingerprint(), zero.fingerprint(), two.fingerprint()]);
+        assert!(matches!(adopt(&store, &one, None).await.unwrap(), Adoption::AlreadyKnown), "for ever");
+        assert_eq!(adopted(adopt(&store, &Secret::new("three".to_owned()), None).await.unwrap()).generation, 9);
 
-        // What is being presented is no seed; what only lives may be one.
+        // A chain that gave tokens is kept until the seed that replaces it has worked, however many seeds that takes.
+        let Loaded { record, version } = store.load().await.unwrap();
+        let good = Record { access_token: Some(Secret::new("works".to_owned())), ..record.unwrap() };
+        store.cas(version, good.clone()).await.unwrap();
+        adopted(adopt(&store, &Secret::new("typo".to_owned()), None).await.unwrap());
+        let second_typo = adopted(adopt(&store, &Secret::new("typo again".to_owned()), None).await.unwrap());
+        let back = second_typo.gone_back().expect("there is a chain to go back to");
+        assert_eq!((&back.refresh_token, &back.family), (&good.refresh_token, &good.family));
+        assert_eq!(back.generation, second_typo.generation + 1, "newer than what it takes the place of");
+        assert_eq!(back.consumed_seeds, second_typo.consumed_seeds, "no seed is tried again");
+        assert_eq!(first.gone_back(), None);
+
+        // What lives now is no seed.
         let Loaded { record, version } = store.load().await.unwrap();
         let living = Secret::new("living".to_owned());
-        let intent = Some(Intent::new(Uuid::nil(), Uuid::nil(), 9));
-        let presented = Record { refresh_token: living.clone(), intent, ..record.unwrap() };
-        let Swap::Stored(version) = store.cas(version, presented.clone()).await.unwrap() else { panic!("conflict") };
-        assert!(matches!(adopt(&store, &living, 0).await.unwrap(), Adoption::AlreadyKnown));
-        store.cas(version, Record { intent: None, ..presented }).await.unwrap();
-        assert_eq!(adopted(adopt(&store, &living, 0).await.unwrap()).generation, 10);
+        store.cas(version, Record { refresh_token: living.clone(), ..record.unwrap() }).await.unwrap();
+        assert!(matches!(adopt(&store, &living, None).await.unwrap(), Adoption::AlreadyKnown));
     }
 
     #[tokio::test]

@@ -54,6 +54,60 @@ pub(super) struct Record {
     pub consumed_seeds: Vec<Fingerprint>,
     /// Who is about to spend the refresh token.
     pub intent: Option<Intent>,
+    /// The chain that a seed is to replace, until the seed has worked: a mistyped seed must not cost a living chain.
+    #[serde(default)]
+    pub replaced: Option<Chain>,
+}
+
+/// A chain of tokens that is not in use but may be gone back to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Chain {
+    /// As in [`Record`].
+    pub family: Uuid,
+    /// As in [`Record`].
+    pub access_token: Option<Secret>,
+    /// As in [`Record`].
+    pub received_at: SystemTime,
+    /// As in [`Record`].
+    pub lifetime: Duration,
+    /// As in [`Record`].
+    pub refresh_token: Secret,
+}
+
+impl Record {
+    /// What to go back to should a seed that replaces this record not work: its own chain, if it ever gave a token and
+    /// Central has not refused it; else the one it was to replace itself.
+    pub(super) fn living_chain(&self) -> Option<Chain> {
+        let is_dead = self.intent.as_ref().is_some_and(|intent| intent.refused);
+        if is_dead || self.access_token.is_none() {
+            return self.replaced.clone();
+        }
+        Some(Chain {
+            family: self.family,
+            access_token: self.access_token.clone(),
+            received_at: self.received_at,
+            lifetime: self.lifetime,
+            refresh_token: self.refresh_token.clone(),
+        })
+    }
+
+    /// The record that goes back to the chain this one was to replace; none if there is none.
+    pub(super) fn gone_back(&self) -> Option<Self> {
+        let Chain { family, access_token, received_at, lifetime, refresh_token } = self.replaced.clone()?;
+        Some(Self {
+            schema: self.schema,
+            family,
+            generation: self.generation + 1,
+            access_token,
+            received_at,
+            lifetime,
+            refresh_token,
+            consumed_seeds: self.consumed_seeds.clone(),
+            intent: None,
+            replaced: None,
+        })
+    }
 }
 
 /// Written before the refresh token is presented: from then on it may be spent.

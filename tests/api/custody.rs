@@ -177,22 +177,6 @@ fn edit_record(path: &Path, change: impl FnOnce(&mut Value)) {
     fs::write(path, envelope.to_string()).unwrap();
 }
 
-/// Another tool uses the application's refresh token: both halves of the gateway's pair die. The record of calls
-/// begins anew.
-async fn another_tool_refreshes(sandbox: &Sandbox) {
-    let credentials = sandbox.credentials();
-    let url = format!("{}/oauth2/token", sandbox.base_url());
-    let grant = [
-        ("grant_type", "refresh_token"),
-        ("client_id", &credentials.client_id),
-        ("client_secret", &credentials.client_secret),
-        ("refresh_token", &living(sandbox)),
-    ];
-    let answer = reqwest::Client::new().post(url).query(&grant).send().await.unwrap();
-    assert_eq!(answer.status(), 200);
-    sandbox.clear_calls();
-}
-
 /// How often the sandbox was asked to log somebody in.
 fn logins(sandbox: &Sandbox) -> usize {
     sandbox.calls_of(Operation::Login).len()

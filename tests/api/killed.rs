@@ -12,7 +12,7 @@ use license_gateway::{
 use tokio::time::{Instant, sleep};
 use tonic::transport::Channel;
 
-use crate::support::{Failure, Process, channel, customer, include, living, unlimited};
+use crate::support::{Failure, Process, another_tool_refreshes, channel, customer, include, living, unlimited};
 
 /// How long the next process may take to find out that the chain is lost.
 const DETECTED_WITHIN: Duration = Duration::from_secs(10);
@@ -97,6 +97,7 @@ async fn kill_at(moment: Moment, chain: Chain) {
                 sandbox.revoke_access_token();
             }
             Moment::Seed(name) => {
+                another_tool_refreshes(&sandbox).await;
                 fs::write(&moment_file, name).unwrap();
                 fs::write(dir.path().join("refresh_token"), living(&sandbox)).unwrap();
             }

@@ -1,5 +1,6 @@
 //! The one integration binary: a module per behaviour.
 #![allow(unreachable_pub)] // nothing outside sees this crate
+#![allow(clippy::print_stdout)] // what a test has to say of its rounds
 #![allow(clippy::unwrap_used)] // a test that unwraps is a test that fails with a place
 
 mod collector;

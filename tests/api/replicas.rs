@@ -69,9 +69,8 @@ async fn five_replicas_present_every_token_once_and_adopt_each_others_successors
     let sandbox = Sandbox::start(unlimited().with_generated_customers(REPLICAS)).await.unwrap();
     // Long enough for blows to fall in the middle of an exchange.
     sandbox.fault(Fault::none().answering_late(Duration::from_millis(30)).on(Operation::Token).always());
-    let mut replicas: Vec<_> = (0..REPLICAS)
-        .map(|number| Replica { dir: tempfile::tempdir().unwrap(), number, process: None })
-        .collect();
+    let mut replicas: Vec<_> =
+        (0..REPLICAS).map(|number| Replica { dir: tempfile::tempdir().unwrap(), number, process: None }).collect();
     for replica in &mut replicas {
         replica.start(&sandbox, &redis.url()).await;
     }

@@ -13,7 +13,9 @@ use tonic::Code;
 
 use crate::{
     collector::Collector,
-    support::{Failure, Gateway, PATIENCE, Process, channel, customer, include, living, sandbox},
+    support::{
+        Failure, Gateway, PATIENCE, Process, another_tool_refreshes, channel, customer, include, living, sandbox,
+    },
 };
 
 const LICENSING: &str = "central.licensing.v1.LicensingService";
@@ -140,6 +142,7 @@ async fn the_process_does_not_end_before_an_exchange_that_nobody_waits_for_is_st
         license_gateway::proto::licensing_service_client::LicensingServiceClient::new(channel(process.address).await);
     client.unassign_licenses(include(&[&customer(&sandbox, 0)])).await.unwrap();
     // A new seed is exchanged whether or not anybody asks for a token.
+    another_tool_refreshes(&sandbox).await;
     sandbox.fault(Fault::hold_answer("exchange").on(Operation::Token));
     std::fs::write(dir.path().join("refresh_token"), living(&sandbox)).unwrap();
     sandbox.wait_for_held("exchange", 1).await;

@@ -47,6 +47,22 @@ pub fn living(sandbox: &Sandbox) -> String {
     sandbox.credentials().refresh_token.expect("the chain is not lost")
 }
 
+/// Another tool uses the application's refresh token: both halves of the gateway's pair die. The record of calls
+/// begins anew.
+pub async fn another_tool_refreshes(sandbox: &Sandbox) {
+    let credentials = sandbox.credentials();
+    let url = format!("{}/oauth2/token", sandbox.base_url());
+    let grant = [
+        ("grant_type", "refresh_token"),
+        ("client_id", &credentials.client_id),
+        ("client_secret", &credentials.client_secret),
+        ("refresh_token", &living(sandbox)),
+    ];
+    let answer = reqwest::Client::new().post(url).query(&grant).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    sandbox.clear_calls();
+}
+
 /// A sandbox that has no limits.
 pub async fn sandbox() -> Sandbox {
     Sandbox::start(unlimited()).await.expect("the sandbox starts")

@@ -97,6 +97,7 @@ impl Keeper {
                     lifetime: pair.lifetime,
                     refresh_token: pair.refresh_token,
                     intent: None,
+                    replaced: None,
                     ..claimed
                 };
                 self.keep(record, pair.lifetime, was_refused).await;
@@ -118,6 +119,7 @@ impl Keeper {
                 self.forget_intent(claimed, version).await;
                 Err(Trouble { error: Error::GrantNotRead, wait: CLIENT_REFUSED_WAIT })
             }
+            Exchanged::TokenRefused if claimed.replaced.is_some() => self.go_back(&claimed, version).await,
             Exchanged::TokenRefused => {
                 // Written into the record, so that no restart and no other process presents a dead token again. If the
                 // record has moved meanwhile, the next attempt finds out.
@@ -136,6 +138,21 @@ impl Keeper {
                 Err(Trouble::later(refresh::suspect_wait(tries), error))
             }
         }
+    }
+
+    /// A seed does not work: back to the chain that it was to replace.
+    async fn go_back(&mut self, refused: &Record, version: Version) -> Result<(), Trouble> {
+        let Some(back) = refused.gone_back() else { return Err(Trouble::later(CONFLICT_PAUSE, SeedRefused)) };
+        error!("Central refuses the new refresh token; going back to the chain of tokens that it was to replace");
+        if self.swap(version, back.clone()).await?.is_none() {
+            return Err(Trouble::later(CONFLICT_PAUSE, OtherProcess));
+        }
+        if refresh::remaining(&back, wall_clock()).is_zero() {
+            self.memory.newest = Some(back);
+            return Err(Trouble::later(Duration::ZERO, SeedRefused));
+        }
+        self.adopt(back);
+        Ok(())
     }
 
     /// Heals a lost chain by a login, where that is configured and not yet used up.
@@ -162,6 +179,7 @@ impl Keeper {
                     refresh_token: pair.refresh_token,
                     consumed_seeds: counted.consumed_seeds,
                     intent: None,
+                    replaced: None,
                 };
                 self.keep(record, pair.lifetime, false).await;
                 Ok(())
@@ -294,6 +312,11 @@ struct Throttled;
 #[derive(Debug, thiserror::Error)]
 #[error("another process is exchanging the refresh token")]
 struct OtherProcess;
+
+/// A seed that was put in place does not work.
+#[derive(Debug, thiserror::Error)]
+#[error("Central refuses the new refresh token")]
+struct SeedRefused;
 
 /// Too much time went by between claiming and sending.
 #[derive(Debug, thiserror::Error)]

@@ -20,6 +20,7 @@ pub(super) fn record(generation: u64) -> Record {
         refresh_token: Secret::new(format!("refresh-{generation}")),
         consumed_seeds: vec![Secret::new("seed".to_owned()).fingerprint()],
         intent: None,
+        replaced: None,
     }
 }
 

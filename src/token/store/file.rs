@@ -9,7 +9,7 @@
 mod crashes;
 
 #[cfg(not(test))]
-use std::fs;
+use std::{fs, os::unix::fs::MetadataExt as _};
 use std::{
     io::{self, Read as _, Seek as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
@@ -36,7 +36,7 @@ pub(crate) struct FileStore(Arc<Mutex<Directory>>);
 struct Directory {
     path: PathBuf,
     /// Held as long as the store is open; the operating system lets go of it when the process dies.
-    _lock: File,
+    lock: File,
 }
 
 impl FileStore {
@@ -57,7 +57,7 @@ impl FileStore {
                 return Err(Error::Io { action: "lock", path: lock_path, source });
             }
         }
-        Ok(Self(Arc::new(Mutex::new(Directory { path: path.to_owned(), _lock: lock }))))
+        Ok(Self(Arc::new(Mutex::new(Directory { path: path.to_owned(), lock }))))
     }
 
     /// The record of a directory, without taking hold of it: for a look while a gateway runs. A rename puts records in
@@ -124,7 +124,21 @@ fn create_dir(path: &Path) -> io::Result<()> {
 
 impl Directory {
     fn load(&self) -> Result<Loaded, Error> {
+        self.check_place()?;
         read(&self.record_path())
+    }
+
+    /// A volume may go and leave an empty directory in its place, or another one: not the one whose lock we hold.
+    fn check_place(&self) -> Result<(), Error> {
+        let path = self.path.join("lock");
+        let check = || -> io::Result<()> {
+            let (held, found) = (self.lock.metadata()?, File::open(&path)?.metadata()?);
+            if (held.dev(), held.ino()) == (found.dev(), found.ino()) {
+                return Ok(());
+            }
+            Err(io::Error::other("another directory stands in its place"))
+        };
+        check().map_err(|source| Error::Io { action: "find its own lock at", path: path.clone(), source })
     }
 
     fn cas(&self, version: &Version, record: &Record) -> Result<Swap, Error> {
@@ -225,7 +239,7 @@ fn read(path: &Path) -> Result<Loaded, Error> {
             return Ok(Loaded { record: None, version: Version(String::new()) });
         }
         Err(source) => return Err(Error::Io { action: "read", path: path.to_owned(), source }),
-    };
+    }
     match Envelope::open(&bytes) {
         Ok((record, serial)) => Ok(Loaded { record: Some(record), version: Version(serial.to_string()) }),
         Err(problem) => Err(Error::Unusable { path: path.to_owned(), problem }),

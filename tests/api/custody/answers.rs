@@ -193,7 +193,6 @@ fn most_memory_kib() -> u64 {
 
 /// Kubernetes takes away traffic by what this says.
 #[tokio::test]
-#[ignore = "red: health counts a token that Central refused with 401 as valid"]
 async fn a_lost_chain_is_not_shown_as_serving() {
     let (sandbox, gateway) = before(Fault::reset().and_applied()).await;
     refused("lost", &gateway, &customer(&sandbox, 0), REJECTED).await;

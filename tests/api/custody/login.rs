@@ -10,10 +10,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio::time::sleep;
 
-use super::{
-    A_LOOK, REJECTED, another_tool_refreshes, applied, edit_record, holds_the_living, logins, place, put_seed, refused,
-    store,
-};
+use super::{A_LOOK, REJECTED, applied, edit_record, holds_the_living, logins, place, put_seed, refused, store};
 use crate::support::{Gateway, customer, living, sandbox};
 
 /// A gateway that may log in with this password.
@@ -35,7 +32,7 @@ async fn a_lost_chain_is_healed_by_one_login() {
     gateway.ready().await;
     assert_eq!(logins(&sandbox), 0, "a seed is not a login");
     for round in 1..=2 {
-        another_tool_refreshes(&sandbox).await;
+        crate::support::another_tool_refreshes(&sandbox).await;
         let customer = customer(&sandbox, round);
         applied("healed by a login", &gateway, &customer).await;
         let steps: Vec<_> = sandbox.calls().iter().map(|call| call.operation).filter(|step| is_oauth(*step)).collect();
@@ -56,7 +53,7 @@ async fn a_wrong_password_costs_one_login_in_half_an_hour_and_a_seed_still_heals
     let (sandbox, state) = (sandbox().await, place());
     let gateway = start(&sandbox, &state, "wrong").await;
     gateway.ready().await;
-    another_tool_refreshes(&sandbox).await;
+    crate::support::another_tool_refreshes(&sandbox).await;
     let customer = customer(&sandbox, 0);
     refused("lost", &gateway, &customer, REJECTED).await;
     sandbox.wait_for_operation(Operation::Login, 1).await;
@@ -126,7 +123,7 @@ async fn a_login_whose_tokens_are_lost_is_not_repeated_at_once() {
     let (sandbox, state) = (sandbox().await, place());
     let gateway = start(&sandbox, &state, &sandbox.settings().password).await;
     gateway.ready().await;
-    another_tool_refreshes(&sandbox).await;
+    crate::support::another_tool_refreshes(&sandbox).await;
     sandbox.fault(Fault::reset().and_applied().on(Operation::Token).skip(1));
     let customer = customer(&sandbox, 0);
     refused("lost", &gateway, &customer, REJECTED).await;
@@ -143,7 +140,7 @@ async fn a_login_keeps_secrets_out_of_urls() {
     let (sandbox, state) = (sandbox().await, place());
     let gateway = start(&sandbox, &state, &sandbox.settings().password).await;
     gateway.ready().await;
-    another_tool_refreshes(&sandbox).await;
+    crate::support::another_tool_refreshes(&sandbox).await;
     applied("healed", &gateway, &customer(&sandbox, 0)).await;
     let secret = ["client_secret", "password", "code", "refresh_token"];
     for call in sandbox.calls() {

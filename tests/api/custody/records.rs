@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use tokio::{net::TcpSocket, time::sleep};
 
 use super::{
-    A_LOOK, REJECTED, UNAVAILABLE, another_tool_refreshes, applied, edit_record, health, presented, put_seed, refused,
-    shows, stop, store, unassign, wait_for,
+    A_LOOK, REJECTED, UNAVAILABLE, applied, edit_record, health, presented, put_seed, refused, shows, stop, store,
+    unassign, wait_for,
 };
 use crate::support::{Gateway, PATIENCE, Process, channel, customer, living, sandbox, unlimited};
 
@@ -52,7 +52,7 @@ async fn a_lost_chain_stays_lost_over_restarts_until_it_is_seeded() {
     let gateway = Gateway::start(&sandbox).await;
     gateway.ready().await;
     let state = Arc::clone(&gateway.state);
-    another_tool_refreshes(&sandbox).await;
+    crate::support::another_tool_refreshes(&sandbox).await;
     let customer = customer(&sandbox, 0);
     refused("lost", &gateway, &customer, REJECTED).await;
     gateway.stop().await;

@@ -89,7 +89,7 @@ async fn a_lost_chain_is_left_for_a_new_seed_however_often_the_old_one_is_put_ba
     let gateway =
         Gateway::start_with(&sandbox, |config| config.credentials.grant_placement = GrantPlacement::Query).await;
     gateway.ready().await;
-    super::another_tool_refreshes(&sandbox).await;
+    crate::support::another_tool_refreshes(&sandbox).await;
     refused("lost", &gateway, &customer(&sandbox, 0), REJECTED).await;
     put_seed(gateway.state.path(), &sandbox.settings().refresh_token);
     sleep(A_LOOK).await;
@@ -100,6 +100,27 @@ async fn a_lost_chain_is_left_for_a_new_seed_however_often_the_old_one_is_put_ba
     put_seed(gateway.state.path(), &new);
     applied("healed", &gateway, &customer(&sandbox, 0)).await;
     assert_eq!(presented(&sandbox)[1..], [fingerprint(&new)]);
+    gateway.stop().await;
+}
+
+/// Whoever mistypes a seed is told so, and the chain that works goes on.
+#[tokio::test]
+async fn a_mistyped_seed_does_not_cost_a_living_chain() {
+    let sandbox = sandbox().await;
+    let gateway = Gateway::start(&sandbox).await;
+    gateway.ready().await;
+    let state = Arc::clone(&gateway.state);
+    put_seed(state.path(), "NobodysRefreshToken0000000000001");
+    sandbox.until("the seed is refused", |counters, _| counters.by_status.contains_key(&400)).await;
+    sandbox.revoke_access_token();
+    applied("gone back", &gateway, &customer(&sandbox, 0)).await;
+    gateway.stop().await;
+
+    // A restart does not try the mistyped one again.
+    let exchanges = sandbox.token_exchanges().len();
+    let gateway = Gateway::start_in(&sandbox, state, |_| {}).await;
+    applied("after a restart", &gateway, &customer(&sandbox, 1)).await;
+    assert_eq!(sandbox.token_exchanges().len(), exchanges);
     gateway.stop().await;
 }
 

@@ -74,7 +74,6 @@ async fn nothing_was_lost(gateway: Gateway, sandbox: &Sandbox) {
 }
 
 #[tokio::test]
-#[ignore = "red: the journal makes the directory anew, and a second store is begun in it"]
 async fn a_store_that_is_moved_away_under_an_exchange_gets_the_pair_when_it_is_back() {
     let (sandbox, state) = (sandbox().await, place());
     let (gateway, caller) = before_the_answer(&sandbox, &state).await;
@@ -91,7 +90,6 @@ async fn a_store_that_is_moved_away_under_an_exchange_gets_the_pair_when_it_is_b
 
 /// A volume that is gone leaves an empty directory, its mount point.
 #[tokio::test]
-#[ignore = "red: a store is begun in whatever directory stands in the place of the one that is locked"]
 async fn a_store_whose_volume_is_gone_under_an_exchange_gets_the_pair_when_it_is_back() {
     let (sandbox, state) = (sandbox().await, place());
     let (gateway, caller) = before_the_answer(&sandbox, &state).await;
@@ -137,7 +135,6 @@ async fn stopping_waits_for_a_store_that_comes_back_in_time() {
 /// The seed's file is still in place, and spent. A store that has forgotten that must not bring it back to life: it
 /// would be presented, refused, and stored in place of the living pair.
 #[tokio::test]
-#[ignore = "red: a store that forgot its seeds makes the keeper adopt the spent one"]
 async fn a_record_that_vanishes_is_put_back_and_the_spent_seed_is_not_taken_for_a_new_one() {
     use license_gateway::config::GrantPlacement;
 
@@ -208,7 +205,6 @@ async fn a_process_that_must_stop_before_the_store_works_leaves_the_pair_in_the_
 
 /// Restarted while the store is still in trouble: the journal's pair is alive, and callers wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "red: the pair in the journal is used only once it is stored"]
 async fn the_pair_in_the_journal_is_served_while_the_store_still_fails() {
     let (sandbox, state) = (sandbox().await, place());
     let gateway = Gateway::start_in(&sandbox, Arc::clone(&state), |_| {}).await;

@@ -6,7 +6,7 @@ use std::{
     cell::RefCell,
     fs as real,
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -234,7 +234,12 @@ impl File {
     }
 
     pub(in super::super) fn metadata(&self) -> io::Result<Metadata> {
-        self.call(|disk, file, _| disk.len(file), |real| Ok(real.metadata()?.len())).map(Metadata)
+        // One simulated file stands for the lock at a time, so all simulated files may be called one.
+        let simulated = |disk: &mut dyn Disk, file, _| Ok(Metadata { len: disk.len(file)?, dev: 0, ino: 0 });
+        self.call(simulated, |real| {
+            let found = real.metadata()?;
+            Ok(Metadata { len: found.len(), dev: found.dev(), ino: found.ino() })
+        })
     }
 
     pub(in super::super) fn set_len(&self, len: u64) -> io::Result<()> {
@@ -322,10 +327,22 @@ impl Seek for File {
 }
 
 #[derive(Debug)]
-pub(in super::super) struct Metadata(u64);
+pub(in super::super) struct Metadata {
+    len: u64,
+    dev: u64,
+    ino: u64,
+}
 
 impl Metadata {
     pub(in super::super) fn len(&self) -> u64 {
-        self.0
+        self.len
+    }
+
+    pub(in super::super) fn dev(&self) -> u64 {
+        self.dev
+    }
+
+    pub(in super::super) fn ino(&self) -> u64 {
+        self.ino
     }
 }
