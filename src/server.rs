@@ -186,11 +186,20 @@ async fn show_statuses(mut condition: watch::Receiver<Condition>, shown: watch::
     }
 }
 
-/// The whole server is up as soon as it answers; the service can be used when there is a token.
+/// The whole server is up as soon as it answers; the service can be used when there is a token; the credentials are not
+/// well when a person must put a new refresh token in place.
 fn statuses(condition: Condition) -> Statuses {
     let usable = match condition {
         Condition::Valid => ServingStatus::Serving,
         Condition::Starting | Condition::Failing | Condition::NeedsSeed => ServingStatus::NotServing,
     };
-    Statuses::from([("", ServingStatus::Serving), ("central.licensing.v1.LicensingService", usable)])
+    let credentials = match condition {
+        Condition::NeedsSeed => ServingStatus::NotServing,
+        Condition::Starting | Condition::Valid | Condition::Failing => ServingStatus::Serving,
+    };
+    Statuses::from([
+        ("", ServingStatus::Serving),
+        ("central.credentials", credentials),
+        ("central.licensing.v1.LicensingService", usable),
+    ])
 }

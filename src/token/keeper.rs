@@ -127,6 +127,7 @@ impl Keeper {
 
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut look_at = Instant::now();
+        let mut changes = self.store.watch_changes();
         let mut waiting = Vec::new();
         if let (Some(unsaved), false) = (self.memory.newest.clone(), self.is_saved) {
             self.save().await;
@@ -144,6 +145,7 @@ impl Keeper {
                     None => break,
                 },
                 () = sleep_until(look_at.min(next_try).min(next_save)) => {}
+                () = change(&mut changes) => look_at = Instant::now(),
                 () = stop.cancelled() => break,
             }
             if !self.is_saved {
@@ -334,5 +336,16 @@ impl Keeper {
             Condition::Failing
         };
         self.condition.send_if_modified(|shown| std::mem::replace(shown, condition) != condition);
+    }
+}
+
+/// Waits until somebody else has written to the store, where the store tells.
+async fn change(changes: &mut Option<watch::Receiver<()>>) {
+    let told = match changes {
+        Some(changes) => changes.changed().await.is_ok(),
+        None => false,
+    };
+    if !told {
+        std::future::pending::<()>().await;
     }
 }

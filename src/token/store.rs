@@ -241,7 +241,6 @@ impl TokenStore {
     }
 
     /// Says whenever another process may have changed the record. None: this store cannot tell; look now and then.
-    #[expect(dead_code, reason = "for the keeper, which does not wait for changes yet")]
     pub(super) fn watch_changes(&self) -> Option<watch::Receiver<()>> {
         match self {
             Self::File(_) => None,

@@ -39,7 +39,7 @@ async fn health_follows_the_protocol() {
     let list = health.list(HealthListRequest {}).await.unwrap().into_inner().statuses;
     let mut names: Vec<_> = list.keys().map(String::as_str).collect();
     names.sort_unstable();
-    assert_eq!(names, ["", LICENSING]);
+    assert_eq!(names, ["", "central.credentials", LICENSING]);
 
     let mut watched = health.watch(about(LICENSING)).await.unwrap().into_inner();
     assert_eq!(watched.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
