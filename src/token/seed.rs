@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::{
     rehearsal::wall_clock,
-    secret::Secret,
+    secret::{Fingerprint, Secret},
     store::{Error, Loaded, Record, SCHEMA, Swap, TokenStore},
 };
 
@@ -49,8 +49,17 @@ pub(super) async fn adopt(store: &TokenStore, seed: &Secret, newest_seen: Option
     loop {
         let Loaded { record, version } = store.load().await?;
         let known = [record.as_ref(), newest_seen];
-        if known.iter().flatten().any(|record| knows(record, seed)) {
+        if known.iter().flatten().any(|record| record.consumed_seeds.contains(&seed.fingerprint())) {
             return Ok(Adoption::AlreadyKnown);
+        }
+        // The token that lives now is no seed, and it will be none once it is spent.
+        if let Some(living) = record.as_ref().filter(|record| record.refresh_token == *seed) {
+            let noted = Record { consumed_seeds: with(&living.consumed_seeds, seed), ..living.clone() };
+            if let Swap::Stored(_) = store.cas(version, noted).await? {
+                return Ok(Adoption::AlreadyKnown);
+            }
+            sleep(CONFLICT_PAUSE).await;
+            continue;
         }
         let newest = known.into_iter().flatten().max_by_key(|record| record.generation);
         let mut consumed_seeds = Vec::new();
@@ -77,6 +86,10 @@ pub(super) async fn adopt(store: &TokenStore, seed: &Secret, newest_seen: Option
         }
         sleep(CONFLICT_PAUSE).await;
     }
+}
+
+fn with(consumed_seeds: &[Fingerprint], seed: &Secret) -> Vec<Fingerprint> {
+    consumed_seeds.iter().cloned().chain([seed.fingerprint()]).collect()
 }
 
 /// Lets whoever else writes finish.

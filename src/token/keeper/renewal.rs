@@ -232,10 +232,17 @@ impl Keeper {
             loop {
                 let Loaded { record, version } = self.store.load().await?;
                 // As new or newer: somebody put a seed in place while we held ours, or it arrived after all.
-                if record.is_some_and(|record| record.generation >= newest.generation) {
+                if record.as_ref().is_some_and(|record| record.generation >= newest.generation) {
                     return Ok(());
                 }
-                if let Swap::Stored(_) = self.store.cas(version, newest.clone()).await? {
+                // Seeds that were noted meanwhile stay noted.
+                let mut merged = newest.clone();
+                for fingerprint in record.into_iter().flat_map(|record| record.consumed_seeds) {
+                    if !merged.consumed_seeds.contains(&fingerprint) {
+                        merged.consumed_seeds.push(fingerprint);
+                    }
+                }
+                if let Swap::Stored(_) = self.store.cas(version, merged).await? {
                     return Ok(());
                 }
                 sleep(CONFLICT_PAUSE).await;
