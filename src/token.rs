@@ -182,6 +182,7 @@ impl TokenCache {
     /// Stop the keeper before the process exits: what it began must be finished.
     pub async fn start(config: &config::Config, tracing: Tracing) -> Result<(Self, KeeperHandle), StartError> {
         let store = TokenStore::open(&config.token_store).await?;
+        journal::make_room(&config.token_store.path);
         let endpoint = TokenEndpoint::new(&config.central, &config.credentials, tracing)?;
         let current = Arc::new(ArcSwapOption::empty());
         let (asks, asked) = mpsc::unbounded_channel();

@@ -3,11 +3,25 @@
 use std::{
     fs, io,
     io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
+use tracing::warn;
+
 use super::store::{Envelope, Record};
+
+/// Makes the journal's directory where it is missing (mode 0700): once, when the process starts. A store that others
+/// share needs it for nothing else, so the gateway goes on without it and says so.
+pub(super) fn make_room(directory: &Path) {
+    if let Err(error) = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory) {
+        warn!(
+            path = ?directory,
+            error = &error as &(dyn std::error::Error + 'static),
+            "token_store.path cannot be made: a pair that the store does not take will be in memory only"
+        );
+    }
+}
 
 /// One file that holds a pair while it is nowhere else but in memory.
 #[derive(Debug)]

@@ -1,27 +1,34 @@
 //! Two gateways on one token store, and nothing goes wrong.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{fs, sync::Arc};
 
-use license_gateway::config::{RedisStore, StoreKind};
+use license_gateway::{
+    config::{RedisStore, StoreKind},
+    sandbox::{Fault, Operation},
+};
 use tokio::task::JoinSet;
 
 use crate::{
     redis_server::RedisServer,
-    support::{Gateway, customer, sandbox},
+    support::{Gateway, customer, living, sandbox},
 };
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_share_one_pair_and_present_each_refresh_token_once() {
-    let (sandbox, server) = (sandbox().await, RedisServer::start());
-    let store = RedisStore {
+fn settings(server: &RedisServer) -> RedisStore {
+    RedisStore {
         url: server.url().parse().unwrap(),
         username: None,
-        password_file: None::<PathBuf>,
+        password_file: None,
         ca_file: None,
         client_certificate_file: None,
         client_key_file: None,
         key: "license-gateway:token".to_owned(),
-    };
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_share_one_pair_and_present_each_refresh_token_once() {
+    let (sandbox, server) = (sandbox().await, RedisServer::start());
+    let store = settings(&server);
     let mut gateways = Vec::new();
     for _ in 0..2 {
         // All have the same seed mounted.
@@ -43,6 +50,29 @@ async fn replicas_share_one_pair_and_present_each_refresh_token_once() {
         assert_eq!(sandbox.token_exchanges().len(), round, "each refresh token is presented once");
     }
     for gateway in gateways {
-        assert!(!gateway.state.path().join("state").exists(), "all was stored where it belongs");
+        let beside: Vec<_> = fs::read_dir(gateway.state.path().join("state")).unwrap().collect();
+        assert!(beside.is_empty(), "all was stored where it belongs: {beside:?}");
     }
+}
+
+/// Redis goes away between Central's commit and the store: the pair is served, and kept on this node meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pair_that_redis_does_not_take_stands_in_the_journal_of_its_node() {
+    let (sandbox, mut server) = (sandbox().await, RedisServer::start());
+    let kind = StoreKind::Redis(settings(&server));
+    let gateway = Arc::new(Gateway::start_with(&sandbox, |config| config.token_store.kind = kind).await);
+    gateway.ready().await;
+    sandbox.revoke_access_token();
+    sandbox.fault(Fault::hold_answer("exchange").on(Operation::Token));
+    let call = tokio::spawn({
+        let (gateway, customer) = (Arc::clone(&gateway), customer(&sandbox, 0));
+        async move { gateway.unassign(&customer).await }
+    });
+    sandbox.wait_for_held("exchange", 1).await;
+    server.kill();
+    sandbox.release("exchange");
+    call.await.unwrap().expect("served from memory");
+    let journal = fs::read_to_string(gateway.state.path().join("state/unsaved.json")).expect("a journal");
+    assert!(journal.contains(&living(&sandbox)));
+    server.run();
 }
