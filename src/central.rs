@@ -1,58 +1,45 @@
-//! Central: one method per operation, one [`CentralClient::send`] below them all.
+//! Central: one method per operation, all through one queue.
 //!
-//! Called by [`crate::service`]. Knows nothing of gRPC. What an answer means and whether a call is repeated is decided
-//! by the pure functions of [`retry`]; how Central spells things stands in [`wire`].
+//! Called by [`crate::service`]. Knows nothing of gRPC. A request joins the [`queue`] and waits for its answer; the
+//! [`dispatch`] loop empties the queue as fast as our share of Central's quota allows, and what waits for the same slot
+//! travels together ([`batch`]). What an answer means and whether a call is repeated is decided by the pure functions
+//! of [`retry`]; how Central spells things stands in [`wire`].
 
+mod batch;
+mod breaker;
 mod catalogue;
+mod dispatch;
 mod error;
 mod gate;
+mod queue;
 mod retry;
 pub(crate) mod wire;
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, SystemTime},
-};
+use std::{collections::VecDeque, sync::Arc};
 
-use reqwest::Method;
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, sleep},
-};
-use tracing::debug;
+use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
 
+use self::{batch::Member, dispatch::Dispatch};
 pub use self::{
     catalogue::{Catalogue, ServiceList},
     error::Error,
     gate::SendGate,
 };
-use self::{
-    retry::{Attempts, Next, Verdict},
-    wire::Complaint,
-};
 use crate::{
     config,
-    exchange::{Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},
-    license::{CustomerId, Customers, Outcome, Scope, ServiceName, Unassignment},
-    telemetry::Tracing,
+    exchange::SetupError,
+    license::{Caller, CustomerId, Customers, Outcome, ServiceName, Unassignment},
+    quota::Quota,
+    telemetry::{Origin, Tracing},
     token::TokenCache,
 };
-
-/// Takes licences away from all devices of the customers in its body (MSP accounts only).
-const UNASSIGN_ALL: &str = "/platform/licensing/v1/msp/subscriptions/devices/all";
-/// Lists the services that licences can be had for.
-const SERVICES_CONFIG: &str = "/platform/licensing/v1/services/config";
-
-/// How long a request without a deadline waits for its turn, all waits together.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Makes calls to Central.
 #[derive(Debug)]
 pub struct CentralClient {
-    http: HttpClient,
-    tokens: TokenCache,
-    /// Bounds the calls on their way: it halves the memory at the same throughput.
-    in_flight: Semaphore,
+    dispatch: Arc<Dispatch>,
+    /// The loop that empties the queue.
+    task: JoinHandle<()>,
 }
 
 /// Central accepted a request.
@@ -65,8 +52,8 @@ pub struct Accepted {
 /// A request failed, wholly or in part.
 #[derive(Debug)]
 pub struct Failed {
-    /// Why the last call failed.
-    pub error: Error,
+    /// Why the last call failed. Shared by all who travelled in it.
+    pub error: Arc<Error>,
     /// How many calls were made.
     pub calls: u32,
     /// What became of each customer, where that is not the same for all of them.
@@ -92,163 +79,63 @@ impl Failed {
 }
 
 impl CentralClient {
-    /// A client that takes its tokens from `tokens`.
-    pub fn new(settings: &config::Central, tokens: TokenCache, tracing: Tracing) -> Result<Self, SetupError> {
-        Ok(Self {
-            http: HttpClient::new(settings, Connections::Kept, tracing)?,
-            tokens,
-            in_flight: Semaphore::new(settings.max_in_flight),
-        })
+    /// A client that takes its tokens from `tokens` and its turns from `quota`. Must be called inside a tokio runtime.
+    pub fn new(
+        settings: &config::Central,
+        tokens: TokenCache,
+        quota: Quota,
+        tracing: Tracing,
+    ) -> Result<Self, SetupError> {
+        let dispatch = Arc::new(Dispatch::new(settings, tokens, quota, tracing)?);
+        let task = tokio::spawn(Arc::clone(&dispatch).run());
+        Ok(Self { dispatch, task })
     }
 
     /// Takes licences away. Runs to its end once something is sent: call it in a task of its own.
     ///
-    /// A closed scope that is too large for Central is sent in halves. An open one never is: each half of an
-    /// `exclude` list would hit the customers that the other half spares.
+    /// Waits for a slot together with others who ask for the same services, and is told its own result. A request that
+    /// would wait too long is refused at once.
     pub async fn unassign(
         &self,
         unassignment: &Unassignment,
-        gate: &SendGate,
+        caller: Caller,
+        gate: &Arc<SendGate>,
         deadline: Option<Instant>,
     ) -> Result<Accepted, Failed> {
-        let mut calls = 0;
-        let Scope::Include(customers) = &unassignment.scope else {
-            return match self.delete(unassignment, &unassignment.scope, gate, deadline, &mut calls).await {
-                Ok(()) => Ok(Accepted { calls }),
-                Err(error) => Err(Failed { error, calls, parts: None }),
-            };
+        // Before the queue: while there is no token, nobody takes up a slot, and everybody hears why on their own.
+        self.dispatch.token().await.map_err(Failed::unsent)?;
+        let (answer, answered) = oneshot::channel();
+        let now = Instant::now();
+        let member = Member {
+            caller,
+            gate: Arc::clone(gate),
+            origin: Origin::current(),
+            deadline,
+            give_up: deadline.unwrap_or_else(|| now + self.dispatch.max_wait()),
+            answer,
+            calls: 0,
         };
-
-        let mut waiting = VecDeque::from([customers.clone()]);
-        let mut parts = Parts::default();
-        while let Some(part) = waiting.pop_front() {
-            let scope = Scope::Include(part.clone());
-            match self.delete(unassignment, &scope, gate, deadline, &mut calls).await {
-                Ok(()) => {
-                    gate.keep();
-                    parts.applied.extend_from_slice(part.ids());
-                }
-                Err(error) => {
-                    if let (Error::TooLarge { .. }, Some((left, right))) = (&error, part.halves()) {
-                        waiting.push_front(right);
-                        waiting.push_front(left);
-                        continue;
-                    }
-                    return Err(Failed { parts: parts.after(&error, &part, &waiting), error, calls });
-                }
-            }
-        }
-        Ok(Accepted { calls })
+        self.dispatch.join(unassignment, member, now).map_err(Failed::unsent)?;
+        answered.await.expect("whoever carries a request answers it, or has panicked")
     }
 
     /// The services that Central knows now. One call; [`Catalogue`] keeps the answer.
     async fn services_config(&self) -> Result<Vec<ServiceName>, Error> {
-        let operation = Operation { method: Method::GET, path: SERVICES_CONFIG, body: None };
-        let answer = self.send(&operation, &SendGate::new(), None, &mut 0).await?;
-        wire::service_names(&answer.body).ok_or(Error::Unreadable { status: answer.status })
-    }
-
-    async fn delete(
-        &self,
-        unassignment: &Unassignment,
-        scope: &Scope,
-        gate: &SendGate,
-        deadline: Option<Instant>,
-        calls: &mut u32,
-    ) -> Result<(), Error> {
-        let body = wire::unassign_body(scope, &unassignment.services);
-        let operation = Operation { method: Method::DELETE, path: UNASSIGN_ALL, body: Some(body) };
-        self.send(&operation, gate, deadline, calls).await.map(|_| ())
-    }
-
-    /// Sends until there is an answer that stands. Repeats only what surely did not run.
-    async fn send(
-        &self,
-        operation: &Operation,
-        gate: &SendGate,
-        deadline: Option<Instant>,
-        calls: &mut u32,
-    ) -> Result<Answer, Error> {
-        let give_up = deadline.unwrap_or_else(|| Instant::now() + PATIENCE);
-        let mut attempts = Attempts::default();
-        let mut refused_generation = None;
-        loop {
-            // Slot before token: a token fetched first could be an old one by the time there is a slot.
-            let slot = self.in_flight.acquire().await.expect("the semaphore is never closed");
-            let token = self.tokens.newer_than(refused_generation).await?;
-            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                return Err(Error::DeadlineBeforeSending);
-            }
-            if !gate.pass() {
-                return Err(Error::Abandoned);
-            }
-            let request = Request {
-                method: operation.method.clone(),
-                path: operation.path,
-                query: &[],
-                bearer: Some(token.secret()),
-                headers: &[],
-                body: operation.body.clone().map_or(Body::Empty, Body::Json),
-                resend_count: attempts.sent,
-                on_behalf: OnBehalf::Current,
-            };
-            let result = self.http.send(request).await;
-            drop(slot);
-            if result.as_ref().is_ok_and(|answer| answer.status != 401) {
-                token.mark_accepted();
-            }
-            attempts.sent += 1;
-            *calls += 1;
-
-            let verdict = match result {
-                Ok(answer) => match retry::judge(&answer, SystemTime::now()) {
-                    Verdict::Accepted => return Ok(answer),
-                    verdict => {
-                        let complaint = Complaint::read(&answer.body);
-                        debug!(
-                            http_status = answer.status,
-                            dialect = ?complaint.dialect,
-                            words = complaint.for_log(),
-                            "Central did not accept a call"
-                        );
-                        verdict
-                    }
-                },
-                Err(error) => Verdict::Failed(error.into()),
-            };
-            let error = match verdict {
-                Verdict::Accepted => unreachable!("returned above"),
-                Verdict::Unauthorized => {
-                    gate.reopen();
-                    attempts.unauthorized += 1;
-                    if retry::resend_after_unauthorized(attempts) {
-                        refused_generation = Some(token.generation());
-                        continue;
-                    }
-                    return Err(Error::CredentialsRejected { status: Some(401), source: None });
-                }
-                Verdict::Failed(error) => error,
-            };
-            if error.outcome() == Outcome::NotApplied {
-                gate.reopen();
-            }
-            if let Error::Unreachable(_) = error {
-                attempts.not_connected += 1;
-            }
-            let left = give_up.saturating_duration_since(Instant::now());
-            match retry::next(&error, attempts, left, rand::random()) {
-                Next::Fail => return Err(error),
-                Next::ResendAfter(wait) => sleep(wait).await,
-            }
-        }
+        self.dispatch.read_services().await
     }
 }
 
-/// What is sent, as often as it takes.
-struct Operation {
-    method: Method,
-    path: &'static str,
-    body: Option<Vec<u8>>,
+impl Drop for CentralClient {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Failed {
+    /// Nothing was sent for this request.
+    fn unsent(error: Error) -> Self {
+        Self { error: Arc::new(error), calls: 0, parts: None }
+    }
 }
 
 impl Parts {

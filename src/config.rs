@@ -44,6 +44,8 @@ pub struct Config {
     pub credentials: Credentials,
     /// Section `token_store`.
     pub token_store: TokenStore,
+    /// Section `quota`.
+    pub quota: Quota,
     /// Section `log`.
     pub log: Log,
     /// The standard `OTEL_*` variables.
@@ -92,6 +94,7 @@ impl Loaded {
             central: central(&mut reader),
             credentials: credentials(&mut reader),
             token_store: token_store::read(&mut reader),
+            quota: quota(&mut reader),
             log: log(&mut reader),
             telemetry: telemetry(&mut reader),
         };
@@ -141,6 +144,8 @@ pub struct Server {
     pub drain_timeout: Duration,
     /// How many RPCs one connection may carry at once.
     pub max_streams_per_connection: u32,
+    /// How many requests may be in the gateway at once.
+    pub max_requests: usize,
 }
 
 /// How Central is reached and what may be asked of it.
@@ -152,6 +157,8 @@ pub struct Central {
     pub timeout: Duration,
     /// How many calls may be on their way at once.
     pub max_in_flight: usize,
+    /// How long a request may wait for its call.
+    pub max_wait: Duration,
     /// A PEM file with the certificate authorities to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
     /// An HTTP proxy to reach Central through. The environment's proxy variables are not read.
@@ -195,6 +202,17 @@ pub enum GrantPlacement {
     Form,
     /// In the query string, as Central's documentation shows it. `query`.
     Query,
+}
+
+/// Our share of Central's quota.
+#[derive(Debug, Clone, Copy)]
+pub struct Quota {
+    /// Calls a second that all replicas together make.
+    pub per_second: u32,
+    /// How many replicas there are: each makes its part of `per_second`.
+    pub replicas: u32,
+    /// Calls of the day that are kept for exchanges of tokens.
+    pub reserve: u32,
 }
 
 /// How the gateway logs, on standard output.
@@ -243,6 +261,7 @@ fn server(reader: &mut Reader) -> Server {
         listen: reader.address("server.listen"),
         drain_timeout: reader.duration("server.drain_timeout"),
         max_streams_per_connection: reader.integer("server.max_streams_per_connection"),
+        max_requests: reader.integer("server.max_requests"),
     }
 }
 
@@ -251,6 +270,7 @@ fn central(reader: &mut Reader) -> Central {
     let cluster = reader.choice("central.cluster", &cluster::HOSTS);
     let timeout = reader.duration("central.timeout");
     let max_in_flight = reader.integer("central.max_in_flight");
+    let max_wait = reader.duration("central.max_wait");
     let ca_file = reader.text("central.ca_file", certificates).map(PathBuf::from);
     let proxy_url = reader.http_url("central.proxy_url");
     let allow_plaintext = reader.boolean("central.allow_plaintext");
@@ -295,6 +315,7 @@ fn central(reader: &mut Reader) -> Central {
         base_url: base_url.unwrap_or_else(|| cluster::url(cluster::HOSTS[0].1)),
         timeout,
         max_in_flight,
+        max_wait,
         ca_file,
         proxy_url,
         allow_plaintext,
@@ -334,6 +355,14 @@ fn login(reader: &mut Reader) -> Option<Login> {
             reader.problem(missing, problem.to_owned());
             None
         }
+    }
+}
+
+fn quota(reader: &mut Reader) -> Quota {
+    Quota {
+        per_second: reader.integer("quota.per_second"),
+        replicas: reader.integer("quota.replicas"),
+        reserve: reader.integer("quota.reserve"),
     }
 }
 

@@ -95,8 +95,8 @@ pub struct Request<'a> {
 /// Whose work an exchange is: decides where its span belongs.
 #[derive(Debug)]
 pub enum OnBehalf<'a> {
-    /// The request's that the running code belongs to.
-    Current,
+    /// These requests': they travel together. The span becomes part of the first one's trace.
+    Members(&'a [Origin]),
     /// Nobody's in particular: these requests wait for it.
     Waiting(&'a [Origin]),
 }
@@ -201,7 +201,8 @@ impl HttpClient {
         let call =
             Try { method: request.method.as_str(), url, template: request.path, resend_count: request.resend_count };
         match request.on_behalf {
-            OnBehalf::Current => ClientSpan::start(&self.tracing, &Origin::current(), &[], &call),
+            OnBehalf::Members([first, others @ ..]) => ClientSpan::start(&self.tracing, first, others, &call),
+            OnBehalf::Members([]) => ClientSpan::start(&self.tracing, &Origin::none(), &[], &call),
             OnBehalf::Waiting(waiting) => ClientSpan::start_root(&self.tracing, waiting, &call),
         }
     }

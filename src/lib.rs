@@ -18,6 +18,7 @@ pub mod cli;
 pub mod config;
 pub mod exchange;
 pub mod license;
+pub mod quota;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;
 pub mod server;

@@ -2,7 +2,7 @@
 //!
 //! A value that exists is valid: a [`Scope`] cannot be empty, and cannot be wide by accident.
 
-use std::{collections::HashSet, fmt};
+use std::{collections::HashSet, fmt, sync::Arc};
 
 use uuid::Uuid;
 
@@ -14,6 +14,17 @@ pub const MAX_SERVICES: usize = 100;
 pub const MAX_NAME_LENGTH: usize = 128;
 /// The longest reason, in characters.
 pub const MAX_REASON_LENGTH: usize = 512;
+
+/// Who asks: whoever has the same name takes turns as one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Caller(Arc<str>);
+
+impl Caller {
+    /// The caller of this name.
+    pub fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+}
 
 /// One accepted request: whose licences, of which services, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +114,15 @@ impl Customers {
     /// How many there are: at least one.
     pub fn count(&self) -> usize {
         self.0.len()
+    }
+
+    /// The union of sets, in the order of first appearance; none if there is no set. Who asks sees to it that there are
+    /// not more than [`MAX_CUSTOMERS`].
+    pub fn together<'a>(sets: impl IntoIterator<Item = &'a Self>) -> Option<Self> {
+        let mut sets = sets.into_iter().peekable();
+        sets.peek()?;
+        let mut seen = HashSet::new();
+        Some(Self(sets.flat_map(|set| &set.0).filter(|id| seen.insert(*id)).cloned().collect()))
     }
 
     /// Both halves; none if there is nothing to halve.

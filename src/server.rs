@@ -30,6 +30,7 @@ use crate::{
         health::{health_check_response::ServingStatus, health_server::HealthServer},
         licensing_service_server::LicensingServiceServer,
     },
+    quota::Quota,
     service::Licensing,
     telemetry::{Tracing, rpc},
     token::{Condition, KeeperHandle, StartError, TokenCache},
@@ -90,7 +91,8 @@ impl Server {
         // The first line of the log: other programs read the chosen port from it.
         info!(listen = %address, central = %config.central.base_url, "listening");
         let (tokens, keeper) = TokenCache::start(&config, tracing.clone()).await?;
-        let central = Arc::new(CentralClient::new(&config.central, tokens.clone(), tracing.clone())?);
+        let quota = Quota::new(&config.quota);
+        let central = Arc::new(CentralClient::new(&config.central, tokens.clone(), quota, tracing.clone())?);
         Ok(Self { listener, address, config, tracing, tokens, keeper, central })
     }
 
@@ -103,7 +105,7 @@ impl Server {
     /// returns after `server.drain_timeout` at the latest.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let work = TaskTracker::new();
-        let boundary = Boundary::new(work.clone());
+        let boundary = Boundary::new(self.config.server.max_requests, work.clone());
         let (statuses, statuses_seen) = watch::channel(Some(statuses(Condition::Starting)));
         let showing = tokio::spawn(show_statuses(self.tokens.condition(), statuses.clone()));
         drop(self.tokens);

@@ -8,15 +8,18 @@ pub mod status;
 
 use std::sync::Arc;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, timeout_at},
+};
 use tokio_util::task::TaskTracker;
 use tonic::{Extensions, Request, Response, Status};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::status::{Failure, Violation};
 use crate::{
-    central::{Accepted, Catalogue, CentralClient, Failed, SendGate},
-    license::{OperationId, Outcome, Scope, Unassignment},
+    central::{self, Accepted, Catalogue, CentralClient, Failed, SendGate},
+    license::{Caller, OperationId, Outcome, Scope, Unassignment},
     proto::{
         ListServicesRequest, ListServicesResponse, ScopeKind, Service, UnassignLicensesRequest,
         UnassignLicensesResponse, licensing_service_server::LicensingService,
@@ -41,6 +44,11 @@ pub struct Licensing {
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(pub Instant);
 
+/// A request's place among those that may be in the gateway at once; it is free again when the last copy is dropped.
+/// Put into the extensions of an RPC by the server.
+#[derive(Debug, Clone)]
+pub struct Room(pub Arc<OwnedSemaphorePermit>);
+
 impl Licensing {
     /// The service over one Central. What it sets in motion is tracked by `work`.
     pub fn new(central: Arc<CentralClient>, allow_open_scopes: bool, work: TaskTracker) -> Self {
@@ -50,9 +58,10 @@ impl Licensing {
     async fn unassign(
         &self,
         message: UnassignLicensesRequest,
-        operation_id: OperationId,
-        deadline: Option<Instant>,
+        caller: Caller,
+        extensions: &Extensions,
     ) -> Result<UnassignLicensesResponse, Failure> {
+        let (operation_id, deadline) = (operation_id(extensions), deadline(extensions));
         let unassignment = Unassignment::try_from(message).map_err(Failure::InvalidRequest)?;
         if unassignment.scope.is_open() && !self.allow_open_scopes {
             return Err(Failure::OpenScopeDenied);
@@ -71,8 +80,11 @@ impl Licensing {
         let work = self.work.spawn(Origin::current().run({
             let (central, gate, unassignment) =
                 (Arc::clone(&self.central), Arc::clone(&gate), Arc::clone(&unassignment));
+            // What was sent and is not answered takes up room, also when its caller has gone.
+            let room = extensions.get::<Room>().cloned();
             async move {
-                let result = central.unassign(&unassignment, &gate, deadline).await;
+                let _room = room;
+                let result = central.unassign(&unassignment, caller, &gate, deadline).await;
                 record(&unassignment, &result);
                 result
             }
@@ -115,9 +127,10 @@ impl LicensingService for Licensing {
         &self,
         request: Request<UnassignLicensesRequest>,
     ) -> Result<Response<UnassignLicensesResponse>, Status> {
+        let caller = caller(&request);
         let (_, extensions, message) = request.into_parts();
         let operation_id = operation_id(&extensions);
-        match self.unassign(message, operation_id, deadline(&extensions)).await {
+        match self.unassign(message, caller, &extensions).await {
             Ok(response) => Ok(Response::new(response)),
             Err(failure) => Err(status::respond(&failure, operation_id)),
         }
@@ -145,6 +158,11 @@ impl LicensingService for Licensing {
 
 fn operation_id(extensions: &Extensions) -> OperationId {
     extensions.get().copied().unwrap_or_else(OperationId::new)
+}
+
+/// Until callers have identities, a connection is a caller.
+fn caller<T>(request: &Request<T>) -> Caller {
+    Caller::new(&request.remote_addr().map(|address| address.to_string()).unwrap_or_default())
 }
 
 fn deadline(extensions: &Extensions) -> Option<Instant> {
@@ -185,6 +203,10 @@ fn record(unassignment: &Unassignment, result: &Result<Accepted, Failed>) {
             calls = accepted.calls,
             "unassign finished"
         ),
+        // Refused before it began; there may be thousands a second, and a metric counts them.
+        Err(failed) if matches!(*failed.error, central::Error::Overloaded { .. }) => {
+            debug!(outcome = failed.outcome().as_str(), scope, services, reason, "unassign refused");
+        }
         Err(failed) => warn!(
             outcome = failed.outcome().as_str(),
             scope,
@@ -192,7 +214,7 @@ fn record(unassignment: &Unassignment, result: &Result<Accepted, Failed>) {
             reason,
             calls = failed.calls,
             http_status = failed.error.http_status(),
-            error = &failed.error as &(dyn std::error::Error + 'static),
+            error = &*failed.error as &(dyn std::error::Error + 'static),
             "unassign finished"
         ),
     }

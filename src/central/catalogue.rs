@@ -1,25 +1,31 @@
-//! The list of services that Central accepts: asked for rarely, kept for all.
+//! The list of services that Central accepts: asked for rarely, by one for all, and kept.
 
 use std::{
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use tokio::{
-    sync::Mutex,
+    sync::watch,
     time::{Instant, timeout},
 };
 use tracing::warn;
 
 use super::{CentralClient, Error};
-use crate::license::{ServiceName, Services};
+use crate::{
+    license::{ServiceName, Services},
+    telemetry::Origin,
+};
 
-/// How long a list is used. Central's list changes with its releases; every call counts against the day's quota.
+/// How long a list is used as it is. Central's list changes with its releases; every call counts against the day's
+/// quota.
 const FRESH_FOR: Duration = Duration::from_hours(1);
+/// How long an older list is still given out while a new one is fetched, or while Central has none to give.
+const USABLE_FOR: Duration = Duration::from_hours(24);
 /// A list younger than this is believed when it does not hold a name; an older one is fetched again first.
 const BELIEVED_FOR: Duration = Duration::from_mins(1);
-/// After a failed check, how long requests go on unchecked without trying.
-const UNCHECKED_FOR: Duration = Duration::from_secs(30);
+/// After a failure, how long requests go on with what there is, without trying.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(30);
 /// How long a request that only wants its services checked waits for the list.
 const CHECK_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -37,74 +43,121 @@ pub struct ServiceList {
 #[derive(Debug)]
 pub struct Catalogue {
     central: Arc<CentralClient>,
-    list: RwLock<Option<Arc<ServiceList>>>,
-    /// Held while one caller fetches for all.
-    fetching: Mutex<()>,
-    /// When checking last failed: for a while nobody waits for it again.
-    check_failed_at: RwLock<Option<Instant>>,
+    state: watch::Sender<State>,
+    /// Until when nobody waits for the list to have names checked.
+    unchecked_until: Mutex<Option<Instant>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    list: Option<Arc<ServiceList>>,
+    /// Somebody fetches it for all.
+    is_fetching: bool,
+    /// How the last fetch failed, and when; none if it succeeded.
+    failure: Option<(Arc<Error>, Instant)>,
 }
 
 impl Catalogue {
     /// An empty catalogue: the first caller fetches.
     pub fn new(central: Arc<CentralClient>) -> Self {
-        Self { central, list: RwLock::default(), fetching: Mutex::default(), check_failed_at: RwLock::default() }
+        Self { central, state: watch::Sender::default(), unchecked_until: Mutex::default() }
     }
 
-    /// The list, at most an hour old.
-    pub async fn list(&self) -> Result<Arc<ServiceList>, Error> {
-        self.younger_than(FRESH_FOR).await
+    /// The list: at once if there is one, with a new one fetched behind it if it is older than an hour.
+    pub async fn list(self: &Arc<Self>) -> Result<Arc<ServiceList>, Arc<Error>> {
+        match self.kept() {
+            Some(list) => Ok(list),
+            None => self.younger_than(USABLE_FOR).await,
+        }
     }
 
     /// The positions of names that Central does not accept. Where the list cannot be had, no name is doubted: the
     /// call goes on, Central decides, and the log says so.
-    pub async fn unknown(&self, services: &Services) -> Vec<usize> {
-        if let Some(list) = self.kept(FRESH_FOR)
-            && list.lacks(services).is_empty()
-        {
-            return Vec::new();
-        }
-        let failed_at = *self.check_failed_at.read().unwrap_or_else(PoisonError::into_inner);
-        if failed_at.is_some_and(|at| at.elapsed() < UNCHECKED_FOR) {
-            return Vec::new();
-        }
-        let check = async {
-            let list = self.younger_than(FRESH_FOR).await?;
+    pub async fn unknown(self: &Arc<Self>, services: &Services) -> Vec<usize> {
+        if let Some(list) = self.kept() {
             let unknown = list.lacks(services);
-            // The name may be newer than the list.
+            // A name may be newer than the list.
             if unknown.is_empty() || list.age() < BELIEVED_FOR {
-                return Ok::<_, Error>(unknown);
+                return unknown;
             }
-            Ok(self.younger_than(BELIEVED_FOR).await?.lacks(services))
-        };
-        match timeout(CHECK_PATIENCE, check).await {
-            Ok(Ok(unknown)) => return unknown,
-            Ok(Err(error)) => warn!(
-                error = &error as &(dyn std::error::Error + 'static),
-                "services are not checked for {UNCHECKED_FOR:?}: Central's list of services cannot be had"
-            ),
-            Err(_) => warn!("services are not checked for {UNCHECKED_FOR:?}: Central's list of services is late"),
         }
-        *self.check_failed_at.write().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        let unchecked_until = *self.unchecked_until.lock().unwrap_or_else(PoisonError::into_inner);
+        if unchecked_until.is_some_and(|until| Instant::now() < until) {
+            return Vec::new();
+        }
+        match timeout(CHECK_PATIENCE, self.younger_than(BELIEVED_FOR)).await {
+            Ok(Ok(list)) => return list.lacks(services),
+            Ok(Err(error)) => warn!(
+                error = &*error as &(dyn std::error::Error + 'static),
+                "services are not checked for {PAUSE_AFTER_FAILURE:?}: Central's list of services cannot be had"
+            ),
+            Err(_) => warn!("services are not checked for {PAUSE_AFTER_FAILURE:?}: Central's list of services is late"),
+        }
+        let until = Instant::now() + PAUSE_AFTER_FAILURE;
+        *self.unchecked_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
         Vec::new()
     }
 
-    async fn younger_than(&self, age: Duration) -> Result<Arc<ServiceList>, Error> {
-        if let Some(list) = self.kept(age) {
-            return Ok(list);
-        }
-        let _fetching = self.fetching.lock().await;
-        if let Some(list) = self.kept(age) {
-            return Ok(list); // somebody else fetched it while we waited
-        }
-        let names = self.central.services_config().await?;
-        let list = Arc::new(ServiceList { names, fetched_at: SystemTime::now(), received: Instant::now() });
-        *self.list.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&list));
-        Ok(list)
+    /// What is at hand, however long ago it was fetched.
+    fn kept(self: &Arc<Self>) -> Option<Arc<ServiceList>> {
+        let list = {
+            let state = self.state.borrow();
+            let list = state.list.clone().filter(|list| list.age() < USABLE_FOR)?;
+            let failed_lately = matches!(&state.failure, Some((_, at)) if at.elapsed() < PAUSE_AFTER_FAILURE);
+            if list.age() < FRESH_FOR || failed_lately {
+                return Some(list);
+            }
+            list
+        };
+        self.fetch();
+        Some(list)
     }
 
-    fn kept(&self, age: Duration) -> Option<Arc<ServiceList>> {
-        let list = self.list.read().unwrap_or_else(PoisonError::into_inner);
-        list.as_ref().filter(|list| list.age() < age).cloned()
+    /// Waits for a list of at most this age; who waits together shares the failure too.
+    async fn younger_than(self: &Arc<Self>, age: Duration) -> Result<Arc<ServiceList>, Arc<Error>> {
+        let mut changes = self.state.subscribe();
+        loop {
+            let asked = Instant::now();
+            self.fetch();
+            let state = changes.wait_for(|state| !state.is_fetching).await.expect("the sender is ours");
+            if let Some(list) = state.list.as_ref().filter(|list| list.age() < age) {
+                return Ok(Arc::clone(list));
+            }
+            if let Some((error, at)) = &state.failure
+                && *at >= asked
+            {
+                return Err(Arc::clone(error));
+            }
+        }
+    }
+
+    /// Fetches the list, unless somebody is at it. In a task of its own: whoever asked may leave.
+    fn fetch(self: &Arc<Self>) {
+        let begins = self.state.send_if_modified(|state| !std::mem::replace(&mut state.is_fetching, true));
+        if !begins {
+            return;
+        }
+        let fetching = Fetching(Arc::clone(self));
+        tokio::spawn(Origin::current().run(async move {
+            let result = fetching.0.central.services_config().await;
+            fetching.0.state.send_modify(|state| match result {
+                Ok(names) => {
+                    let (fetched_at, received) = (SystemTime::now(), Instant::now());
+                    state.list = Some(Arc::new(ServiceList { names, fetched_at, received }));
+                    state.failure = None;
+                }
+                Err(error) => state.failure = Some((Arc::new(error), Instant::now())),
+            });
+        }));
+    }
+}
+
+/// A fetch on its way. However it ends, the next one may begin.
+struct Fetching(Arc<Catalogue>);
+
+impl Drop for Fetching {
+    fn drop(&mut self) {
+        self.0.state.send_modify(|state| state.is_fetching = false);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{exchange, license::Outcome, token};
+use crate::{exchange, license::Outcome, quota::NoTurn, token};
 
 /// Why a call to Central did not succeed. One variant per line of the failure table (`service/status.rs`).
 #[derive(Debug, thiserror::Error)]
@@ -47,17 +47,21 @@ pub enum Error {
         /// The HTTP status.
         status: u16,
     },
-    /// 429 of the short window.
-    #[error("Central's limit of calls per second is reached (HTTP 429)")]
+    /// 429 of the short window, by Central or foreseen.
+    #[error("Central's limit of calls per second is reached")]
     RateLimited {
         /// How long to wait for the next window.
         wait: Duration,
+        /// Whether Central said so; else nothing was sent.
+        is_answer: bool,
     },
-    /// 429 of the day.
-    #[error("Central's calls of the day are spent (HTTP 429)")]
+    /// 429 of the day, by Central or foreseen.
+    #[error("Central's calls of the day are spent")]
     QuotaExhausted {
         /// How long until the next day, 00:00 UTC.
         wait: Duration,
+        /// Whether Central said so; else nothing was sent.
+        is_answer: bool,
     },
     /// 501.
     #[error("Central does not implement this operation (HTTP 501)")]
@@ -95,6 +99,18 @@ pub enum Error {
     /// Not connected: nothing was sent.
     #[error("Central cannot be reached")]
     Unreachable(#[source] exchange::Error),
+    /// Nothing was sent: the last calls did not reach Central, or it failed.
+    #[error("Central is down: the last calls failed, and no more are made for a while")]
+    Down {
+        /// When a call is made again.
+        retry_after: Duration,
+    },
+    /// Nothing was sent: too many wait.
+    #[error("too many requests wait for Central")]
+    Overloaded {
+        /// When it may be better.
+        retry_after: Duration,
+    },
     /// The connection broke after sending.
     #[error("the connection to Central was lost after the request was sent")]
     ConnectionLost(#[source] exchange::Error),
@@ -129,6 +145,8 @@ impl Error {
             | Self::Unimplemented
             | Self::Unexpected { .. }
             | Self::Unreachable(_)
+            | Self::Down { .. }
+            | Self::Overloaded { .. }
             | Self::Abandoned
             | Self::DeadlineBeforeSending => Outcome::NotApplied,
             Self::Unavailable { .. }
@@ -137,6 +155,35 @@ impl Error {
             | Self::Unreadable { .. }
             | Self::ConnectionLost(_)
             | Self::TimedOut(_) => Outcome::Unknown,
+        }
+    }
+
+    /// Whether Central, or the way to it, failed: what the circuit breaker counts.
+    pub(super) fn is_outage(&self) -> bool {
+        match self {
+            Self::Unreachable(_)
+            | Self::Unavailable { .. }
+            | Self::Internal { .. }
+            | Self::ConnectionLost(_)
+            | Self::TimedOut(_) => true,
+            Self::ArgumentRejected { .. }
+            | Self::CredentialsRejected { .. }
+            | Self::TokenUnavailable { .. }
+            | Self::PermissionDenied
+            | Self::CustomerNotFound
+            | Self::EndpointNotFound
+            | Self::Conflict
+            | Self::TooLarge { .. }
+            | Self::RateLimited { .. }
+            | Self::QuotaExhausted { .. }
+            | Self::Unimplemented
+            | Self::Unexpected { .. }
+            | Self::ReportedFailure { .. }
+            | Self::Unreadable { .. }
+            | Self::Down { .. }
+            | Self::Overloaded { .. }
+            | Self::Abandoned
+            | Self::DeadlineBeforeSending => false,
         }
     }
 
@@ -154,10 +201,12 @@ impl Error {
             Self::PermissionDenied => Some(403),
             Self::CustomerNotFound | Self::EndpointNotFound => Some(404),
             Self::Conflict => Some(409),
-            Self::RateLimited { .. } | Self::QuotaExhausted { .. } => Some(429),
+            Self::RateLimited { is_answer, .. } | Self::QuotaExhausted { is_answer, .. } => is_answer.then_some(429),
             Self::Unimplemented => Some(501),
             Self::TokenUnavailable { .. }
             | Self::Unreachable(_)
+            | Self::Down { .. }
+            | Self::Overloaded { .. }
             | Self::ConnectionLost(_)
             | Self::TimedOut(_)
             | Self::Abandoned
@@ -172,6 +221,15 @@ impl From<exchange::Error> for Error {
             exchange::Error::NotConnected(_) => Self::Unreachable(error),
             exchange::Error::TimedOut(_) => Self::TimedOut(error),
             exchange::Error::Lost(_) => Self::ConnectionLost(error),
+        }
+    }
+}
+
+impl From<NoTurn> for Error {
+    fn from(none: NoTurn) -> Self {
+        match none {
+            NoTurn::TooLate { wait } => Self::RateLimited { wait, is_answer: false },
+            NoTurn::DaySpent { wait } => Self::QuotaExhausted { wait, is_answer: false },
         }
     }
 }

@@ -42,6 +42,11 @@ impl SendGate {
         self.0.store(KEPT, SeqCst);
     }
 
+    /// Whether the caller has given up.
+    pub fn is_shut(&self) -> bool {
+        self.0.load(SeqCst) == SHUT
+    }
+
     /// The caller's side gives up. True: nothing was sent and nothing will be. False: something is or was on its way.
     pub fn shut(&self) -> bool {
         match self.0.compare_exchange(OPEN, SHUT, SeqCst, SeqCst) {

@@ -77,6 +77,13 @@ pub const SETTINGS: &[Setting] = &[
         meaning: "How many RPCs one connection may carry at once.",
     },
     Setting {
+        name: "server.max_requests",
+        unset: Unset::Default("2000"),
+        allowed: Allowed::Integer { min: 1, max: 100_000 },
+        meaning: "How many requests may be in the gateway at once, those that wait for Central included. More are \
+                  refused at once.",
+    },
+    Setting {
         name: "central.base_url",
         unset: Unset::Means("then `central.cluster` is required"),
         allowed: Allowed::Text("`https://host` or `https://host:port`, without a path"),
@@ -99,6 +106,13 @@ pub const SETTINGS: &[Setting] = &[
         unset: Unset::Default("64"),
         allowed: Allowed::Integer { min: 1, max: 10_000 },
         meaning: "How many calls to Central may be on their way at once.",
+    },
+    Setting {
+        name: "central.max_wait",
+        unset: Unset::Default("10s"),
+        allowed: Allowed::Duration { min: Duration::from_millis(100), max: Duration::from_mins(10) },
+        meaning: "How long a request may wait for its call; one that would wait longer, or past its caller's deadline, \
+                  is refused at once.",
     },
     Setting {
         name: "central.ca_file",
@@ -236,6 +250,25 @@ pub const SETTINGS: &[Setting] = &[
         unset: Unset::Default("license-gateway-token"),
         allowed: Allowed::Text("name of a Secret"),
         meaning: "Kind `kubernetes`: the Secret that holds the tokens. The gateway makes it; nothing else may own it.",
+    },
+    Setting {
+        name: "quota.per_second",
+        unset: Unset::Default("6"),
+        allowed: Allowed::Integer { min: 1, max: 100_000 },
+        meaning: "How many calls a second all replicas together make. Central allows an account 7; the seventh is left \
+                  for exchanges of tokens.",
+    },
+    Setting {
+        name: "quota.replicas",
+        unset: Unset::Default("1"),
+        allowed: Allowed::Integer { min: 1, max: 100 },
+        meaning: "How many gateways share the account; each makes its part of `quota.per_second`.",
+    },
+    Setting {
+        name: "quota.reserve",
+        unset: Unset::Default("50"),
+        allowed: Allowed::Integer { min: 0, max: 5_000 },
+        meaning: "How many of the day's calls are kept for exchanges of tokens.",
     },
     Setting {
         name: "log.filter",

@@ -16,7 +16,10 @@ use axum::{
     response::Response,
 };
 use http::HeaderMap;
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Status};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -24,7 +27,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::{
     license::OperationId,
     service::{
-        Deadline,
+        Deadline, Room,
         status::{self, Failure},
     },
 };
@@ -40,18 +43,30 @@ fn head_start(allowed: Duration) -> Duration {
     Duration::from_millis(20).min(allowed / 10) + allowed / 100
 }
 
+/// One in so many requests may be a read on top: reads keep a share of their own.
+const CHANGES_PER_READ: usize = 8;
+
 /// Stands around every RPC.
 #[derive(Debug, Clone)]
 pub(super) struct Boundary {
     is_draining: Arc<AtomicBool>,
+    /// Room for requests that change something.
+    changes: Arc<Semaphore>,
+    /// Room for reads.
+    reads: Arc<Semaphore>,
     /// Counts what is not finished.
     work: TaskTracker,
 }
 
 impl Boundary {
-    /// Open for requests, which count as `work` until they are answered.
-    pub(super) fn new(work: TaskTracker) -> Self {
-        Self { is_draining: Arc::default(), work }
+    /// Open for `max_requests` requests at once, which count as `work` until they are answered.
+    pub(super) fn new(max_requests: usize, work: TaskTracker) -> Self {
+        Self {
+            is_draining: Arc::default(),
+            changes: Arc::new(Semaphore::new(max_requests)),
+            reads: Arc::new(Semaphore::new(max_requests.div_ceil(CHANGES_PER_READ))),
+            work,
+        }
     }
 
     /// From now on, requests are refused.
@@ -67,6 +82,13 @@ pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request
     let is_read = request.uri().path().ends_with("/ListServices");
     if boundary.is_draining.load(Relaxed) && !is_infrastructure {
         return respond(&Failure::Draining, operation_id);
+    }
+    let room = if is_read { &boundary.reads } else { &boundary.changes };
+    if !is_infrastructure {
+        match Arc::clone(room).try_acquire_owned() {
+            Ok(room) => request.extensions_mut().insert(Room(Arc::new(room))),
+            Err(_) => return respond(&Failure::Overloaded, operation_id),
+        };
     }
     let _unfinished = boundary.work.token();
     let answered = match grpc_timeout(request.headers()) {
@@ -198,7 +220,7 @@ mod tests {
         headers: &[(&'static str, &str)],
         handler: impl FnOnce() -> F + Clone + Send + Sync + 'static,
     ) -> Status {
-        let boundary = Boundary::new(TaskTracker::new());
+        let boundary = Boundary::new(1, TaskTracker::new());
         let router = axum::Router::new()
             .fallback(handler)
             .layer(catch_panics())

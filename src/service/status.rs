@@ -5,7 +5,7 @@
 //! so it never becomes UNAUTHENTICATED. 403 is PERMISSION_DENIED all the same, because the caller's remedy is that of a
 //! permission: somebody must grant the gateway's account a right; the reason says whose right it is.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use prost::Message as _;
 use prost_types::Any;
@@ -14,7 +14,7 @@ use tonic::{
     metadata::{MetadataMap, MetadataValue},
 };
 use tonic_types::pb;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     central::{self, Failed, Parts},
@@ -48,7 +48,9 @@ pub enum Failure {
     /// Central did not do what was asked.
     Change(Failed),
     /// Central did not answer a read.
-    Read(central::Error),
+    Read(Arc<central::Error>),
+    /// The gateway has as many requests as it takes.
+    Overloaded,
     /// The gateway is stopping and takes no new requests.
     Draining,
     /// The gateway itself failed.
@@ -165,6 +167,14 @@ fn row(failure: &Failure) -> Row {
             let repeat_after = row.repeat_after.or((row.code == Code::Unavailable).then_some(SOON));
             Row { outcome: NotApplied, repeat_after, ..row }
         }
+        Failure::Overloaded => Row::new(
+            Code::ResourceExhausted,
+            "GATEWAY_OVERLOADED",
+            NotApplied,
+            "this gateway has as many requests as it takes; nothing was sent for this one",
+        )
+        .detail("google.rpc.QuotaFailure", &quota_failure("requests in the gateway"))
+        .repeat_after(SOON),
         Failure::Draining => {
             Row::new(Code::Unavailable, "GATEWAY_DRAINING", NotApplied, "this gateway is stopping; use another one")
                 .repeat_after(SOON)
@@ -247,14 +257,14 @@ fn central_row(error: &central::Error) -> Row {
             "SCOPE_TOO_LARGE",
             "the scope is too large for Central and cannot be split; name fewer customers or services",
         ),
-        Error::RateLimited { wait } => row(
+        Error::RateLimited { wait, .. } => row(
             Code::ResourceExhausted,
             "CENTRAL_RATE_LIMITED",
             "Central's calls of this second are spent, and there is no time left to wait for the next one",
         )
         .detail("google.rpc.QuotaFailure", &quota_failure("calls per second"))
         .repeat_after((*wait).max(SOON)),
-        Error::QuotaExhausted { wait } => row(
+        Error::QuotaExhausted { wait, .. } => row(
             Code::ResourceExhausted,
             "CENTRAL_QUOTA_EXHAUSTED",
             "Central's calls of this day are spent; there are new ones at 00:00 UTC",
@@ -291,6 +301,19 @@ fn central_row(error: &central::Error) -> Row {
             row(Code::Unavailable, "CENTRAL_UNREACHABLE", "Central cannot be reached; nothing was sent")
                 .repeat_after(SOON)
         }
+        Error::Down { retry_after } => row(
+            Code::Unavailable,
+            "CENTRAL_UNREACHABLE",
+            "Central is down: the last calls to it failed, and nothing was sent for this one",
+        )
+        .repeat_after((*retry_after).max(SOON)),
+        Error::Overloaded { retry_after } => row(
+            Code::ResourceExhausted,
+            "GATEWAY_OVERLOADED",
+            "more requests wait for Central than it takes in the time there is; nothing was sent for this one",
+        )
+        .detail("google.rpc.QuotaFailure", &quota_failure("requests waiting"))
+        .repeat_after((*retry_after).max(SOON)),
         Error::ConnectionLost(_) => row(
             Code::Unavailable,
             "CENTRAL_CONNECTION_LOST",
@@ -321,12 +344,14 @@ fn log(failure: &Failure, row: &Row) {
     match failure {
         Failure::Change(_) => {}
         Failure::Read(error) => {
-            warn!(reason, outcome, error = error as &(dyn std::error::Error + 'static), "a read failed");
+            warn!(reason, outcome, error = &**error as &(dyn std::error::Error + 'static), "a read failed");
         }
         Failure::Bug { .. } => error!(reason, outcome, "the gateway failed"),
         Failure::DeadlineExceeded { .. } | Failure::ReadDeadlineExceeded => {
             warn!(reason, outcome, "a deadline passed");
         }
+        // There may be thousands a second.
+        Failure::Overloaded => debug!(reason, outcome, "a request was refused: {}", row.message),
         Failure::InvalidRequest(_)
         | Failure::OpenScopeDenied
         | Failure::Draining
@@ -413,7 +438,7 @@ mod tests {
     use crate::{central::Error, exchange, token};
 
     fn change(error: Error) -> Failure {
-        Failure::Change(Failed { error, calls: 1, parts: None })
+        Failure::Change(Failed { error: Arc::new(error), calls: 1, parts: None })
     }
 
     fn id(id: &str) -> CustomerId {
@@ -438,7 +463,8 @@ mod tests {
         let ten = Duration::from_secs(10);
         let violation = Violation { field: "scope".to_owned(), problem: "is missing".to_owned() };
         let parts = Parts { applied: vec![id("a")], not_applied: vec![id("b")], unknown: vec![id("c")] };
-        let partial = Failed { error: Error::RateLimited { wait: ten }, calls: 3, parts: Some(Box::new(parts)) };
+        let throttled = |is_answer| Error::RateLimited { wait: ten, is_answer };
+        let partial = Failed { error: Arc::new(throttled(true)), calls: 3, parts: Some(Box::new(parts)) };
         let unavailable = token::Error::Stopping;
         let retry = &["RetryInfo"][..];
         let quota = &["QuotaFailure", "RetryInfo"][..];
@@ -505,11 +531,21 @@ mod tests {
                 (InvalidArgument, "SCOPE_TOO_LARGE", "not_applied", Some("417"), -1, &[]),
             ),
             (
-                change(Error::RateLimited { wait: ten }),
+                change(throttled(true)),
                 (ResourceExhausted, "CENTRAL_RATE_LIMITED", "not_applied", Some("429"), 10_000, quota),
             ),
+            (change(throttled(false)), (ResourceExhausted, "CENTRAL_RATE_LIMITED", "not_applied", None, 10_000, quota)),
             (
-                change(Error::QuotaExhausted { wait: Duration::from_hours(24) }),
+                change(Error::Overloaded { retry_after: ten }),
+                (ResourceExhausted, "GATEWAY_OVERLOADED", "not_applied", None, 10_000, quota),
+            ),
+            (Failure::Overloaded, (ResourceExhausted, "GATEWAY_OVERLOADED", "not_applied", None, 1_000, quota)),
+            (
+                change(Error::Down { retry_after: ten }),
+                (Unavailable, "CENTRAL_UNREACHABLE", "not_applied", None, 10_000, retry),
+            ),
+            (
+                change(Error::QuotaExhausted { wait: Duration::from_hours(24), is_answer: true }),
                 (ResourceExhausted, "CENTRAL_QUOTA_EXHAUSTED", "not_applied", Some("429"), 86_400_000, quota),
             ),
             (change(Error::Internal { status: 500 }), (Internal, "CENTRAL_INTERNAL", "unknown", Some("500"), -1, &[])),
@@ -552,11 +588,11 @@ mod tests {
             (change(Error::Abandoned), (DeadlineExceeded, "DEADLINE_EXCEEDED", "not_applied", None, -1, &[])),
             // Reads change nothing, whatever becomes of them.
             (
-                Failure::Read(Error::Unavailable { status: 502 }),
+                Failure::Read(Arc::new(Error::Unavailable { status: 502 })),
                 (Unavailable, "CENTRAL_UNAVAILABLE", "not_applied", Some("502"), 1_000, retry),
             ),
             (
-                Failure::Read(Error::Internal { status: 500 }),
+                Failure::Read(Arc::new(Error::Internal { status: 500 })),
                 (Internal, "CENTRAL_INTERNAL", "not_applied", Some("500"), -1, &[]),
             ),
         ]
@@ -620,8 +656,10 @@ mod tests {
     fn partial_outcomes_name_every_customer() {
         let parts = Parts { applied: vec![id("a"), id("b")], not_applied: vec![], unknown: vec![id("c")] };
         let error = Error::Internal { status: 500 };
-        let status =
-            respond(&Failure::Change(Failed { error, calls: 2, parts: Some(Box::new(parts)) }), OperationId::new());
+        let status = respond(
+            &Failure::Change(Failed { error: Arc::new(error), calls: 2, parts: Some(Box::new(parts)) }),
+            OperationId::new(),
+        );
         let details = pb::Status::decode(status.details()).unwrap().details;
         let partial = details.iter().find(|any| any.type_url.ends_with("PartialOutcome")).unwrap();
         assert_eq!(partial.type_url, "type.googleapis.com/central.licensing.v1.PartialOutcome");

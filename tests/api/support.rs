@@ -168,11 +168,13 @@ pub fn config(sandbox: &Sandbox, dir: &Path) -> config::Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             drain_timeout: Duration::from_secs(10),
             max_streams_per_connection: 1_000,
+            max_requests: 2_000,
         },
         central: config::Central {
             base_url: sandbox.base_url().parse().expect("a URL"),
             timeout: Duration::from_secs(10),
             max_in_flight: 64,
+            max_wait: Duration::from_secs(10),
             ca_file: None,
             proxy_url: None,
             allow_plaintext: true,
@@ -186,6 +188,8 @@ pub fn config(sandbox: &Sandbox, dir: &Path) -> config::Config {
             login: None,
         },
         token_store: config::TokenStore { path: dir.join("state"), kind: config::StoreKind::File },
+        // No limit that anybody notices; the tests of the quota set their own.
+        quota: config::Quota { per_second: 10_000, replicas: 1, reserve: 0 },
         log: config::Log { filter: "info".to_owned(), format: config::LogFormat::Json },
         telemetry: config::Telemetry::default(),
     }

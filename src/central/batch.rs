@@ -1,0 +1,310 @@
+//! Who travels together: requests that wait for the same slot, with the same services, in one call.
+//!
+//! Pure but for telling the members what became of them. The queue they wait in is [`super::queue`].
+
+use std::{
+    collections::HashSet,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{Accepted, Error, Failed, Parts, SendGate};
+use crate::{
+    license::{Caller, CustomerId, Customers, MAX_CUSTOMERS, Scope, ServiceName, Services},
+    telemetry::Origin,
+};
+
+/// A call with less time than this left would almost surely end as unknown: not even a round trip within a region.
+const SHORTEST_CALL: Duration = Duration::from_millis(10);
+
+/// After this many refusals of one batch and its parts without any success, the refusal is not about one member.
+const UNIFORM_AFTER: u32 = 15;
+
+/// One request that waits for its call, or is on its way.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) caller: Caller,
+    pub(super) gate: Arc<SendGate>,
+    pub(super) origin: Origin,
+    /// When the caller stops waiting.
+    pub(super) deadline: Option<Instant>,
+    /// When waiting ends, for callers without a deadline too.
+    pub(super) give_up: Instant,
+    pub(super) answer: oneshot::Sender<Result<Accepted, Failed>>,
+    /// How many calls carried it so far.
+    pub(super) calls: u32,
+}
+
+impl Member {
+    fn tell(self, error: &Arc<Error>, parts: Option<Box<Parts>>) {
+        // Whoever has gone does not hear it.
+        let _ = self.answer.send(Err(Failed { error: Arc::clone(error), calls: self.calls, parts }));
+    }
+}
+
+/// One scope, and everybody who asks for exactly that.
+#[derive(Debug)]
+struct Place {
+    scope: Scope,
+    /// The same for the same set of customers in any order.
+    fingerprint: u64,
+    members: Vec<Member>,
+}
+
+/// What goes out as one call.
+#[derive(Debug)]
+pub(super) struct Batch {
+    services: Services,
+    /// The services, sorted: what requests must have in common.
+    key: Vec<ServiceName>,
+    /// Never empty in a queue. More than one only if all scopes are `include`.
+    places: Vec<Place>,
+    /// All customers of all places.
+    customers: HashSet<CustomerId>,
+    /// Whether others may join.
+    is_open: bool,
+    tally: Arc<Tally>,
+}
+
+/// How a batch and its parts fared.
+#[derive(Debug, Default)]
+struct Tally {
+    applied: AtomicU32,
+    refused: AtomicU32,
+}
+
+/// What happens after a batch was refused.
+#[derive(Debug)]
+pub(super) enum AfterRefusal {
+    /// Everybody is told.
+    Tell(Batch),
+    /// Both halves are sent, to find out whom the refusal is about.
+    Halve(Batch, Batch),
+    /// The one scope in it is sent in parts.
+    Split(Batch, Customers),
+}
+
+impl Batch {
+    /// A batch of one request.
+    pub(super) fn new(scope: &Scope, services: &Services, member: Member) -> Self {
+        let is_open = matches!(scope, Scope::Include(_));
+        let mut batch = Self {
+            services: services.clone(),
+            key: key(services),
+            places: Vec::new(),
+            customers: HashSet::new(),
+            is_open,
+            tally: Arc::default(),
+        };
+        batch.add(scope, member);
+        batch
+    }
+
+    /// Whether a request may join. An open scope travels alone: a call has room for one of them, and a mistake in it
+    /// must not be another caller's.
+    pub(super) fn takes(&self, scope: &Scope, key: &[ServiceName]) -> bool {
+        let Scope::Include(customers) = scope else { return false };
+        if !self.is_open || self.key != key {
+            return false;
+        }
+        let more = customers.ids().iter().filter(|id| !self.customers.contains(*id)).count();
+        self.customers.len() + more <= MAX_CUSTOMERS
+    }
+
+    /// Adds a request that it [`takes`](Self::takes). Who asks for the same as somebody else shares their place.
+    pub(super) fn add(&mut self, scope: &Scope, member: Member) {
+        let fingerprint = fingerprint(scope);
+        if let Scope::Include(customers) = scope {
+            self.customers.extend(customers.ids().iter().cloned());
+        }
+        let same =
+            self.places.iter_mut().find(|place| place.fingerprint == fingerprint && is_same(&place.scope, scope));
+        match same {
+            Some(place) => place.members.push(member),
+            None => self.places.push(Place { scope: scope.clone(), fingerprint, members: vec![member] }),
+        }
+    }
+
+    /// Whose turn it uses.
+    pub(super) fn caller(&self) -> Option<&Caller> {
+        self.places.first()?.members.first().map(|member| &member.caller)
+    }
+
+    /// Before sending: whoever has given up, or has too little time left for a call, stays behind.
+    pub(super) fn board(&mut self, now: Instant) {
+        let late = Arc::new(Error::DeadlineBeforeSending);
+        let left = Arc::new(Error::Abandoned);
+        self.leave(|member| {
+            if member.deadline.is_some_and(|deadline| deadline < now + SHORTEST_CALL) {
+                Some(Arc::clone(&late))
+            } else if member.gate.pass() {
+                None
+            } else {
+                Some(Arc::clone(&left))
+            }
+        });
+        for member in self.members_mut() {
+            member.calls += 1;
+        }
+    }
+
+    /// Those who cannot wait until `at` are told the error now.
+    pub(super) fn leave_before(&mut self, at: Instant, error: &Arc<Error>) {
+        self.leave(|member| (member.give_up <= at).then(|| Arc::clone(error)));
+    }
+
+    /// Those whose caller has gone leave.
+    pub(super) fn leave_if_shut(&mut self) {
+        let left = Arc::new(Error::Abandoned);
+        self.leave(|member| member.gate.is_shut().then(|| Arc::clone(&left)));
+    }
+
+    fn leave(&mut self, mut why: impl FnMut(&Member) -> Option<Arc<Error>>) {
+        for place in &mut self.places {
+            for member in std::mem::take(&mut place.members) {
+                match why(&member) {
+                    Some(error) => member.tell(&error, None),
+                    None => place.members.push(member),
+                }
+            }
+        }
+        self.places.retain(|place| !place.members.is_empty());
+    }
+
+    /// Whether nobody is left.
+    pub(super) fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// How many requests are in it.
+    pub(super) fn count(&self) -> usize {
+        self.places.iter().map(|place| place.members.len()).sum()
+    }
+
+    /// When the last of them stops waiting.
+    pub(super) fn give_up(&self) -> Option<Instant> {
+        self.members().map(|member| member.give_up).max()
+    }
+
+    /// What is sent, for everybody who is left: the union of their customers. None if nobody is.
+    pub(super) fn scope(&self) -> Option<Scope> {
+        let first = &self.places.first()?.scope;
+        let closed = self.places.iter().filter_map(|place| match &place.scope {
+            Scope::Include(customers) => Some(customers),
+            Scope::Exclude(_) | Scope::All(_) => None,
+        });
+        Some(Customers::together(closed).map_or_else(|| first.clone(), Scope::Include))
+    }
+
+    /// The services of all.
+    pub(super) fn services(&self) -> &Services {
+        &self.services
+    }
+
+    /// Whose work it is.
+    pub(super) fn origins(&self) -> Vec<Origin> {
+        self.members().map(|member| member.origin.clone()).collect()
+    }
+
+    /// What was sent surely did not run: callers may still give up.
+    pub(super) fn reopen(&self) {
+        self.members().for_each(|member| member.gate.reopen());
+    }
+
+    /// A part of the scope was applied.
+    pub(super) fn keep(&self) {
+        self.members().for_each(|member| member.gate.keep());
+    }
+
+    /// Central accepted it: everybody is told.
+    pub(super) fn accepted(self) {
+        self.tally.applied.fetch_add(1, Relaxed);
+        for member in self.places.into_iter().flat_map(|place| place.members) {
+            let _ = member.answer.send(Ok(Accepted { calls: member.calls }));
+        }
+    }
+
+    /// It failed: everybody is told.
+    pub(super) fn failed(self, error: Error, parts: Option<&Parts>) {
+        let error = Arc::new(error);
+        for member in self.places.into_iter().flat_map(|place| place.members) {
+            member.tell(&error, parts.cloned().map(Box::new));
+        }
+    }
+
+    /// What to do about a refusal: who is it about?
+    pub(super) fn after(self, error: &Error) -> AfterRefusal {
+        let refused = self.tally.refused.fetch_add(1, Relaxed) + 1;
+        let may_be_one_members = match error {
+            Error::CustomerNotFound | Error::TooLarge { .. } => true,
+            Error::ArgumentRejected { .. } | Error::PermissionDenied | Error::Conflict => {
+                self.tally.applied.load(Relaxed) > 0 || refused < UNIFORM_AFTER
+            }
+            _ => false,
+        };
+        if !may_be_one_members {
+            return AfterRefusal::Tell(self);
+        }
+        if self.places.len() > 1 {
+            let (left, right) = self.halves();
+            return AfterRefusal::Halve(left, right);
+        }
+        match (error, self.scope()) {
+            (Error::TooLarge { .. }, Some(Scope::Include(customers))) if customers.count() > 1 => {
+                AfterRefusal::Split(self, customers)
+            }
+            _ => AfterRefusal::Tell(self),
+        }
+    }
+
+    /// Nobody joins a half: it is to find out whom of its members a refusal is about.
+    fn halves(mut self) -> (Self, Self) {
+        let right = self.places.split_off(self.places.len() / 2);
+        let right = Self {
+            services: self.services.clone(),
+            key: self.key.clone(),
+            places: right,
+            customers: HashSet::new(),
+            is_open: false,
+            tally: Arc::clone(&self.tally),
+        };
+        (Self { is_open: false, customers: HashSet::new(), ..self }, right)
+    }
+
+    fn members(&self) -> impl Iterator<Item = &Member> {
+        self.places.iter().flat_map(|place| &place.members)
+    }
+
+    fn members_mut(&mut self) -> impl Iterator<Item = &mut Member> {
+        self.places.iter_mut().flat_map(|place| &mut place.members)
+    }
+}
+
+/// What requests must have in common to travel together.
+pub(super) fn key(services: &Services) -> Vec<ServiceName> {
+    let mut names = services.names().to_vec();
+    names.sort();
+    names
+}
+
+/// The same for the same set of customers in any order; a hint, [`is_same`] decides.
+fn fingerprint(scope: &Scope) -> u64 {
+    let Scope::Include(customers) = scope else { return 0 };
+    customers.ids().iter().fold(0, |sum, id| {
+        let mut hasher = DefaultHasher::new();
+        id.hash(&mut hasher);
+        sum.wrapping_add(hasher.finish())
+    })
+}
+
+fn is_same(one: &Scope, other: &Scope) -> bool {
+    let (Scope::Include(one), Scope::Include(other)) = (one, other) else { return false };
+    let one: HashSet<_> = one.ids().iter().collect();
+    one.len() == other.count() && other.ids().iter().all(|id| one.contains(id))
+}

@@ -1,0 +1,355 @@
+//! The loop that empties the queue, and the way of a batch to Central and back.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use reqwest::Method;
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    Error, Parts,
+    batch::{AfterRefusal, Batch, Member},
+    breaker::{Breaker, Change},
+    queue::{Queue, expected_wait},
+    retry::{self, Attempts, Budget},
+    wire::{self, Complaint},
+};
+use crate::{
+    config,
+    exchange::{self, Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},
+    license::{Customers, Outcome, Scope, ServiceName, Unassignment},
+    quota::{Purpose, Quota},
+    telemetry::{Origin, Tracing},
+    token::{AccessToken, TokenCache},
+};
+
+/// Takes licences away from all devices of the customers in its body (MSP accounts only).
+const UNASSIGN_ALL: &str = "/platform/licensing/v1/msp/subscriptions/devices/all";
+/// Lists the services that licences can be had for.
+const SERVICES_CONFIG: &str = "/platform/licensing/v1/services/config";
+
+/// The longest that a caller who was refused is asked to stay away: by then, things look different.
+const LONGEST_RETRY: Duration = Duration::from_mins(1);
+
+/// The queue, and all that decides when something leaves it.
+#[derive(Debug)]
+pub(super) struct Dispatch {
+    http: HttpClient,
+    tokens: TokenCache,
+    quota: Quota,
+    queue: Mutex<Queue>,
+    /// Something joined the queue.
+    joined: Notify,
+    /// Bounds the calls on their way: it halves the memory at the same throughput.
+    in_flight: Arc<Semaphore>,
+    max_in_flight: usize,
+    max_wait: Duration,
+    breaker: Mutex<Breaker>,
+    budget: Mutex<Budget>,
+    /// How long a call takes of late.
+    call_time: Mutex<Duration>,
+}
+
+/// What is sent, and for whom.
+struct Call<'a> {
+    method: Method,
+    path: &'static str,
+    body: Body,
+    token: &'a AccessToken,
+    origins: &'a [Origin],
+    /// When the last of them stops waiting.
+    give_up: Instant,
+}
+
+/// A call that was not accepted.
+struct Refused {
+    error: Error,
+    /// It surely did not run and may be sent again after this; none: the error stands.
+    repeat_after: Option<Duration>,
+}
+
+impl Dispatch {
+    pub(super) fn new(
+        settings: &config::Central,
+        tokens: TokenCache,
+        quota: Quota,
+        tracing: Tracing,
+    ) -> Result<Self, SetupError> {
+        Ok(Self {
+            http: HttpClient::new(settings, Connections::Kept, tracing)?,
+            tokens,
+            quota,
+            queue: Mutex::default(),
+            joined: Notify::new(),
+            in_flight: Arc::new(Semaphore::new(settings.max_in_flight)),
+            max_in_flight: settings.max_in_flight,
+            max_wait: settings.max_wait,
+            breaker: Mutex::default(),
+            budget: Mutex::new(Budget::new(Instant::now())),
+            call_time: Mutex::default(),
+        })
+    }
+
+    /// How long a request may wait for its call.
+    pub(super) fn max_wait(&self) -> Duration {
+        self.max_wait
+    }
+
+    /// Waits for a valid token.
+    pub(super) async fn token(&self) -> Result<Arc<AccessToken>, Error> {
+        Ok(self.tokens.newer_than(None).await?)
+    }
+
+    /// Takes a request into the queue, or says at once why not.
+    pub(super) fn join(&self, unassignment: &Unassignment, member: Member, now: Instant) -> Result<(), Error> {
+        lock(&self.breaker).look(now).map_err(|retry_after| Error::Down { retry_after })?;
+        lock(&self.budget).offered();
+        let patience = member.give_up.min(now + self.max_wait);
+        let (next_turn, per_second) = self.quota.outlook()?;
+        if next_turn > patience {
+            return Err(Error::RateLimited { wait: next_turn - now, is_answer: false });
+        }
+        let mut queue = lock(&self.queue);
+        let prospect = queue.prospect(&member.caller, &unassignment.scope, &unassignment.services);
+        let at = next_turn + expected_wait(prospect.turns_ahead, per_second.min(self.calls_per_second()));
+        if at > patience {
+            let retry_after = (at - patience).min(LONGEST_RETRY);
+            return Err(Error::Overloaded { retry_after });
+        }
+        queue.join(prospect, &unassignment.scope, &unassignment.services, member);
+        drop(queue);
+        self.joined.notify_one();
+        Ok(())
+    }
+
+    /// Empties the queue, for ever.
+    pub(super) async fn run(self: Arc<Self>) {
+        loop {
+            while lock(&self.queue).is_empty() {
+                self.joined.notified().await;
+            }
+            // Whoever joins until there is a turn travels along.
+            let slot = self.slot().await;
+            if let Err(none) = self.quota.turn(Purpose::Change, Instant::now() + self.max_wait).await {
+                let all = lock(&self.queue).take_all();
+                all.for_each(|batch| batch.failed(none.into(), None));
+                continue;
+            }
+            let next = lock(&self.queue).next();
+            match next {
+                Some(batch) => drop(tokio::spawn(Arc::clone(&self).carry(batch, slot))),
+                None => self.quota.give_back(),
+            }
+        }
+    }
+
+    /// Takes a batch to Central, and its members their answers. It has its turn.
+    async fn carry(self: Arc<Self>, mut batch: Batch, slot: OwnedSemaphorePermit) {
+        let error = match self.send(&mut batch, None, Some(slot)).await {
+            Ok(()) => return batch.accepted(),
+            Err(error) => error,
+        };
+        match batch.after(&error) {
+            AfterRefusal::Tell(batch) => batch.failed(error, None),
+            AfterRefusal::Halve(left, right) => {
+                lock(&self.queue).put_back([left, right]);
+                self.joined.notify_one();
+            }
+            AfterRefusal::Split(batch, customers) => self.carry_in_parts(batch, customers).await,
+        }
+    }
+
+    /// Takes a scope that is too large for Central there in halves, and those in halves if need be.
+    ///
+    /// Only a closed scope: each half of an `exclude` list would hit the customers that the other half spares.
+    async fn carry_in_parts(&self, mut batch: Batch, customers: Customers) {
+        let mut waiting: VecDeque<Customers> = halves(&customers).into();
+        let mut parts = Parts::default();
+        while let Some(part) = waiting.pop_front() {
+            match self.send(&mut batch, Some(&part), None).await {
+                Ok(()) => {
+                    batch.keep();
+                    parts.applied.extend_from_slice(part.ids());
+                }
+                Err(Error::TooLarge { .. }) if part.count() > 1 => {
+                    halves(&part).into_iter().rev().for_each(|half| waiting.push_front(half));
+                }
+                Err(error) => {
+                    let parts = parts.after(&error, &part, &waiting);
+                    return batch.failed(error, parts.as_deref());
+                }
+            }
+        }
+        batch.accepted();
+    }
+
+    /// Sends a batch, or a part of its only scope, until there is an answer that stands. Repeats only what surely did
+    /// not run. `slot`: it has a turn already.
+    async fn send(
+        &self,
+        batch: &mut Batch,
+        part: Option<&Customers>,
+        mut slot: Option<OwnedSemaphorePermit>,
+    ) -> Result<(), Error> {
+        let mut attempts = Attempts::default();
+        loop {
+            let slot = match slot.take() {
+                Some(slot) => slot,
+                None => {
+                    let slot = self.slot().await;
+                    let give_up = batch.give_up().ok_or(Error::Abandoned)?;
+                    self.quota.turn(Purpose::Again, give_up).await?;
+                    slot
+                }
+            };
+            // Turn before token: a token fetched first could be an old one by the time there is a turn.
+            let token = self.tokens.newer_than(attempts.refused_generation).await?;
+            batch.board(Instant::now());
+            let (Some(scope), Some(give_up)) = (batch.scope(), batch.give_up()) else {
+                self.quota.give_back();
+                return Err(Error::Abandoned);
+            };
+            let scope = part.map_or(scope, |part| Scope::Include(part.clone()));
+            let body = Body::Json(wire::unassign_body(&scope, batch.services()));
+            let origins = batch.origins();
+            let call =
+                Call { method: Method::DELETE, path: UNASSIGN_ALL, body, token: &token, origins: &origins, give_up };
+            let refused = match self.call(call, &mut attempts).await {
+                Ok(_) => return Ok(()),
+                Err(refused) => refused,
+            };
+            drop(slot);
+            if refused.error.outcome() == Outcome::NotApplied {
+                batch.reopen();
+            }
+            let Some(wait) = refused.repeat_after else { return Err(refused.error) };
+            if !wait.is_zero() && part.is_none() {
+                batch.leave_before(Instant::now() + wait, &Arc::new(refused.error));
+            }
+            sleep(wait).await;
+        }
+    }
+
+    /// The services that Central knows now. Reads wait for no slot: calls that hang must not stop them too.
+    pub(super) async fn read_services(&self) -> Result<Vec<ServiceName>, Error> {
+        let give_up = Instant::now() + self.max_wait;
+        let origins = [Origin::current()];
+        let mut attempts = Attempts::default();
+        loop {
+            // Without a token there is nothing to ask for a turn with.
+            let token = self.tokens.newer_than(attempts.refused_generation).await?;
+            let purpose = if attempts.sent == 0 { Purpose::Read } else { Purpose::Again };
+            self.quota.turn(purpose, give_up).await?;
+            let call = Call {
+                method: Method::GET,
+                path: SERVICES_CONFIG,
+                body: Body::Empty,
+                token: &token,
+                origins: &origins,
+                give_up,
+            };
+            match self.call(call, &mut attempts).await {
+                Ok(answer) => {
+                    let names = wire::service_names(&answer.body);
+                    return names.ok_or(Error::Unreadable { status: answer.status });
+                }
+                Err(Refused { repeat_after: Some(wait), .. }) => sleep(wait).await,
+                Err(Refused { error, repeat_after: None }) => return Err(error),
+            }
+        }
+    }
+
+    /// One call. What it teaches about the quota and about Central's health is kept.
+    async fn call(&self, call: Call<'_>, attempts: &mut Attempts) -> Result<Answer, Refused> {
+        let began = Instant::now();
+        let pass = lock(&self.breaker).ask(began).map_err(|retry_after| {
+            self.quota.give_back();
+            Refused { error: Error::Down { retry_after }, repeat_after: None }
+        })?;
+        let request = Request {
+            method: call.method,
+            path: call.path,
+            query: &[],
+            bearer: Some(call.token.secret()),
+            headers: &[],
+            body: call.body,
+            resend_count: attempts.sent,
+            on_behalf: OnBehalf::Members(call.origins),
+        };
+        let result = self.http.send(request).await;
+        let now = Instant::now();
+        attempts.sent += 1;
+        self.took(now - began);
+        let result = self.judge(result, call.token);
+        let is_alive = !matches!(&result, Err(error) if error.is_outage());
+        match lock(&self.breaker).ended(pass, is_alive, now) {
+            Some(Change::Opened(pause)) => warn!(?pause, "Central is down: no calls are made for a while"),
+            Some(Change::Closed) => info!("Central is back: calls are made again"),
+            None => {}
+        }
+        result.map_err(|error| {
+            attempts.note(&error, call.token.generation());
+            let left = call.give_up.saturating_duration_since(now);
+            let repeat_after = retry::next(&error, *attempts, left, rand::random());
+            // A token that Central no longer takes is our trouble, not Central's: it is not in the budget.
+            let is_granted = attempts.is_unauthorized() || lock(&self.budget).spend(now);
+            Refused { error, repeat_after: repeat_after.filter(|_| is_granted) }
+        })
+    }
+
+    /// What came back, and what is to be learned from it.
+    fn judge(&self, result: Result<Answer, exchange::Error>, token: &AccessToken) -> Result<Answer, Error> {
+        let answer = result?;
+        self.quota.heard(answer.status, &answer.headers);
+        if answer.status != 401 {
+            token.mark_accepted();
+        }
+        let Err(error) = retry::judge(&answer, SystemTime::now()) else { return Ok(answer) };
+        let complaint = Complaint::read(&answer.body);
+        debug!(
+            http_status = answer.status,
+            dialect = ?complaint.dialect,
+            words = complaint.for_log(),
+            "Central did not accept a call"
+        );
+        if answer.status == 429
+            && let Ok((next_turn, _)) = self.quota.outlook()
+        {
+            let wait = next_turn.saturating_duration_since(Instant::now());
+            let error = Arc::new(Error::RateLimited { wait, is_answer: false });
+            lock(&self.queue).leave_before(next_turn, &error);
+        }
+        Err(error)
+    }
+
+    async fn slot(&self) -> OwnedSemaphorePermit {
+        Arc::clone(&self.in_flight).acquire_owned().await.expect("the semaphore is never closed")
+    }
+
+    /// How many calls a second Central can be asked with so many on their way.
+    fn calls_per_second(&self) -> f64 {
+        #[allow(clippy::cast_precision_loss)] // at most some thousands
+        let in_flight = self.max_in_flight as f64;
+        in_flight / lock(&self.call_time).as_secs_f64() // nothing measured yet: no bound
+    }
+
+    fn took(&self, time: Duration) {
+        let mut call_time = lock(&self.call_time);
+        *call_time = if call_time.is_zero() { time } else { *call_time * 7 / 8 + time / 8 };
+    }
+}
+
+fn halves(customers: &Customers) -> Vec<Customers> {
+    customers.halves().map_or_else(Vec::new, |(left, right)| vec![left, right])
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
