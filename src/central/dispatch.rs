@@ -210,7 +210,7 @@ impl Dispatch {
                 }
             };
             // Turn before token: a token fetched first could be an old one by the time there is a turn.
-            let token = self.tokens.newer_than(attempts.refused_generation).await?;
+            let token = self.token_for(batch, attempts).await?;
             batch.board(Instant::now());
             let (Some(scope), Some(give_up)) = (batch.scope(), batch.give_up()) else {
                 self.quota.give_back();
@@ -235,6 +235,12 @@ impl Dispatch {
             }
             sleep(wait).await;
         }
+    }
+
+    /// Waits for a token that Central has not refused yet, on behalf of the first who needs it.
+    async fn token_for(&self, batch: &Batch, attempts: Attempts) -> Result<Arc<AccessToken>, Error> {
+        let origin = batch.origins().into_iter().next().unwrap_or_else(Origin::none);
+        Ok(origin.run(self.tokens.newer_than(attempts.refused_generation)).await?)
     }
 
     /// The services that Central knows now. Reads wait for no slot: calls that hang must not stop them too.

@@ -91,8 +91,10 @@ async fn a_connection_carries_no_more_calls_at_once_than_set() {
     let gateway = Arc::new(gateway);
     let calls: Vec<_> = (0..3)
         .map(|index| {
-            let (gateway, customer) = (Arc::clone(&gateway), customer(&sandbox, index));
-            tokio::spawn(async move { gateway.unassign(&customer).await })
+            // Each with a service of its own: requests for the same services would share a call.
+            let request = of_service(&sandbox.settings().services[index], &[&customer(&sandbox, index)]);
+            let gateway = Arc::clone(&gateway);
+            tokio::spawn(async move { gateway.send(request).await })
         })
         .collect();
     sandbox.wait_for_held("stream", 2).await;

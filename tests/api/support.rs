@@ -200,6 +200,11 @@ pub fn include(customers: &[&str]) -> UnassignLicensesRequest {
     request(Scope::IncludeCustomers(list(customers)))
 }
 
+/// The same, for this service.
+pub fn of_service(service: &str, customers: &[&str]) -> UnassignLicensesRequest {
+    UnassignLicensesRequest { services: vec![service.to_owned()], ..include(customers) }
+}
+
 /// A request with an exclude scope.
 pub fn exclude(customers: &[&str]) -> UnassignLicensesRequest {
     request(Scope::ExcludeCustomers(list(customers)))
