@@ -6,12 +6,13 @@
 //! 1. `main` parses the command and hands over to [`cli`], which loads [`config`] and starts [`telemetry`].
 //! 2. [`server`] accepts the RPC, opens its span, keeps its deadline and catches its panics.
 //! 3. [`service`] turns the message into an [`license::Unassignment`], or lists everything that is wrong with it.
-//! 4. [`central`] makes the call to Central, decides whether it may be repeated, and says what happened.
+//! 4. [`central`] queues the request with others like it, makes the call when [`quota`] gives it a turn, decides whether
+//!    it may be repeated, and says what happened.
 //! 5. [`token`] gives the call a valid access token and keeps the refresh token from getting lost.
 //! 6. [`service::status`] turns what happened into the one status that the caller sees.
 //!
-//! Imports follow that path and never turn back. [`proto`], [`license`], [`exchange`], [`telemetry`] and
-//! [`config`] are leaves. `sandbox` stands outside: it plays Central for tests, demos and other teams.
+//! Imports follow that path and never turn back. [`proto`], [`license`], [`exchange`], [`quota`],
+//! [`telemetry`] and [`config`] are leaves. `sandbox` stands outside: it plays Central for tests, demos and other teams.
 
 pub mod central;
 pub mod cli;

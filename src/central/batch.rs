@@ -6,7 +6,7 @@ use std::{
     collections::HashSet,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
     time::Duration,
@@ -23,8 +23,9 @@ use crate::{
 /// A call with less time than this left would almost surely end as unknown: not even a round trip within a region.
 const SHORTEST_CALL: Duration = Duration::from_millis(10);
 
-/// After this many refusals of one batch and its parts without any success, the refusal is not about one member.
-const UNIFORM_AFTER: u32 = 15;
+/// So many requests refused one by one, and none accepted: the refusal is not about one of them. (An unknown customer
+/// is: those are asked about to the end.)
+const UNIFORM_AFTER: u32 = 4;
 
 /// One request that waits for its call, or is on its way.
 #[derive(Debug)]
@@ -72,18 +73,21 @@ pub(super) struct Batch {
     tally: Arc<Tally>,
 }
 
-/// How a batch and its parts fared.
+/// How the parts of a refused batch fared.
 #[derive(Debug, Default)]
 struct Tally {
-    applied: AtomicU32,
+    accepted: AtomicU32,
+    /// Refusals of a single place.
     refused: AtomicU32,
+    /// The refusal that holds for all of them.
+    verdict: OnceLock<Arc<Error>>,
 }
 
 /// What happens after a batch was refused.
 #[derive(Debug)]
 pub(super) enum AfterRefusal {
-    /// Everybody is told.
-    Tell(Batch),
+    /// Everybody is told this.
+    Tell(Batch, Arc<Error>),
     /// Both halves are sent, to find out whom the refusal is about.
     Halve(Batch, Batch),
     /// The one scope in it is sent in parts.
@@ -224,43 +228,57 @@ impl Batch {
 
     /// Central accepted it: everybody is told.
     pub(super) fn accepted(self) {
-        self.tally.applied.fetch_add(1, Relaxed);
+        self.tally.accepted.fetch_add(1, Relaxed);
         for member in self.places.into_iter().flat_map(|place| place.members) {
             let _ = member.answer.send(Ok(Accepted { calls: member.calls }));
         }
     }
 
     /// It failed: everybody is told.
-    pub(super) fn failed(self, error: Error, parts: Option<&Parts>) {
-        let error = Arc::new(error);
+    pub(super) fn failed(self, error: impl Into<Arc<Error>>, parts: Option<&Parts>) {
+        let error = error.into();
         for member in self.places.into_iter().flat_map(|place| place.members) {
             member.tell(&error, parts.cloned().map(Box::new));
         }
     }
 
+    /// What its siblings have shown to hold for it too: it need not be sent.
+    pub(super) fn verdict(&self) -> Option<Arc<Error>> {
+        self.tally.verdict.get().cloned()
+    }
+
     /// What to do about a refusal: who is it about?
-    pub(super) fn after(self, error: &Error) -> AfterRefusal {
-        let refused = self.tally.refused.fetch_add(1, Relaxed) + 1;
-        let may_be_one_members = match error {
+    pub(super) fn after(self, error: Error) -> AfterRefusal {
+        let error = Arc::new(error);
+        let may_be_one_members = match *error {
             Error::CustomerNotFound | Error::TooLarge { .. } => true,
-            Error::ArgumentRejected { .. } | Error::PermissionDenied | Error::Conflict => {
-                self.tally.applied.load(Relaxed) > 0 || refused < UNIFORM_AFTER
-            }
+            Error::ArgumentRejected { .. } | Error::PermissionDenied | Error::Conflict => !self.is_uniform(&error),
             _ => false,
         };
         if !may_be_one_members {
-            return AfterRefusal::Tell(self);
+            return AfterRefusal::Tell(self, error);
         }
         if self.places.len() > 1 {
             let (left, right) = self.halves();
             return AfterRefusal::Halve(left, right);
         }
-        match (error, self.scope()) {
+        match (&*error, self.scope()) {
             (Error::TooLarge { .. }, Some(Scope::Include(customers))) if customers.count() > 1 => {
                 AfterRefusal::Split(self, customers)
             }
-            _ => AfterRefusal::Tell(self),
+            _ => AfterRefusal::Tell(self, error),
         }
+    }
+
+    /// Whether a refusal plainly holds for all who were refused together.
+    fn is_uniform(&self, error: &Arc<Error>) -> bool {
+        let single = u32::from(self.places.len() == 1);
+        let refused = self.tally.refused.fetch_add(single, Relaxed) + single;
+        let is_uniform = refused >= UNIFORM_AFTER && self.tally.accepted.load(Relaxed) == 0;
+        if is_uniform {
+            let _ = self.tally.verdict.set(Arc::clone(error));
+        }
+        is_uniform
     }
 
     /// Nobody joins a half: it is to find out whom of its members a refusal is about.

@@ -139,7 +139,7 @@ impl Dispatch {
             let slot = self.slot().await;
             if let Err(none) = self.quota.turn(Purpose::Change, Instant::now() + self.max_wait).await {
                 let all = lock(&self.queue).take_all();
-                all.for_each(|batch| batch.failed(none.into(), None));
+                all.for_each(|batch| batch.failed(Error::from(none), None));
                 continue;
             }
             let next = lock(&self.queue).next();
@@ -156,8 +156,8 @@ impl Dispatch {
             Ok(()) => return batch.accepted(),
             Err(error) => error,
         };
-        match batch.after(&error) {
-            AfterRefusal::Tell(batch) => batch.failed(error, None),
+        match batch.after(error) {
+            AfterRefusal::Tell(batch, error) => batch.failed(error, None),
             AfterRefusal::Halve(left, right) => {
                 lock(&self.queue).put_back([left, right]);
                 self.joined.notify_one();

@@ -1,20 +1,31 @@
 //! The stand-in's own time: the machine's, moved or stopped at will. What depends on it (token lives, windows of
 //! calls, background work) is worked out when it is looked at, so moving the clock needs no waiting.
+//!
+//! It runs with tokio's clock: a test that pauses that one plays hours of Central in a moment.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 /// The machine's clock plus an offset, or a clock that stands.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock {
+    began: (Timestamp, Instant),
     offset: Duration,
     frozen_at: Option<Timestamp>,
 }
 
+impl Default for Clock {
+    fn default() -> Self {
+        Self { began: (Timestamp::now(), Instant::now()), offset: Duration::ZERO, frozen_at: None }
+    }
+}
+
 impl Clock {
     pub(crate) fn now(&self) -> Timestamp {
-        later(self.frozen_at.unwrap_or_else(Timestamp::now), self.offset)
+        let (wall, monotonic) = self.began;
+        later(self.frozen_at.unwrap_or_else(|| later(wall, monotonic.elapsed())), self.offset)
     }
 
     /// Forward by this much, frozen or not.
@@ -24,12 +35,12 @@ impl Clock {
 
     /// The time stands at `at`, until it is advanced or frozen elsewhere.
     pub(crate) fn freeze(&mut self, at: Timestamp) {
-        *self = Self { offset: Duration::ZERO, frozen_at: Some(at) };
+        *self = Self { frozen_at: Some(at), ..Self::default() };
     }
 
     /// The machine's time plus this much.
     pub(crate) fn run(&mut self, offset: Duration) {
-        *self = Self { offset, frozen_at: None };
+        *self = Self { offset, ..Self::default() };
     }
 
     pub(crate) fn is_frozen(&self) -> bool {

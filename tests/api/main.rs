@@ -11,6 +11,8 @@ mod departures;
 mod failures;
 #[cfg(feature = "rehearsal")]
 mod killed;
+mod quota;
+mod reads;
 #[cfg(feature = "tests-with-redis")]
 #[allow(dead_code)] // the tests of the store itself use the rest
 mod redis_server;

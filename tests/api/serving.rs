@@ -14,7 +14,8 @@ use tonic::Code;
 use crate::{
     collector::Collector,
     support::{
-        Failure, Gateway, PATIENCE, Process, another_tool_refreshes, channel, customer, include, living, sandbox,
+        Failure, Gateway, PATIENCE, Process, another_tool_refreshes, channel, customer, include, living, of_service,
+        sandbox,
     },
 };
 
