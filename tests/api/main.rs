@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout)] // what a test has to say of its rounds
 #![allow(clippy::unwrap_used)] // a test that unwraps is a test that fails with a place
 
+mod admin;
 mod collector;
 mod commands;
 mod custody;
