@@ -69,13 +69,11 @@ impl Admin {
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 async fn metrics(State(insight): State<Insight>) -> Response {
-    match insight.metrics.render() {
-        Some(text) => ([(CONTENT_TYPE, TEXT_FORMAT)], text).into_response(),
-        None => {
-            let why = "metrics are switched off by OTEL_SDK_DISABLED or OTEL_METRICS_EXPORTER\n";
-            (StatusCode::NOT_FOUND, why).into_response()
-        }
-    }
+    let Some(text) = insight.metrics.render() else {
+        let why = "metrics are switched off by OTEL_SDK_DISABLED or OTEL_METRICS_EXPORTER\n";
+        return (StatusCode::NOT_FOUND, why).into_response();
+    };
+    ([(CONTENT_TYPE, TEXT_FORMAT)], text).into_response()
 }
 
 async fn readyz(State(insight): State<Insight>) -> Response {

@@ -9,7 +9,7 @@ use opentelemetry_sdk::{
     error::OTelSdkResult,
     metrics::{
         Temporality,
-        data::{AggregatedMetrics, Metric, MetricData, ResourceMetrics},
+        data::{AggregatedMetrics, Metric, MetricData, ResourceMetrics, ScopeMetrics},
         exporter::PushMetricExporter,
     },
     trace::{SpanData, SpanExporter},
@@ -46,7 +46,7 @@ impl SpanExporter for Console {
 
 impl PushMetricExporter for Console {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
-        for metric in metrics.scope_metrics().flat_map(|scope| scope.metrics()) {
+        for metric in metrics.scope_metrics().flat_map(ScopeMetrics::metrics) {
             match metric.data() {
                 AggregatedMetrics::F64(data) => values(metric, data),
                 AggregatedMetrics::U64(data) => values(metric, data),

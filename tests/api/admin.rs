@@ -1,4 +1,5 @@
 //! The admin listener: metrics as Prometheus scrapes them, and the probes.
+#![allow(clippy::float_cmp)] // counts
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -30,10 +31,10 @@ async fn page_when(admin: SocketAddr, path: &str, is_it: impl Fn(u16, &str) -> b
             }
         }
     };
-    match timeout(PATIENCE, looking).await {
-        Ok(text) => text,
-        Err(_) => panic!("{path} is {:?}", page(admin, path).await),
+    if let Ok(text) = timeout(PATIENCE, looking).await {
+        return text;
     }
+    panic!("{path} is {:?}", page(admin, path).await)
 }
 
 /// The value of the one series of this name whose labels hold all of these.

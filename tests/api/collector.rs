@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -28,8 +29,17 @@ use opentelemetry_proto::tonic::{
     trace::v1 as otlp,
 };
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     sync::{oneshot, watch},
+};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        self, RootCertStore,
+        pki_types::{CertificateDer, PrivateKeyDer},
+        server::WebPkiClientVerifier,
+    },
+    server::TlsStream,
 };
 use tonic::{
     Request, Response, Status,
@@ -98,12 +108,33 @@ impl Collector {
         Self::serve(|intake, bound| async move {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
             bound.send(listener.local_addr().expect("bound")).expect("start() waits for the address");
-            let router = Router::new()
-                .route("/v1/traces", post(http_spans))
-                .route("/v1/metrics", post(http_metrics))
-                .route("/v1/logs", post(http_logs))
-                .with_state(intake);
-            axum::serve(listener, router).await.expect("the collector serves");
+            axum::serve(listener, pages(intake)).await.expect("the collector serves");
+        })
+        .await
+    }
+
+    /// The same with TLS, as `localhost`, for those alone who show a certificate of this authority, if there is one.
+    pub(crate) async fn start_https(
+        certificate: CertificateDer<'static>,
+        key: PrivateKeyDer<'static>,
+        authority: Option<CertificateDer<'static>>,
+    ) -> Self {
+        let config = rustls::ServerConfig::builder();
+        let config = match authority {
+            Some(authority) => {
+                let mut roots = RootCertStore::empty();
+                roots.add(authority).expect("an authority");
+                let verifier = WebPkiClientVerifier::builder(roots.into()).build().expect("a verifier");
+                config.with_client_cert_verifier(verifier)
+            }
+            None => config.with_no_client_auth(),
+        };
+        let config = config.with_single_cert(vec![certificate], key).expect("a certificate and its key");
+        Self::serve(|intake, bound| async move {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            bound.send(listener.local_addr().expect("bound")).expect("start() waits for the address");
+            let listener = TlsListener { listener, acceptor: TlsAcceptor::from(Arc::new(config)) };
+            axum::serve(listener, pages(intake)).await.expect("the collector serves");
         })
         .await
     }
@@ -353,7 +384,9 @@ impl Intake {
 /// One metric's values.
 #[allow(clippy::cast_precision_loss)] // small numbers
 fn points(metric: Metric) -> Vec<Point> {
-    use opentelemetry_proto::tonic::metrics::v1::{NumberDataPoint, number_data_point::Value as Number};
+    use opentelemetry_proto::tonic::metrics::v1::{
+        AggregationTemporality, HistogramDataPoint, NumberDataPoint, number_data_point::Value as Number,
+    };
 
     let name = metric.name;
     let number = |point: NumberDataPoint, is_delta| Point {
@@ -366,16 +399,16 @@ fn points(metric: Metric) -> Vec<Point> {
         },
         is_delta,
     };
-    const DELTA: i32 = 1;
+    let delta = i32::from(AggregationTemporality::Delta);
     match metric.data.expect("a metric has data") {
         metric::Data::Gauge(gauge) => gauge.data_points.into_iter().map(|point| number(point, false)).collect(),
         metric::Data::Sum(sum) => {
-            let is_delta = sum.aggregation_temporality == DELTA;
+            let is_delta = sum.aggregation_temporality == delta;
             sum.data_points.into_iter().map(|point| number(point, is_delta)).collect()
         }
         metric::Data::Histogram(histogram) => {
-            let is_delta = histogram.aggregation_temporality == DELTA;
-            let point = |point: opentelemetry_proto::tonic::metrics::v1::HistogramDataPoint| Point {
+            let is_delta = histogram.aggregation_temporality == delta;
+            let point = |point: HistogramDataPoint| Point {
                 name: name.clone(),
                 attributes: point.attributes,
                 value: point.count as f64,
@@ -420,6 +453,39 @@ impl LogsService for Intake {
         let headers = request.metadata().clone().into_headers();
         self.take_logs(headers, request.into_inner());
         Ok(Response::new(ExportLogsServiceResponse::default()))
+    }
+}
+
+fn pages(intake: Intake) -> Router {
+    Router::new()
+        .route("/v1/traces", post(http_spans))
+        .route("/v1/metrics", post(http_metrics))
+        .route("/v1/logs", post(http_logs))
+        .with_state(intake)
+}
+
+/// Gives out connections on which TLS was agreed upon.
+struct TlsListener {
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+}
+
+impl axum::serve::Listener for TlsListener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            let (stream, address) = self.listener.accept().await.expect("a connection");
+            // A client that does not trust us, or that we do not, goes away.
+            if let Ok(stream) = self.acceptor.accept(stream).await {
+                return (stream, address);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        self.listener.local_addr()
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod admin;
 mod collector;
+mod collector_trouble;
 mod commands;
 mod custody;
 mod demo;
@@ -12,6 +13,7 @@ mod departures;
 mod failures;
 #[cfg(feature = "rehearsal")]
 mod killed;
+mod otel;
 #[cfg(feature = "tests-with-redis")]
 #[allow(dead_code)] // the tests of the store itself use the rest
 mod redis_server;

@@ -324,6 +324,14 @@ impl Process {
         self.exit().await;
     }
 
+    /// How much memory it holds.
+    pub fn resident_kib(&self) -> u64 {
+        let id = self.child.as_ref().expect("it runs").id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
     /// Asks it to stop.
     pub fn terminate(&self) {
         self.signal(rustix::process::Signal::TERM);

@@ -34,11 +34,11 @@ use crate::{
     support::otel,
 };
 
-const UNASSIGN: &str = "central.licensing.v1.LicensingService/UnassignLicenses";
-const CALLER_TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+pub const UNASSIGN: &str = "central.licensing.v1.LicensingService/UnassignLicenses";
+pub const CALLER_TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER_SPAN: &str = "00f067aa0ba902b7";
 /// Longer than a flush over the loopback takes.
-const ENOUGH: Duration = Duration::from_secs(10);
+pub const ENOUGH: Duration = Duration::from_secs(10);
 
 #[tokio::test]
 async fn rpc_continues_the_trace_of_its_caller() {
@@ -463,22 +463,22 @@ fn log_json() {
 }
 
 /// A test that is run in a process of its own.
-struct Child(Command);
+pub struct Child(Command);
 
-fn child(test: &str) -> Child {
+pub fn child(test: &str) -> Child {
     let mut command = Command::new(std::env::current_exe().expect("this binary"));
     command.args([&format!("telemetry::{test}"), "--exact", "--ignored", "--nocapture"]);
     Child(command)
 }
 
 impl Child {
-    fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
+    pub fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
         self.0.env(name, value);
         self
     }
 
     /// The lines it logged.
-    fn run(mut self) -> Vec<serde_json::Value> {
+    pub fn run(mut self) -> Vec<serde_json::Value> {
         let output = self.0.output().expect("it starts");
         let text = String::from_utf8(output.stdout).expect("text");
         assert!(output.status.success(), "{text}");
@@ -504,12 +504,12 @@ async fn finish(collector: &Collector, telemetry: Telemetry) -> Vec<Span> {
     collector.spans()
 }
 
-fn names(spans: &[Span]) -> Vec<&str> {
+pub fn names(spans: &[Span]) -> Vec<&str> {
     spans.iter().map(Span::name).collect()
 }
 
 /// A service that answers its one request with what `respond` makes of the operation.
-fn answer(respond: impl FnOnce(OperationId) -> Response<Body> + Send + 'static) -> Router {
+pub fn answer(respond: impl FnOnce(OperationId) -> Response<Body> + Send + 'static) -> Router {
     let respond = std::sync::Arc::new(std::sync::Mutex::new(Some(respond)));
     Router::new().fallback(any(move |Extension(operation): Extension<OperationId>| async move {
         let respond = respond.lock().expect("no panic").take().expect("called once");
@@ -517,7 +517,7 @@ fn answer(respond: impl FnOnce(OperationId) -> Response<Body> + Send + 'static) 
     }))
 }
 
-fn status(status: StatusCode) -> Response<Body> {
+pub fn status(status: StatusCode) -> Response<Body> {
     Response::builder().status(status).body(Body::empty()).expect("a response")
 }
 
@@ -526,7 +526,7 @@ fn layered(tracing: Tracing, service: Router) -> Router {
 }
 
 /// A call from a caller whose trace has these flags.
-async fn call(telemetry: &Telemetry, method: &str, flags: &str, service: Router) -> StatusCode {
+pub async fn call(telemetry: &Telemetry, method: &str, flags: &str, service: Router) -> StatusCode {
     let response = layered(telemetry.tracing(), service).oneshot(request(method, flags)).await;
     response.expect("a router always answers").status()
 }
@@ -590,10 +590,10 @@ async fn close(open: Vec<(oneshot::Sender<()>, task::JoinHandle<()>)>) {
     }
 }
 
-fn central() -> Url {
+pub fn central() -> Url {
     Url::parse("https://central.test/platform/licensing/v1/msp/subscriptions/devices/all").expect("a URL")
 }
 
-fn delete(url: &Url) -> Try<'_> {
+pub fn delete(url: &Url) -> Try<'_> {
     Try { method: "DELETE", url, template: "/platform/licensing/v1/msp/subscriptions/devices/all", resend_count: 0 }
 }

@@ -152,8 +152,12 @@ impl Variables {
     fn file(&mut self, signal: Signal, what: &str) -> Option<PathBuf> {
         let name = self.name_of(signal, what);
         let path = self.text(&name)?;
-        if let Err(error) = fs::read_to_string(&path) {
-            self.problem(&name, &format!("names a file that {}", file_error(&error)));
+        // A file that holds something else would be trusted to hold nothing, and no export would ever work.
+        let wanted = if what == "CLIENT_KEY" { "PRIVATE KEY-----" } else { "-----BEGIN CERTIFICATE-----" };
+        match fs::read_to_string(&path) {
+            Ok(pem) if pem.contains(wanted) => {}
+            Ok(_) => self.problem(&name, "names a file that is not the PEM file wanted here"),
+            Err(error) => self.problem(&name, &format!("names a file that {}", file_error(&error))),
         }
         Some(path.into())
     }

@@ -179,9 +179,9 @@ fn headers_are_decoded_and_not_printed() {
 fn certificate_files_are_checked() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).display().to_string();
-    for name in ["ca", "cert", "key"] {
-        fs::write(path(name), "x").unwrap();
-    }
+    fs::write(path("ca"), "-----BEGIN CERTIFICATE-----").unwrap();
+    fs::write(path("cert"), "-----BEGIN CERTIFICATE-----").unwrap();
+    fs::write(path("key"), "-----BEGIN PRIVATE KEY-----").unwrap();
     let (ca, cert, key) = (path("ca"), path("cert"), path("key"));
     let telemetry = with(&[
         ("OTEL_EXPORTER_OTLP_CERTIFICATE", &ca),
@@ -191,15 +191,21 @@ fn certificate_files_are_checked() {
     let traces = telemetry.traces.otlp.unwrap();
     assert_eq!((traces.ca_file.unwrap().display().to_string(), traces.client_identity_files), (ca, None));
     let (found_cert, found_key) = telemetry.metrics.otlp.unwrap().client_identity_files.unwrap();
-    assert_eq!((found_cert.display().to_string(), found_key.display().to_string()), (cert, key.clone()));
+    assert_eq!((found_cert.display().to_string(), found_key.display().to_string()), (cert.clone(), key.clone()));
 
-    let problems = all(&[("OTEL_EXPORTER_OTLP_CERTIFICATE", &path("gone")), ("OTEL_EXPORTER_OTLP_CLIENT_KEY", &key)]);
+    let problems = |variables: &[(&str, &str)]| all(variables).unwrap_err();
     assert_eq!(
-        problems.unwrap_err(),
+        problems(&[("OTEL_EXPORTER_OTLP_CERTIFICATE", &path("gone")), ("OTEL_EXPORTER_OTLP_CLIENT_KEY", &key)]),
         [
             "OTEL_EXPORTER_OTLP_CERTIFICATE: names a file that does not exist; create the file or correct the path",
             "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE: is missing; a certificate and its key go together",
         ]
+    );
+    // The wrong way round.
+    let wrong = "names a file that is not the PEM file wanted here";
+    assert_eq!(
+        problems(&[("OTEL_EXPORTER_OTLP_CLIENT_KEY", &cert), ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", &key)]),
+        [format!("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE: {wrong}"), format!("OTEL_EXPORTER_OTLP_CLIENT_KEY: {wrong}"),]
     );
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use opentelemetry::metrics::MeterProvider as _;
 use opentelemetry_sdk::metrics::{
     InMemoryMetricExporter, SdkMeterProvider,
-    data::{AggregatedMetrics, Metric, MetricData},
+    data::{AggregatedMetrics, Metric, MetricData, ScopeMetrics},
 };
 use url::Url;
 
@@ -62,7 +62,7 @@ impl Seen {
         self.exporter.reset();
         self.provider.force_flush().unwrap();
         for resource in self.exporter.get_finished_metrics().unwrap() {
-            resource.scope_metrics().flat_map(|scope| scope.metrics()).for_each(&mut look);
+            resource.scope_metrics().flat_map(ScopeMetrics::metrics).for_each(&mut look);
         }
     }
 }
@@ -252,7 +252,7 @@ fn what_is_asked_for_is_as_it_stands_when_somebody_looks() {
 #[test]
 fn token_is_shown_with_its_ages_or_not_at_all() {
     let seen = Seen::new();
-    let token = TokenAges { age: Duration::from_millis(1_500), expires_in: Duration::from_secs(60), generation: 12 };
+    let token = TokenAges { age: Duration::from_millis(1_500), expires_in: Duration::from_mins(1), generation: 12 };
     seen.metrics.observe_token(move || TokenState { token: Some(token), seed_needed: false });
     assert_eq!(seen.points("license_gateway.token.age"), expected(&[("", 1.5)]));
     assert_eq!(seen.points("license_gateway.token.expires_in"), expected(&[("", 60.0)]));
