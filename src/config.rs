@@ -6,6 +6,7 @@
 //! configuration once and not once per mistake.
 
 mod cluster;
+mod otel;
 mod problem;
 mod reader;
 pub mod settings;
@@ -25,6 +26,10 @@ use url::Url;
 
 use self::reader::{File, Reader};
 pub use self::{
+    otel::{
+        Batch, Logs, Metrics, Otlp, Propagators, Protocol, RootSampler, Sampler, SpanLimits, StatusCodeName, Telemetry,
+        Temporality, Traces,
+    },
     problem::{Problem, Problems},
     reader::{Effective, Origin},
     token_store::{KubernetesStore, RedisStore, StoreKind, TokenStore},
@@ -38,6 +43,8 @@ pub const FILE_VARIABLE: &str = "LICENSE_GATEWAY_CONFIG";
 pub struct Config {
     /// Section `server`.
     pub server: Server,
+    /// Section `admin`.
+    pub admin: Admin,
     /// Section `central`.
     pub central: Central,
     /// Section `credentials`.
@@ -91,12 +98,13 @@ impl Loaded {
     fn read(mut reader: Reader, file_problem: Option<Problem>) -> Result<Self, Problems> {
         let config = Config {
             server: server(&mut reader),
+            admin: Admin { listen: reader.address("admin.listen") },
             central: central(&mut reader),
             credentials: credentials(&mut reader),
             token_store: token_store::read(&mut reader),
             quota: quota(&mut reader),
             log: log(&mut reader),
-            telemetry: telemetry(&mut reader),
+            telemetry: otel::read(&mut reader),
         };
         let (effective, problems) = reader.finish();
         let problems: Vec<_> = file_problem.into_iter().chain(problems).collect();
@@ -146,6 +154,13 @@ pub struct Server {
     pub max_streams_per_connection: u32,
     /// How many requests may be in the gateway at once.
     pub max_requests: usize,
+}
+
+/// The listener for machines that look after the process.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// Where it listens. Port 0 takes a free one.
+    pub listen: SocketAddr,
 }
 
 /// How Central is reached and what may be asked of it.
@@ -233,15 +248,6 @@ pub enum LogFormat {
     Json,
     /// For people. `text`.
     Text,
-}
-
-/// What the standard `OTEL_*` variables say.
-#[derive(Debug, Clone, Default)]
-pub struct Telemetry {
-    /// Where spans go, by OTLP over gRPC; none: they go nowhere.
-    /// `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, else `OTEL_EXPORTER_OTLP_ENDPOINT`; unset or `OTEL_SDK_DISABLED=true`
-    /// or `OTEL_TRACES_EXPORTER=none`: none.
-    pub traces_endpoint: Option<String>,
 }
 
 fn unreadable(name: String, error: &io::Error) -> Problem {
@@ -373,26 +379,6 @@ fn log(reader: &mut Reader) -> Log {
             .choice("log.format", &[("auto", LogFormat::Auto), ("json", LogFormat::Json), ("text", LogFormat::Text)])
             .unwrap_or(LogFormat::Auto),
     }
-}
-
-/// Reads the standard variables as their specification says: an empty one counts as unset, and booleans come in any
-/// case.
-fn telemetry(reader: &mut Reader) -> Telemetry {
-    let disabled = reader.variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
-    let no_traces = reader.variable("OTEL_TRACES_EXPORTER").is_some_and(|value| value == "none");
-    if disabled || no_traces {
-        return Telemetry { traces_endpoint: None };
-    }
-    let endpoint = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"]
-        .into_iter()
-        .find_map(|name| reader.variable(name).map(|value| (name, value.to_owned())));
-    // A password in the endpoint would be printed with the configuration.
-    if let Some((name, value)) = &endpoint
-        && value.contains('@')
-    {
-        reader.problem(name, "must not hold a user name or a password; use OTEL_EXPORTER_OTLP_HEADERS".to_owned());
-    }
-    Telemetry { traces_endpoint: endpoint.map(|(_, value)| value) }
 }
 
 // What a text must be. Each function returns what to keep, or the end of a sentence that begins with the value.

@@ -1,5 +1,6 @@
 //! Binds, assembles, serves until told to stop, and drains.
 
+mod admin;
 mod boundary;
 mod health;
 
@@ -18,8 +19,9 @@ use tonic::{
 use tracing::{error, info, warn};
 
 use self::{
+    admin::{Admin, Insight},
     boundary::Boundary,
-    health::{HealthService, Statuses},
+    health::{HealthService, LICENSING, Statuses},
 };
 use crate::{
     central::CentralClient,
@@ -51,6 +53,7 @@ const FLUSH_GRACE: Duration = Duration::from_secs(1);
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
+    admin: Admin,
     config: Config,
     tracing: Tracing,
     tokens: TokenCache,
@@ -62,8 +65,10 @@ pub struct Server {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The address cannot be had.
-    #[error("cannot listen on server.listen = {address}")]
+    #[error("cannot listen on {setting} = {address}")]
     Bind {
+        /// Which setting says so.
+        setting: &'static str,
         /// The address.
         address: SocketAddr,
         /// Why.
@@ -81,24 +86,30 @@ pub enum Error {
 }
 
 impl Server {
-    /// Takes the address, opens the token store, and starts looking for a valid token. Returns before there is one:
+    /// Takes the addresses, opens the token store, and starts looking for a valid token. Returns before there is one:
     /// health says when the gateway is ready.
     pub async fn bind(config: Config, tracing: Tracing) -> Result<Self, Error> {
         let address = config.server.listen;
-        let bound = TcpListener::bind(address).await;
-        let listener = bound.map_err(|source| Error::Bind { address, source })?;
-        let address = listener.local_addr().map_err(|source| Error::Bind { address, source })?;
+        let failed = |source: io::Error| Error::Bind { setting: "server.listen", address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
         // The first line of the log: other programs read the chosen port from it.
         info!(listen = %address, central = %config.central.base_url, "listening");
+        let admin = Admin::bind(config.admin.listen).await?;
         let (tokens, keeper) = TokenCache::start(&config, tracing.clone()).await?;
         let quota = Quota::new(&config.quota);
         let central = Arc::new(CentralClient::new(&config.central, tokens.clone(), quota, tracing.clone())?);
-        Ok(Self { listener, address, config, tracing, tokens, keeper, central })
+        Ok(Self { listener, address, admin, config, tracing, tokens, keeper, central })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where `/metrics`, `/livez` and `/readyz` are.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin.address()
     }
 
     /// Serves until `stop` is done, then drains: takes no new requests, ends health streams, lets what runs finish, and
@@ -108,6 +119,11 @@ impl Server {
         let boundary = Boundary::new(self.config.server.max_requests, work.clone());
         let (statuses, statuses_seen) = watch::channel(Some(statuses(Condition::Starting)));
         let showing = tokio::spawn(show_statuses(self.tokens.condition(), statuses.clone()));
+        self.admin.serve(Insight {
+            statuses: statuses_seen.clone(),
+            condition: self.tokens.condition(),
+            metrics: self.tracing.metrics().clone(),
+        });
         drop(self.tokens);
 
         let licensing = Licensing::new(self.central, self.config.central.allow_open_scopes, work.clone());
@@ -199,9 +215,5 @@ fn statuses(condition: Condition) -> Statuses {
         Condition::NeedsSeed => ServingStatus::NotServing,
         Condition::Starting | Condition::Valid | Condition::Failing => ServingStatus::Serving,
     };
-    Statuses::from([
-        ("", ServingStatus::Serving),
-        ("central.credentials", credentials),
-        ("central.licensing.v1.LicensingService", usable),
-    ])
+    Statuses::from([("", ServingStatus::Serving), ("central.credentials", credentials), (LICENSING, usable)])
 }

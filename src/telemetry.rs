@@ -1,97 +1,142 @@
-//! Traces and logs: starts and flushes them, and carries a request's context from task to task.
+//! Traces, metrics and logs: starts and flushes them, and carries a request's context from task to task.
 //!
 //! Spans are made by hand in two places: [`rpc`] opens one around every RPC, [`http`] one around every call to
-//! Central. Log lines go to standard output, see [`log`]; they carry the ids of the request they belong to.
-//! The only module that knows OpenTelemetry.
+//! Central. The same two places measure, by [`metrics`]. Log lines go to standard output, see [`log`]; they carry the
+//! ids of the request they belong to. The only module that knows OpenTelemetry.
 //!
-//! There is no global tracer: several gateways may live in one process, each with its own [`Telemetry`].
+//! There is no global tracer or meter: several gateways may live in one process, each with its own [`Telemetry`].
 
+mod console;
+mod export;
 pub mod http;
 pub mod log;
+pub mod metrics;
 mod names;
 #[cfg(feature = "sandbox")]
 mod recorder;
 pub mod rpc;
 
-use std::{error, future::Future, time::Duration};
+use std::{future::Future, thread, time::Duration};
 
 use opentelemetry::{
     Context, InstrumentationScope, KeyValue,
+    logs::LoggerProvider as _,
+    metrics::MeterProvider as _,
     trace::{FutureExt as _, SpanBuilder, SpanContext, TraceContextExt as _, Tracer as _, TracerProvider as _},
-};
-use opentelemetry_otlp::{
-    SpanExporter, WithExportConfig as _, WithTonicConfig as _, tonic_types::transport::ClientTlsConfig,
 };
 use opentelemetry_sdk::{
     Resource,
-    trace::{SdkTracer, SdkTracerProvider},
+    error::OTelSdkResult,
+    logs::SdkLoggerProvider,
+    metrics::{PeriodicReader, SdkMeterProvider},
+    trace::{Sampler, SdkTracer, SdkTracerProvider, TracerProviderBuilder},
 };
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
+pub use self::export::StartError;
+use self::metrics::Metrics;
 #[cfg(feature = "sandbox")]
 pub use self::recorder::Recorder;
-use crate::{config, license::OperationId};
+use crate::{
+    config::{self, Propagators, RootSampler, StatusCodeName},
+    license::OperationId,
+};
 
-/// The export of spans, from start to flush.
+/// The export of spans, metrics and log records, from start to flush.
 #[derive(Debug)]
 pub struct Telemetry {
-    provider: Option<SdkTracerProvider>,
-}
-
-/// Why the export of spans cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The endpoint holds a user name or password, which would show up wherever the endpoint is printed.
-    #[error("the OTLP endpoint must not hold credentials; put them into OTEL_EXPORTER_OTLP_HEADERS")]
-    Credentials,
-    /// The exporter does not accept its settings.
-    #[error("spans cannot be exported with the OTEL_EXPORTER_OTLP_* settings given")]
-    Exporter(#[source] Box<dyn error::Error + Send + Sync>),
+    traces: Option<SdkTracerProvider>,
+    metrics: Option<SdkMeterProvider>,
+    logs: Option<SdkLoggerProvider>,
+    tracing: Tracing,
+    log_value_length: Option<usize>,
 }
 
 impl Telemetry {
-    /// Starts the export by OTLP over gRPC if there is an endpoint; without one, spans are not even made.
-    /// The sampler, headers, timeout and batch sizes are the standard `OTEL_*` variables, read by the SDK.
+    /// Starts what the settings ask for. What nobody would see is not even made.
     ///
-    /// Must be called inside a tokio runtime: the exporter's connection lives there.
+    /// Must be called inside a tokio runtime: the exporters' connections live there.
     pub fn start(settings: &config::Telemetry) -> Result<Self, StartError> {
-        let Some(exporter) = exporter(settings)? else { return Ok(Self { provider: None }) };
-        let provider = SdkTracerProvider::builder().with_resource(resource()).with_batch_exporter(exporter).build();
-        Ok(Self { provider: Some(provider) })
+        Self::start_with(settings, None)
     }
 
     /// The same, and every span is kept in the [`Recorder`] too, as soon as it ends.
     #[cfg(feature = "sandbox")]
     pub fn start_recording(settings: &config::Telemetry) -> Result<(Self, Recorder), StartError> {
         let recorder = Recorder::default();
-        let mut builder = SdkTracerProvider::builder().with_resource(resource()).with_simple_exporter(recorder.clone());
-        if let Some(exporter) = exporter(settings)? {
-            builder = builder.with_batch_exporter(exporter);
-        }
-        Ok((Self { provider: Some(builder.build()) }, recorder))
+        let builder = SdkTracerProvider::builder().with_simple_exporter(recorder.clone());
+        Ok((Self::start_with(settings, Some(builder))?, recorder))
     }
 
-    /// What opens spans; hand it to whoever does.
+    /// `recording`: a provider with a processor of its own, which makes spans whatever the settings say.
+    fn start_with(settings: &config::Telemetry, recording: Option<TracerProviderBuilder>) -> Result<Self, StartError> {
+        let resource = resource(&settings.resource);
+        let (meters, metrics) = start_metrics(settings, &resource)?;
+        let traces = start_traces(&settings.traces, recording, &resource, &metrics)?;
+        let logs = match &settings.logs.otlp {
+            Some(otlp) => {
+                let queue = export::batch::logs(export::logs(otlp)?, settings.logs.batch, otlp.timeout, &metrics);
+                Some(SdkLoggerProvider::builder().with_resource(resource).with_log_processor(queue).build())
+            }
+            None => None,
+        };
+        let tracing = Tracing {
+            tracer: traces.as_ref().map(|provider| provider.tracer_with_scope(scope())),
+            metrics,
+            propagators: settings.propagators,
+            status_code_name: settings.status_code_name,
+        };
+        Ok(Self { traces, metrics: meters, logs, tracing, log_value_length: settings.logs.value_length })
+    }
+
+    /// What opens spans and measures; hand it to whoever does.
     pub fn tracing(&self) -> Tracing {
-        let scope = InstrumentationScope::builder(names::SERVICE).with_version(env!("CARGO_PKG_VERSION")).build();
-        Tracing { tracer: self.provider.as_ref().map(|provider| provider.tracer_with_scope(scope)) }
+        self.tracing.clone()
+    }
+
+    /// From now on the records of this process' log go to the collector as well, if there is one for them. The log is
+    /// the process' own, and so is this: for the one [`Telemetry`] of a process that serves.
+    pub fn export_log(&self) {
+        if let Some(provider) = &self.logs {
+            log::export_to(Some(log::Export::new(provider.logger_with_scope(scope()), self.log_value_length)));
+        }
     }
 
     /// Sends what is still waiting, then stops the export. Returns after `limit` at the latest, sent or not.
-    /// Spans that end later are lost.
+    /// What is made later is lost.
     pub async fn shutdown(mut self, limit: Duration) {
-        let Some(provider) = self.provider.take() else {
-            return;
+        let flushed = async {
+            for (what, flush) in self.flush(limit) {
+                match flush.await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::warn!(%error, "the last {what} may be lost"),
+                    Err(_) => tracing::warn!("the last {what} may be lost: the flush ended early"),
+                }
+            }
         };
-        // The SDK's shutdown blocks its thread until the exporter is done, and the exporter needs this runtime: on
-        // one of the runtime's own workers it would wait for itself.
-        let flush = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(limit));
-        match tokio::time::timeout(limit, flush).await {
-            Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(error))) => tracing::warn!(%error, "the last spans may be lost"),
-            Ok(Err(error)) => tracing::warn!(%error, "the last spans may be lost"),
-            Err(_) => tracing::warn!(?limit, "the last spans may be lost: the collector does not answer"),
+        if tokio::time::timeout(limit, flushed).await.is_err() {
+            tracing::warn!(?limit, "the last telemetry may be lost: the collector does not answer");
         }
+    }
+
+    /// Begins to send what is still waiting. The SDK's flush blocks its thread until the exporter is done, and the
+    /// exporter needs the runtime: on one of the runtime's workers it would wait for itself. And a thread of the
+    /// runtime's for blocking work would be waited for at the end, however long the collector hangs.
+    fn flush(&mut self, limit: Duration) -> Vec<(&'static str, oneshot::Receiver<OTelSdkResult>)> {
+        if self.logs.is_some() {
+            // The flush of the log must not feed itself.
+            log::export_to(None);
+        }
+        let traces =
+            self.traces.take().map(|provider| ("spans", in_a_thread(move || provider.shutdown_with_timeout(limit))));
+        let metrics =
+            self.metrics.take().map(|provider| ("metrics", in_a_thread(move || provider.shutdown_with_timeout(limit))));
+        let logs = self
+            .logs
+            .take()
+            .map(|provider| ("log records", in_a_thread(move || provider.shutdown_with_timeout(limit))));
+        traces.into_iter().chain(metrics).chain(logs).collect()
     }
 }
 
@@ -99,54 +144,128 @@ impl Drop for Telemetry {
     /// Without [`Telemetry::shutdown`] (an early error, a test that ends), the SDK would flush when its last handle is
     /// dropped: 5 s on a runtime's worker that the exporter waits for. This asks for the flush and does not wait.
     fn drop(&mut self) {
-        if let Some(provider) = self.provider.take() {
-            let _ = provider.shutdown_with_timeout(Duration::ZERO);
-        }
+        drop(self.flush(Duration::ZERO));
     }
 }
 
-/// Where spans go; none if there is no endpoint.
-fn exporter(settings: &config::Telemetry) -> Result<Option<SpanExporter>, StartError> {
-    let Some(endpoint) = &settings.traces_endpoint else { return Ok(None) };
-    if endpoint.contains('@') {
-        return Err(StartError::Credentials);
-    }
-    let mut exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint);
-    // Anything but plain http may end up encrypted (no scheme means https), and the exporter's own TLS trusts
-    // nobody. Reading the system's certificates takes a while, so plain http does without.
-    if !endpoint.starts_with("http://") {
-        exporter = exporter.with_tls_config(ClientTlsConfig::new().with_enabled_roots());
-    }
-    exporter.build().map(Some).map_err(|error| StartError::Exporter(Box::new(error)))
+fn in_a_thread(flush: impl FnOnce() -> OTelSdkResult + Send + 'static) -> oneshot::Receiver<OTelSdkResult> {
+    let (done, flushed) = oneshot::channel();
+    // Where no thread can be had, the channel ends with the closure.
+    let _ = thread::Builder::new().name("telemetry-flush".to_owned()).spawn(move || {
+        let _ = done.send(flush());
+    });
+    flushed
 }
 
-/// Who we are in every span. What `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` say comes first.
-fn resource() -> Resource {
-    let given = Resource::builder().build();
+fn start_traces(
+    settings: &config::Traces,
+    recording: Option<TracerProviderBuilder>,
+    resource: &Resource,
+    metrics: &Metrics,
+) -> Result<Option<SdkTracerProvider>, StartError> {
+    if recording.is_none() && settings.otlp.is_none() && !settings.console {
+        return Ok(None);
+    }
+    let limits = settings.limits;
+    let mut builder = recording
+        .unwrap_or_else(SdkTracerProvider::builder)
+        .with_resource(resource.clone())
+        .with_sampler(sampler(settings.sampler))
+        .with_max_attributes_per_span(limits.attributes)
+        .with_max_events_per_span(limits.events)
+        .with_max_links_per_span(limits.links);
+    if let Some(otlp) = &settings.otlp {
+        let exporter = export::spans(otlp)?;
+        let queue = export::batch::spans(exporter, settings.batch, otlp.timeout, limits.value_length, metrics);
+        builder = builder.with_span_processor(queue);
+    }
+    if settings.console {
+        let timeout = Duration::from_secs(10); // of writing to standard output
+        let queue = export::batch::spans(console::Console, settings.batch, timeout, limits.value_length, metrics);
+        builder = builder.with_span_processor(queue);
+    }
+    Ok(Some(builder.build()))
+}
+
+fn start_metrics(
+    settings: &config::Telemetry,
+    resource: &Resource,
+) -> Result<(Option<SdkMeterProvider>, Metrics), StartError> {
+    let config::Metrics { otlp, console, served, interval, temporality } = &settings.metrics;
+    if otlp.is_none() && !console && !served {
+        return Ok((None, Metrics::disabled()));
+    }
+    let mut builder = SdkMeterProvider::builder().with_resource(resource.clone());
+    if let Some(otlp) = otlp {
+        let exporter = export::batch::metrics(export::metrics(otlp, *temporality)?, otlp.timeout);
+        builder = builder.with_reader(PeriodicReader::builder(exporter).with_interval(*interval).build());
+    }
+    if *console {
+        builder = builder.with_reader(PeriodicReader::builder(console::Console).with_interval(*interval).build());
+    }
+    let mut registry = None;
+    if *served {
+        let ours = prometheus::Registry::new();
+        let reader = opentelemetry_prometheus::exporter().with_registry(ours.clone()).scope_info_enabled(false).build();
+        builder = builder.with_reader(reader.map_err(|error| StartError::Exporter(Box::new(error)))?);
+        registry = Some(ours);
+    }
+    let provider = builder.build();
+    let metrics = Metrics::new(provider.meter_with_scope(scope()), registry, settings.status_code_name);
+    Ok((Some(provider), metrics))
+}
+
+fn sampler(settings: config::Sampler) -> Sampler {
+    let root = match settings.root {
+        RootSampler::AlwaysOn => Sampler::AlwaysOn,
+        RootSampler::AlwaysOff => Sampler::AlwaysOff,
+        RootSampler::Ratio(ratio) => Sampler::TraceIdRatioBased(ratio),
+    };
+    if settings.parent_based { Sampler::ParentBased(Box::new(root)) } else { root }
+}
+
+/// Who is speaking, within the resource.
+fn scope() -> InstrumentationScope {
+    InstrumentationScope::builder(names::SERVICE).with_version(env!("CARGO_PKG_VERSION")).build()
+}
+
+/// Who we are in everything that is sent. What `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` say comes first.
+fn resource(given: &[(String, String)]) -> Resource {
     let ours = [
         KeyValue::new(names::SERVICE_NAME, names::SERVICE),
         KeyValue::new(names::SERVICE_VERSION, env!("CARGO_PKG_VERSION")),
         KeyValue::new(names::SERVICE_INSTANCE_ID, Uuid::new_v4().to_string()),
         KeyValue::new(names::PROCESS_PID, i64::from(std::process::id())),
     ];
-    let missing = ours.into_iter().filter(|ours| match given.get(&ours.key) {
-        // What the SDK makes up when nobody named the service.
-        Some(value) => ours.key.as_str() == names::SERVICE_NAME && value.as_str().starts_with("unknown_service"),
-        None => true,
-    });
-    Resource::builder().with_attributes(missing).build()
+    let given = given.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
+    // Of one key, the later value counts.
+    Resource::builder_empty().with_attributes(ours.into_iter().chain(given)).build()
 }
 
-/// Opens spans, or does nothing at almost no cost if spans are not exported. Cheap to clone.
+/// What the rooms hold of all this: opens spans, or does nothing at almost no cost if spans are not exported; and has
+/// the metrics. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Tracing {
     tracer: Option<SdkTracer>,
+    metrics: Metrics,
+    propagators: Propagators,
+    status_code_name: StatusCodeName,
 }
 
 impl Tracing {
-    /// Opens no spans. Log lines still carry the ids of the request.
+    /// Opens no spans and measures nothing. Log lines still carry the ids of the request.
     pub fn disabled() -> Self {
-        Self { tracer: None }
+        Self {
+            tracer: None,
+            metrics: Metrics::disabled(),
+            propagators: Propagators { trace_context: true, baggage: true },
+            status_code_name: StatusCodeName::Old,
+        }
+    }
+
+    /// What measures.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// A context with a new span in it; none if spans are not exported. The span may be unsampled: ask it

@@ -42,7 +42,10 @@ use self::{
 use crate::{
     config,
     exchange::SetupError,
-    telemetry::{Origin, Tracing},
+    telemetry::{
+        Origin, Tracing,
+        metrics::{TokenAges, TokenState},
+    },
 };
 
 /// Gives out the access token. Cheap to clone.
@@ -183,10 +186,11 @@ impl TokenCache {
     pub async fn start(config: &config::Config, tracing: Tracing) -> Result<(Self, KeeperHandle), StartError> {
         let store = TokenStore::open(&config.token_store).await?;
         journal::make_room(&config.token_store.path);
-        let endpoint = TokenEndpoint::new(&config.central, &config.credentials, tracing)?;
         let current = Arc::new(ArcSwapOption::empty());
         let (asks, asked) = mpsc::unbounded_channel();
         let (condition, condition_seen) = watch::channel(Condition::Starting);
+        tracing.metrics().observe_token(token_state(Arc::clone(&current), condition_seen.clone()));
+        let endpoint = TokenEndpoint::new(&config.central, &config.credentials, tracing)?;
         let keeper = Keeper::new(config, store, endpoint, Arc::clone(&current), asked, condition);
         let stop = CancellationToken::new();
         let task = tokio::spawn(keeper.run(stop.clone()));
@@ -229,6 +233,22 @@ impl KeeperHandle {
     pub async fn stop(self) -> Result<(), JoinError> {
         self.stop.cancel();
         self.task.await
+    }
+}
+
+/// What the metrics show. Holds nothing that keeps the keeper going.
+fn token_state(
+    current: Arc<ArcSwapOption<AccessToken>>,
+    condition: watch::Receiver<Condition>,
+) -> impl Fn() -> TokenState + Send + Sync {
+    move || {
+        let now = Instant::now();
+        let token = current.load().as_ref().map(|token| TokenAges {
+            age: now.saturating_duration_since(token.received),
+            expires_in: token.valid_until.saturating_duration_since(now),
+            generation: token.generation,
+        });
+        TokenState { token, seed_needed: *condition.borrow() == Condition::NeedsSeed }
     }
 }
 

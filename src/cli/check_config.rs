@@ -78,11 +78,37 @@ fn effective(loaded: &Loaded) -> String {
             [effective.name.to_owned(), value, effective.origin.to_string()]
         })
         .collect();
-    let traces = match &loaded.config.telemetry.traces_endpoint {
-        Some(endpoint) => format!("traces go to {}", print::clean(endpoint)),
-        None => "traces go nowhere: no OTEL_EXPORTER_OTLP_ENDPOINT, or switched off".to_owned(),
+    let telemetry = telemetry(&loaded.config.telemetry).into_iter().map(|line| format!("  {line}"));
+    format!("{}\n{}\n", print::table(["SETTING", "VALUE", "FROM"], &rows), print::lines(telemetry))
+}
+
+/// What the `OTEL_*` variables come to.
+fn telemetry(settings: &config::Telemetry) -> Vec<String> {
+    let signal = |name: &str, otlp: &Option<config::Otlp>, others: &[(bool, &str)]| {
+        let otlp = otlp.iter().map(|otlp| {
+            let protocol = match otlp.protocol {
+                config::Protocol::Grpc => "gRPC",
+                config::Protocol::HttpProtobuf => "HTTP",
+            };
+            format!("{} by OTLP over {protocol}", print::clean(&otlp.endpoint))
+        });
+        let others = others.iter().filter(|(is_on, _)| *is_on).map(|(_, place)| (*place).to_owned());
+        let places: Vec<_> = otlp.chain(others).collect();
+        match &places[..] {
+            [] => format!("{name} go nowhere: no OTEL_EXPORTER_OTLP_ENDPOINT, or switched off"),
+            places => format!("{name} go to {}", places.join(" and to ")),
+        }
     };
-    format!("{}\n  {traces}\n", print::table(["SETTING", "VALUE", "FROM"], &rows))
+    let (traces, metrics) = (&settings.traces, &settings.metrics);
+    let mut lines = vec![
+        signal("traces", &traces.otlp, &[(traces.console, "the log")]),
+        signal("metrics", &metrics.otlp, &[(metrics.console, "the log"), (metrics.served, "/metrics of admin.listen")]),
+        signal("logs", &settings.logs.otlp, &[(true, "standard output")]),
+    ];
+    if !settings.ignored.is_empty() {
+        lines.push(format!("without effect here: {}", print::clean(&settings.ignored.join(", "))));
+    }
+    lines
 }
 
 /// The text without control characters but the ends of its lines.

@@ -51,7 +51,7 @@ Example:
 const SERVICE: &str = "advanced_ap";
 
 /// How long the last spans may take to leave.
-const FLUSH_LIMIT: Duration = Duration::from_secs(2);
+const FLUSH_LIMIT: Duration = Duration::from_millis(1_500);
 
 impl Demo {
     pub(super) async fn run(self) -> Exit {
@@ -142,6 +142,7 @@ fn configuration(sandbox: &Sandbox, directory: &Path) -> Result<config::Config, 
     let seed = write("refresh_token", &settings.refresh_token)?;
     let variables = [
         ("SERVER__LISTEN", "127.0.0.1:0".to_owned()),
+        ("ADMIN__LISTEN", "127.0.0.1:0".to_owned()),
         ("CENTRAL__BASE_URL", sandbox.base_url()),
         ("CENTRAL__ALLOW_PLAINTEXT", "true".to_owned()),
         ("CREDENTIALS__CLIENT_ID", settings.client_id),

@@ -16,8 +16,8 @@ use crate::{
     telemetry::{Telemetry, log},
 };
 
-/// With the drain's 25 s and a little air it fits into the 30 s that Kubernetes grants.
-const FLUSH_LIMIT: Duration = Duration::from_secs(3);
+/// A collector that does not answer must not delay the end by more than 2 s; what comes after it takes a moment, too.
+const FLUSH_LIMIT: Duration = Duration::from_millis(1_500);
 
 /// Runs the gateway until SIGTERM or Ctrl-C.
 #[derive(Debug, Args)]
@@ -65,7 +65,7 @@ impl Serve {
     }
 }
 
-async fn serve(config: Config, stop: impl Future<Output = ()>) -> Exit {
+async fn serve(mut config: Config, stop: impl Future<Output = ()>) -> Exit {
     if let Err(error) = log::init(&config.log, io::stdout().is_terminal()) {
         print::error(&error.to_string());
         return Exit::Usage;
@@ -78,11 +78,18 @@ async fn serve(config: Config, stop: impl Future<Output = ()>) -> Exit {
             return Exit::Usage;
         }
     };
-    let served = match Server::bind(config, telemetry.tracing()).await {
+    telemetry.export_log();
+    let ignored = std::mem::take(&mut config.telemetry.ignored);
+    let bound = Server::bind(config, telemetry.tracing()).await;
+    // Not earlier: the first line of the log says where the gateway listens.
+    if !ignored.is_empty() {
+        tracing::warn!(variables = ignored.join(", "), "OTEL_* variables that have no effect here");
+    }
+    let served = match bound {
         Ok(server) => server.serve(stop).await,
         Err(error) => Err(error),
     };
-    // After an error too: the last spans may be the ones that tell why.
+    // After an error too: the last records may be the ones that tell why.
     telemetry.shutdown(FLUSH_LIMIT).await;
     match served {
         Ok(()) => Exit::Clean,

@@ -231,9 +231,11 @@ impl Reader {
         self.given.get(name).map(|given| given.origin.to_string())
     }
 
-    /// A variable that is not one of ours; an empty one counts as unset.
-    pub(super) fn variable(&self, name: &str) -> Option<&str> {
-        self.environment.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
+    /// The variables that begin like this and are not ours, without blanks around; empty ones count as unset.
+    pub(super) fn variables(&self, prefix: &str) -> BTreeMap<String, String> {
+        let set = self.environment.iter().filter(|(name, _)| name.starts_with(prefix));
+        let trimmed = set.map(|(name, value)| (name.clone(), value.trim().to_owned()));
+        trimmed.filter(|(_, value)| !value.is_empty()).collect()
     }
 
     /// Records what is wrong with a setting or a variable.

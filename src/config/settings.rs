@@ -84,6 +84,13 @@ pub const SETTINGS: &[Setting] = &[
                   refused at once.",
     },
     Setting {
+        name: "admin.listen",
+        unset: Unset::Default("0.0.0.0:9464"),
+        allowed: Allowed::Address,
+        meaning: "Where `/metrics`, `/livez` and `/readyz` are served over plain HTTP. Port 0 takes a free one; the log \
+                  names it.",
+    },
+    Setting {
         name: "central.base_url",
         unset: Unset::Means("then `central.cluster` is required"),
         allowed: Allowed::Text("`https://host` or `https://host:port`, without a path"),

@@ -71,7 +71,8 @@ fn smallest_configuration_gets_every_default() {
     assert!(matches!(config.token_store.kind, StoreKind::File));
     assert_eq!(config.log.filter, "info");
     assert_eq!(config.log.format, LogFormat::Auto);
-    assert_eq!(config.telemetry.traces_endpoint, None);
+    assert!(config.telemetry.traces.otlp.is_none() && config.telemetry.metrics.otlp.is_none());
+    assert_eq!(config.admin.listen, "0.0.0.0:9464".parse().unwrap());
 
     let names: Vec<_> = effective.iter().map(|effective| effective.name).collect();
     let listed: Vec<_> = settings::SETTINGS.iter().map(|setting| setting.name).collect();
@@ -576,27 +577,6 @@ fn used_up_seed_may_be_gone() {
     let text =
         files.minimal("").replace("client_id", &format!("refresh_token_file = \"{}\"\nclient_id", files.path("gone")));
     assert_eq!(valid(&text, &[]).config.credentials.refresh_token_file, Some(files.path("gone").into()));
-}
-
-#[test]
-fn standard_telemetry_variables_are_honoured() {
-    let files = Files::new();
-    let all = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://all:4317");
-    let traces = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://traces:4317");
-    let cases = [
-        (&[][..], None),
-        (&[all], Some("http://all:4317")),
-        (&[all, traces], Some("http://traces:4317")),
-        (&[all, ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "")], Some("http://all:4317")),
-        (&[all, ("OTEL_SDK_DISABLED", "TRUE")], None),
-        (&[all, ("OTEL_SDK_DISABLED", "false")], Some("http://all:4317")),
-        (&[all, ("OTEL_TRACES_EXPORTER", "none")], None),
-        (&[all, ("OTEL_TRACES_EXPORTER", "otlp")], Some("http://all:4317")),
-    ];
-    for (environment, endpoint) in cases {
-        let config = valid(&files.minimal(""), environment).config;
-        assert_eq!(config.telemetry.traces_endpoint.as_deref(), endpoint, "{environment:?}");
-    }
 }
 
 #[test]

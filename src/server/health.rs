@@ -12,6 +12,9 @@ use crate::proto::health::{
     health_check_response::ServingStatus, health_server::Health,
 };
 
+/// The entry of the service: whether it can be used.
+pub(super) const LICENSING: &str = "central.licensing.v1.LicensingService";
+
 /// The status of every registered service, by name; the name of the whole server is empty.
 pub(super) type Statuses = BTreeMap<&'static str, ServingStatus>;
 

@@ -1,6 +1,8 @@
-//! The span of one HTTP exchange, with Central or its token endpoint: one try, one span.
+//! The span of one HTTP exchange, with Central or its token endpoint, and its measure: one try, one span.
 //!
 //! Nothing of the exchange is recorded but method, address, path and status: queries, headers and bodies hold tokens.
+
+use std::time::Instant;
 
 use opentelemetry::{
     Context, KeyValue,
@@ -8,7 +10,7 @@ use opentelemetry::{
 };
 use url::{Host, Url};
 
-use super::{Origin, Tracing, names};
+use super::{Origin, Tracing, metrics::Metrics, names};
 
 /// One try of a call.
 #[derive(Debug, Clone, Copy)]
@@ -29,9 +31,44 @@ pub struct Try<'a> {
 pub struct ClientSpan {
     /// The span's context; without one, the parent's.
     context: Context,
-    /// Whether `context` holds a span of ours that has not ended.
+    /// Whether `context` holds a span of ours.
+    has_span: bool,
     is_open: bool,
+    metrics: Metrics,
+    measured: Measured,
+    started: Instant,
 }
+
+/// What the measure of a try needs to know of it.
+#[derive(Debug)]
+pub(super) struct Measured {
+    method: &'static str,
+    template: &'static str,
+    server: Option<(String, Option<u16>)>,
+}
+
+impl Measured {
+    fn new(call: &Try<'_>) -> Self {
+        let method = METHODS.into_iter().find(|method| *method == call.method).unwrap_or(names::OTHER_METHOD);
+        let server = call.url.host().map(|host| (address(&host), call.url.port_or_known_default()));
+        Self { method, template: call.template, server }
+    }
+
+    pub(super) fn labels(&self) -> Vec<KeyValue> {
+        let mut labels = vec![
+            KeyValue::new(names::HTTP_REQUEST_METHOD, self.method),
+            KeyValue::new(names::URL_TEMPLATE, self.template),
+        ];
+        if let Some((address, port)) = &self.server {
+            labels.push(KeyValue::new(names::SERVER_ADDRESS, address.clone()));
+            labels.extend(port.map(|port| KeyValue::new(names::SERVER_PORT, i64::from(port))));
+        }
+        labels
+    }
+}
+
+/// The methods that we use.
+const METHODS: [&str; 3] = ["DELETE", "GET", "POST"];
 
 impl ClientSpan {
     /// For a call made on behalf of a request, and of `others` that travel with it.
@@ -60,18 +97,19 @@ impl ClientSpan {
     fn open(tracing: &Tracing, parent: &Context, linked: &[&Origin], call: &Try<'_>) -> Self {
         let links = linked.iter().map(|origin| Link::with_context(origin.span_context())).collect();
         let span = SpanBuilder::from_name(call.template).with_kind(SpanKind::Client).with_links(links);
-        let Some(context) = tracing.open(span, parent) else {
-            return Self { context: parent.clone(), is_open: false };
-        };
+        let opened = tracing.open(span, parent);
+        let has_span = opened.is_some();
+        let context = opened.unwrap_or_else(|| parent.clone());
         let span = context.span();
-        if span.is_recording() {
+        if has_span && span.is_recording() {
             span.update_name(format!("{} {}", call.method, call.template));
             span.set_attributes(call_attributes(call));
             for origin in linked {
                 origin.0.span().add_link(span.span_context().clone(), Vec::new());
             }
         }
-        Self { context, is_open: true }
+        let (metrics, measured) = (tracing.metrics.clone(), Measured::new(call));
+        Self { context, has_span, is_open: true, metrics, measured, started: Instant::now() }
     }
 
     /// What runs inside this try: `span.origin().run(future)` puts the span's id on the log lines within.
@@ -82,16 +120,15 @@ impl ClientSpan {
     /// There was an answer with this status, read to its end.
     pub fn answered(mut self, status: u16) {
         let span = self.context.span();
-        if self.is_open && span.is_recording() {
+        if self.has_span && span.is_recording() {
             span.set_attribute(KeyValue::new(names::HTTP_RESPONSE_STATUS_CODE, i64::from(status)));
-            // The only version we speak with Central.
-            span.set_attribute(KeyValue::new(names::NETWORK_PROTOCOL_VERSION, "1.1"));
+            span.set_attribute(KeyValue::new(names::NETWORK_PROTOCOL_VERSION, names::HTTP_VERSION));
             if status >= 400 {
                 span.set_attribute(KeyValue::new(names::ERROR_TYPE, status.to_string()));
                 span.set_status(Status::error(""));
             }
         }
-        self.end();
+        self.end(Ok(status));
     }
 
     /// There was no answer, or not all of it. `error_type` is one of a few words, such as `connect` or `timeout`.
@@ -101,16 +138,20 @@ impl ClientSpan {
 
     fn end_with_error(&mut self, error_type: &'static str) {
         let span = self.context.span();
-        if self.is_open && span.is_recording() {
+        if self.has_span && self.is_open && span.is_recording() {
             span.set_attribute(KeyValue::new(names::ERROR_TYPE, error_type));
             span.set_status(Status::error(""));
         }
-        self.end();
+        self.end(Err(error_type));
     }
 
-    fn end(&mut self) {
-        if self.is_open {
-            self.is_open = false;
+    fn end(&mut self, ended: Result<u16, &'static str>) {
+        if !self.is_open {
+            return;
+        }
+        self.is_open = false;
+        self.metrics.call(&self.measured, ended, self.started.elapsed());
+        if self.has_span {
             self.context.span().end();
         }
     }
@@ -122,18 +163,21 @@ impl Drop for ClientSpan {
     }
 }
 
+fn address(host: &Host<&str>) -> String {
+    match host {
+        Host::Domain(name) => (*name).to_owned(),
+        Host::Ipv4(address) => address.to_string(),
+        Host::Ipv6(address) => address.to_string(),
+    }
+}
+
 fn call_attributes(call: &Try<'_>) -> Vec<KeyValue> {
     let mut attributes = vec![
         KeyValue::new(names::HTTP_REQUEST_METHOD, call.method.to_owned()),
         KeyValue::new(names::URL_TEMPLATE, call.template),
     ];
     if let Some(host) = call.url.host() {
-        let address = match host {
-            Host::Domain(name) => name.to_owned(),
-            Host::Ipv4(address) => address.to_string(),
-            Host::Ipv6(address) => address.to_string(),
-        };
-        attributes.push(KeyValue::new(names::SERVER_ADDRESS, address));
+        attributes.push(KeyValue::new(names::SERVER_ADDRESS, address(&host)));
         // Put together from the parts that hold no secret, not cut from the whole.
         let port = call.url.port().map(|port| format!(":{port}")).unwrap_or_default();
         let full = format!("{}://{host}{port}{}", call.url.scheme(), call.url.path());

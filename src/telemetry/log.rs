@@ -1,9 +1,12 @@
-//! Log lines on standard output: JSON for machines, text for people, with the ids of the request they belong to.
+//! Log lines on standard output: JSON for machines, text for people, with the ids of the request they belong to. And the
+//! same records to a collector, if there is one for them: see [`export`].
 //!
 //! What dependencies say at `debug` and `trace` is never printed, whatever the filter says. They print what they
 //! handle: tonic whole statuses with their metadata, h2 every frame it reads and writes. Today's h2 leaves out the
 //! header fields, but nobody promises that the next one does, and headers carry tokens. Letting their spans through
 //! would also cost several times the request itself. (reqwest and rustls use the `log` crate, which nothing here reads.)
+
+mod export;
 
 use std::{
     collections::HashMap,
@@ -11,13 +14,17 @@ use std::{
     fmt::{self, Write as _},
     io::{self, Write as _},
     panic,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use anstyle::{AnsiColor, Style};
+use arc_swap::ArcSwapOption;
 use jiff::Timestamp;
-use opentelemetry::{Context, trace::TraceContextExt as _};
+use opentelemetry::{
+    Context,
+    trace::{SpanContext, TraceContextExt as _},
+};
 use serde::{Serializer as _, ser::SerializeMap as _};
 use serde_json::Value;
 use tracing::{
@@ -32,6 +39,7 @@ use tracing_subscriber::{
     layer::{self, SubscriberExt as _},
 };
 
+pub(super) use self::export::Export;
 use crate::{
     config::{self, LogFormat},
     license::OperationId,
@@ -57,8 +65,20 @@ pub fn init(settings: &config::Log, is_terminal: bool) -> Result<(), FilterError
         let _ = io::stdout().lock().write_all(line.as_bytes());
     });
     // Fails only if there is a subscriber already.
-    let _ = tracing::subscriber::set_global_default(subscriber(settings, is_terminal, write)?);
+    let exported = Arc::clone(&EXPORTED);
+    let _ = tracing::subscriber::set_global_default(subscriber(settings, is_terminal, write, exported)?);
     Ok(())
+}
+
+/// Where the records of the process' log go beside standard output. Set after the log has begun: what goes wrong before
+/// must be logged, too.
+static EXPORTED: LazyLock<Exported> = LazyLock::new(Exported::default);
+
+type Exported = Arc<ArcSwapOption<Export>>;
+
+/// Begins or ends the export of the process' log.
+pub(super) fn export_to(export: Option<Export>) {
+    EXPORTED.store(export.map(Arc::new));
 }
 
 /// Logs panics as lines of their own, with the place. The message only if it is a constant: one that was put together
@@ -80,13 +100,14 @@ fn subscriber(
     settings: &config::Log,
     is_terminal: bool,
     write: Box<dyn Fn(&str) + Send + Sync>,
+    exported: Exported,
 ) -> Result<impl Subscriber + Send + Sync, FilterError> {
     let shape = match settings.format {
         LogFormat::Json => Shape::Json,
         LogFormat::Auto if !is_terminal => Shape::Json,
         LogFormat::Auto | LogFormat::Text => Shape::Text { coloured: is_terminal },
     };
-    let lines = Lines { shape, repeats: Repeats::default(), write };
+    let lines = Lines { shape, repeats: Repeats::default(), write, exported };
     Ok(Registry::default().with(filter(&settings.filter)?).with(lines))
 }
 
@@ -120,6 +141,7 @@ struct Lines {
     shape: Shape,
     repeats: Repeats,
     write: Box<dyn Fn(&str) + Send + Sync>,
+    exported: Exported,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -162,14 +184,20 @@ impl<S: Subscriber> Layer<S> for Lines {
         };
         line.push('\n');
         (self.write)(&line);
+        if let Some(export) = &*self.exported.load() {
+            export.emit(metadata, &fields, &ids);
+        }
     }
 }
 
 /// The rule at the top of this file. Nothing here uses spans of `tracing`, so nobody gets them.
 fn may_speak(metadata: &Metadata<'_>) -> bool {
     let is_ours = metadata.target().split("::").next() == Some(env!("CARGO_CRATE_NAME"));
-    metadata.is_event() && (is_ours || *metadata.level() <= Level::INFO)
+    metadata.is_event() && (is_ours || *metadata.level() <= Level::INFO) && metadata.name() != IGNORED_VARIABLE
 }
+
+/// What the exporter calls its warning of a variable that it does not understand. Ours names them all in one line.
+const IGNORED_VARIABLE: &str = "Exporter.Config.InvalidEnvironmentVariable";
 
 /// How often the OpenTelemetry SDK may say the same thing. It says so for every batch that it cannot deliver.
 const REPEAT_AFTER: Duration = Duration::from_mins(1);
@@ -202,7 +230,7 @@ impl Repeats {
 /// The ids of the request that the line belongs to.
 #[derive(Default)]
 struct Ids {
-    trace_and_span: Option<(String, String)>,
+    span: Option<SpanContext>,
     operation: Option<String>,
 }
 
@@ -210,23 +238,22 @@ impl Ids {
     fn current() -> Self {
         Context::map_current(|context| {
             let span = context.span();
-            let span = span.span_context();
             Self {
-                trace_and_span: span.is_valid().then(|| (span.trace_id().to_string(), span.span_id().to_string())),
+                span: Some(span.span_context()).filter(|span| span.is_valid()).cloned(),
                 operation: context.get::<OperationId>().map(ToString::to_string),
             }
         })
     }
 
     /// In order; those that the line names itself are left out, because it knows better.
-    fn named<'a>(&'a self, fields: &'a Fields) -> impl Iterator<Item = (&'static str, &'a str)> {
+    fn named(&self, fields: &Fields) -> impl Iterator<Item = (&'static str, String)> {
         [
-            ("trace_id", self.trace_and_span.as_ref().map(|(trace, _)| trace)),
-            ("span_id", self.trace_and_span.as_ref().map(|(_, span)| span)),
-            ("operation_id", self.operation.as_ref()),
+            ("trace_id", self.span.as_ref().map(|span| span.trace_id().to_string())),
+            ("span_id", self.span.as_ref().map(|span| span.span_id().to_string())),
+            ("operation_id", self.operation.clone()),
         ]
         .into_iter()
-        .filter_map(|(name, id)| Some((name, id?.as_str())))
+        .filter_map(|(name, id)| Some((name, id?)))
         .filter(|(name, _)| fields.rest.iter().all(|(field, _)| field != name))
     }
 }
@@ -301,7 +328,7 @@ fn json(metadata: &Metadata<'_>, fields: &Fields, ids: &Ids) -> String {
             }
         }
         for (name, id) in ids.named(fields) {
-            map.serialize_entry(name, id)?;
+            map.serialize_entry(name, &id)?;
         }
         map.end()
     })();
@@ -351,7 +378,7 @@ fn text(metadata: &Metadata<'_>, fields: &Fields, ids: &Ids, coloured: bool) -> 
             "operation_id" => id.get(id.len().saturating_sub(SHORT_ID)..),
             _ => id.get(..SHORT_ID),
         };
-        let _ = write!(line, " {dim}{}={}{dim:#}", name.trim_end_matches("_id"), short.unwrap_or(id));
+        let _ = write!(line, " {dim}{}={}{dim:#}", name.trim_end_matches("_id"), short.unwrap_or(&id));
     }
     line
 }
@@ -378,9 +405,7 @@ impl fmt::Display for Visible<'_> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)] // a test that cannot go on fails
 mod tests {
-    use std::sync::Arc;
-
-    use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
+    use opentelemetry::trace::{SpanId, TraceFlags, TraceId, TraceState};
 
     use super::*;
 
@@ -390,7 +415,10 @@ mod tests {
         let sink = Arc::clone(&written);
         let settings = config::Log { filter: filter.to_owned(), format };
         let write = Box::new(move |line: &str| sink.lock().unwrap().push_str(line));
-        tracing::subscriber::with_default(subscriber(&settings, is_terminal, write).unwrap(), body);
+        tracing::subscriber::with_default(
+            subscriber(&settings, is_terminal, write, Exported::default()).unwrap(),
+            body,
+        );
         let written = written.lock().unwrap();
         written.split_terminator('\n').map(str::to_owned).collect()
     }
@@ -554,7 +582,7 @@ mod tests {
         let lines = json_lines("info", || tracing::info!(error = &error as &dyn Error, "no"));
         assert_eq!(
             lines[0]["error"],
-            "spans cannot be exported with the OTEL_EXPORTER_OTLP_* settings given: connection refused"
+            "telemetry cannot be exported with the OTEL_EXPORTER_OTLP_* settings given: connection refused"
         );
     }
 

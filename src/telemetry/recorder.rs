@@ -70,7 +70,8 @@ fn milliseconds(duration: Duration) -> String {
 }
 
 /// What the demo shows of a span.
-const SHOWN: [&str; 6] = [
+const SHOWN: [&str; 7] = [
+    names::RPC_RESPONSE_STATUS_CODE,
     names::RPC_STATUS_CODE,
     names::HTTP_RESPONSE_STATUS_CODE,
     names::HTTP_REQUEST_RESEND_COUNT,

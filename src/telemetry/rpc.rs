@@ -1,6 +1,9 @@
-//! The layer around every RPC: opens its span, names the operation, records how it ended.
+//! The layer around every RPC: opens its span, names the operation, records and measures how it ended.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use axum::{
     extract::{Request, State},
@@ -54,47 +57,60 @@ pub async fn trace_rpc(State(tracing): State<Tracing>, mut request: Request, nex
     response
 }
 
-/// The span of one RPC. Dropped before it is closed, it ends as cancelled: the caller has gone.
+/// The span of one RPC, and its measure. Dropped before it is closed, it ends as cancelled: the caller has gone.
 struct RpcSpan {
+    tracing: Tracing,
     context: Context,
     /// Whether `context` holds a span of ours. What is there otherwise is the caller's.
+    has_span: bool,
     is_open: bool,
+    method: Option<&'static str>,
+    started: Instant,
 }
 
 impl RpcSpan {
     fn open(tracing: &Tracing, request: &Request, operation_id: OperationId) -> Self {
+        let started = Instant::now();
         let headers = Headers(request.headers());
-        let caller = TraceContextPropagator::new().extract_with_context(&Context::new(), &headers);
-        let caller = BaggagePropagator::new().extract_with_context(&caller, &headers);
+        let mut caller = Context::new();
+        if tracing.propagators.trace_context {
+            caller = TraceContextPropagator::new().extract_with_context(&caller, &headers);
+        }
+        if tracing.propagators.baggage {
+            caller = BaggagePropagator::new().extract_with_context(&caller, &headers);
+        }
         let caller = caller.with_value(operation_id).with_value(Reported::default());
 
         // Whether to sample is decided on the caller's trace and the name alone, so that a request that is not
         // sampled does not pay for its attributes.
         let method = names::method(request.uri().path());
         let span = SpanBuilder::from_name(method.unwrap_or(names::GRPC)).with_kind(SpanKind::Server);
-        let Some(context) = tracing.open(span, &caller) else {
-            return Self { context: caller, is_open: false };
-        };
-        let span = context.span();
-        if span.is_recording() {
-            span.set_attributes(request_attributes(request, method, operation_id));
+        let opened = tracing.open(span, &caller);
+        let has_span = opened.is_some();
+        let context = opened.unwrap_or(caller);
+        if has_span && context.span().is_recording() {
+            context.span().set_attributes(request_attributes(request, method, operation_id));
         }
-        Self { context, is_open: true }
+        Self { tracing: tracing.clone(), context, has_span, is_open: true, method, started }
     }
 
     fn close(mut self, response: &Response) {
-        if self.is_open {
-            self.is_open = false;
-            self.end(status_code(response));
-        }
+        self.is_open = false;
+        self.end(status_code(response));
     }
 
     fn end(&self, code: Code) {
         let verdict = self.context.get::<Reported>().and_then(|reported| reported.0.get()).copied();
+        self.tracing.metrics.rpc(self.method, code, verdict, self.started.elapsed());
+        if !self.has_span {
+            return;
+        }
         let span = self.context.span();
         if span.is_recording() {
             let name = code_name(code);
-            span.set_attribute(KeyValue::new(names::RPC_STATUS_CODE, name));
+            for key in names::status_code(self.tracing.status_code_name) {
+                span.set_attribute(KeyValue::new(key, name));
+            }
             if code != Code::Ok {
                 span.set_attribute(KeyValue::new(names::ERROR_TYPE, name));
             }

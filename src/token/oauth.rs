@@ -22,7 +22,10 @@ use super::{rehearsal::hurried, secret::Secret};
 use crate::{
     config::{self, GrantPlacement},
     exchange::{self, Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},
-    telemetry::{Origin, Tracing},
+    telemetry::{
+        Origin, Tracing,
+        metrics::{ExchangeResult, Metrics},
+    },
 };
 
 const TOKEN_ENDPOINT: &str = "/oauth2/token";
@@ -49,6 +52,7 @@ pub(super) struct TokenEndpoint {
     client_id: String,
     client_secret_file: PathBuf,
     placement: GrantPlacement,
+    metrics: Metrics,
 }
 
 /// What Central gives for a refresh token.
@@ -134,6 +138,7 @@ impl TokenEndpoint {
         tracing: Tracing,
     ) -> Result<Self, SetupError> {
         Ok(Self {
+            metrics: tracing.metrics().clone(),
             // A kept connection could be closing just now, and the answer is the only copy of the new token.
             http: HttpClient::new(central, Connections::Fresh, tracing)?.with_timeout(hurried(EXCHANGE_TIMEOUT)),
             client_id: credentials.client_id.clone(),
@@ -144,16 +149,29 @@ impl TokenEndpoint {
 
     /// Presents a refresh token, once. Must run to its end: call it where nobody can cancel it.
     pub(super) async fn refresh(&self, refresh_token: &Secret, waiting: &[Origin]) -> Exchanged {
-        self.exchange(("refresh_token", "refresh_token", refresh_token), waiting).await
+        self.counted(self.exchange(("refresh_token", "refresh_token", refresh_token), waiting).await)
     }
 
     /// Asks for a new chain with user name and password: login, code, tokens. Central throttles this (a few in half an
     /// hour) and may lock the account; it is not for users of a single sign-on domain.
     pub(super) async fn log_in(&self, login: &config::Login) -> Exchanged {
-        match self.authorization_code(login).await {
+        self.counted(match self.authorization_code(login).await {
             Ok(code) => self.exchange(("authorization_code", "code", &code), &[]).await,
             Err(not_sent) => Exchanged::NotSent(not_sent),
-        }
+        })
+    }
+
+    fn counted(&self, exchanged: Exchanged) -> Exchanged {
+        self.metrics.token_exchange(match &exchanged {
+            Exchanged::Pair(_) => ExchangeResult::Pair,
+            Exchanged::NotSent(_) => ExchangeResult::NotSent,
+            Exchanged::Throttled { .. } => ExchangeResult::Throttled,
+            Exchanged::TokenRefused => ExchangeResult::TokenRefused,
+            Exchanged::ClientRefused => ExchangeResult::ClientRefused,
+            Exchanged::GrantNotRead => ExchangeResult::GrantNotRead,
+            Exchanged::Unclear(_) => ExchangeResult::Unclear,
+        });
+        exchanged
     }
 
     /// Exchanges a grant (its type, the name of its parameter, the secret) for a pair of tokens.

@@ -3,7 +3,9 @@
 #![allow(clippy::print_stdout)] // what a test has to say of its rounds
 #![allow(clippy::unwrap_used)] // a test that unwraps is a test that fails with a place
 
+mod admin;
 mod collector;
+mod collector_trouble;
 mod commands;
 mod custody;
 mod demo;
@@ -11,6 +13,8 @@ mod departures;
 mod failures;
 #[cfg(feature = "rehearsal")]
 mod killed;
+
+mod otel;
 mod quota;
 mod reads;
 #[cfg(feature = "tests-with-redis")]

@@ -112,8 +112,8 @@ async fn everything_said(reason: &str) -> String {
     for line in log {
         let _ = writeln!(said, "{line}");
     }
-    let spans = collector.wait_for_spans(|spans| !spans.is_empty()).await;
-    let _ = write!(said, "{spans:?}");
+    let arrived = collector.wait_for(|arrived| !arrived.spans.is_empty() && !arrived.logs.is_empty()).await;
+    let _ = write!(said, "{:?}{:?}{:?}", arrived.spans, arrived.metrics, arrived.logs);
     assert!(said.contains("CENTRAL_REJECTED_ARGUMENT") && said.contains("[masked]"), "the faults were met and logged");
     said
 }

@@ -18,7 +18,7 @@ use license_gateway::{
     },
     sandbox::{Sandbox, Settings},
     server::Server,
-    telemetry::{Telemetry, Tracing},
+    telemetry::Telemetry,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -71,6 +71,7 @@ pub async fn sandbox() -> Sandbox {
 /// A gateway in this process.
 pub struct Gateway {
     pub address: SocketAddr,
+    pub admin: SocketAddr,
     pub channel: Channel,
     stop: Option<oneshot::Sender<()>>,
     serving: JoinHandle<()>,
@@ -95,10 +96,8 @@ impl Gateway {
         let mut config = config(sandbox, state.path());
         change(&mut config);
         let telemetry = Telemetry::start(&config.telemetry).expect("telemetry starts");
-        let tracing =
-            if config.telemetry.traces_endpoint.is_some() { telemetry.tracing() } else { Tracing::disabled() };
-        let server = Server::bind(config, tracing).await.expect("the gateway starts");
-        let address = server.address();
+        let server = Server::bind(config, telemetry.tracing()).await.expect("the gateway starts");
+        let (address, admin) = (server.address(), server.admin_address());
         let (stop, stopped) = oneshot::channel();
         let serving = tokio::spawn(async move {
             let stopped = async {
@@ -107,7 +106,7 @@ impl Gateway {
             server.serve(stopped).await.expect("the gateway serves");
         });
         let channel = channel(address).await;
-        Self { address, channel, stop: Some(stop), serving, telemetry: Some(telemetry), state }
+        Self { address, admin, channel, stop: Some(stop), serving, telemetry: Some(telemetry), state }
     }
 
     /// Waits until there is a token and the list of services is at hand: what comes next is the test's own.
@@ -170,6 +169,7 @@ pub fn config(sandbox: &Sandbox, dir: &Path) -> config::Config {
             max_streams_per_connection: 1_000,
             max_requests: 2_000,
         },
+        admin: config::Admin { listen: SocketAddr::from(([127, 0, 0, 1], 0)) },
         central: config::Central {
             base_url: sandbox.base_url().parse().expect("a URL"),
             timeout: Duration::from_secs(10),
@@ -193,6 +193,12 @@ pub fn config(sandbox: &Sandbox, dir: &Path) -> config::Config {
         log: config::Log { filter: "info".to_owned(), format: config::LogFormat::Json },
         telemetry: config::Telemetry::default(),
     }
+}
+
+/// What these `OTEL_*` variables say.
+pub fn otel(variables: &[(&str, &str)]) -> config::Telemetry {
+    let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    config::Telemetry::from_variables(variables).expect("valid variables")
 }
 
 /// A request with an include scope.
@@ -296,9 +302,16 @@ impl Process {
 
     /// Waits for a log line with this message.
     pub async fn said(&mut self, message: &str) {
-        let said = |lines: &Vec<Value>| lines.iter().any(|line| line["message"] == message);
-        let was_said = matches!(timeout(PATIENCE, self.lines.wait_for(said)).await, Ok(Ok(_)));
-        assert!(was_said, "it never said {message:?}: {:#?}", self.lines.borrow());
+        self.line(message).await;
+    }
+
+    /// The same, and the line.
+    pub async fn line(&mut self, message: &str) -> Value {
+        let find = |lines: &Vec<Value>| lines.iter().find(|line| line["message"] == message).cloned();
+        if let Ok(Ok(lines)) = timeout(PATIENCE, self.lines.wait_for(|lines| find(lines).is_some())).await {
+            return find(&lines).expect("it was said");
+        }
+        panic!("it never said {message:?}: {:#?}", self.lines.borrow())
     }
 
     /// Stops it in its tracks.
@@ -318,6 +331,14 @@ impl Process {
     pub async fn kill(mut self) {
         self.child.as_mut().expect("it runs").kill().expect("it runs");
         self.exit().await;
+    }
+
+    /// How much memory it holds.
+    pub fn resident_kib(&self) -> u64 {
+        let id = self.child.as_ref().expect("it runs").id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
     /// Asks it to stop.
@@ -354,6 +375,7 @@ impl Drop for Process {
 fn config_toml(config: &config::Config) -> String {
     format!(
         "[server]\nlisten = \"127.0.0.1:0\"\ndrain_timeout = \"10s\"\n\
+         [admin]\nlisten = \"127.0.0.1:0\"\n\
          [central]\nbase_url = \"{}\"\nallow_plaintext = true\ntimeout = \"10s\"\n\
          [credentials]\nclient_id = \"{}\"\nclient_secret_file = \"{}\"\nrefresh_token_file = \"{}\"\n\
          [token_store]\npath = \"{}\"\n\

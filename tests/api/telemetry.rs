@@ -29,13 +29,16 @@ use tonic::transport::{Identity, server::TcpConnectInfo};
 use tower::ServiceExt as _;
 use url::Url;
 
-use crate::collector::{Collector, Kind, Span, only};
+use crate::{
+    collector::{Collector, Kind, Span, only},
+    support::otel,
+};
 
-const UNASSIGN: &str = "central.licensing.v1.LicensingService/UnassignLicenses";
-const CALLER_TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+pub const UNASSIGN: &str = "central.licensing.v1.LicensingService/UnassignLicenses";
+pub const CALLER_TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER_SPAN: &str = "00f067aa0ba902b7";
 /// Longer than a flush over the loopback takes.
-const ENOUGH: Duration = Duration::from_secs(10);
+pub const ENOUGH: Duration = Duration::from_secs(10);
 
 #[tokio::test]
 async fn rpc_continues_the_trace_of_its_caller() {
@@ -143,7 +146,7 @@ async fn caller_decides_on_sampling() {
 
 #[tokio::test]
 async fn without_an_endpoint_requests_still_have_an_operation() {
-    let telemetry = Telemetry::start(&config::Telemetry { traces_endpoint: None }).expect("nothing to start");
+    let telemetry = Telemetry::start(&config::Telemetry::default()).expect("nothing to start");
     let handler = answer(|operation| {
         assert_eq!(Origin::current().operation_id(), Some(operation));
         status(StatusCode::OK)
@@ -342,7 +345,7 @@ async fn hanging_collector_does_not_delay_the_end() {
     // Connections are accepted by the kernel, and nobody ever answers.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let endpoint = format!("http://{}", listener.local_addr().expect("bound"));
-    let telemetry = Telemetry::start(&config::Telemetry { traces_endpoint: Some(endpoint) }).expect("it starts");
+    let telemetry = Telemetry::start(&all_to(&endpoint)).expect("it starts");
     call(&telemetry, UNASSIGN, "01", answer(|_| status(StatusCode::OK))).await;
     // Well below the exporter's own ten seconds.
     tokio::time::timeout(Duration::from_secs(5), telemetry.shutdown(Duration::from_millis(200)))
@@ -354,7 +357,7 @@ async fn hanging_collector_does_not_delay_the_end() {
 async fn forgotten_telemetry_does_not_block_the_runtime() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let endpoint = format!("http://{}", listener.local_addr().expect("bound"));
-    let telemetry = Telemetry::start(&config::Telemetry { traces_endpoint: Some(endpoint) }).expect("it starts");
+    let telemetry = Telemetry::start(&all_to(&endpoint)).expect("it starts");
     call(&telemetry, UNASSIGN, "01", answer(|_| status(StatusCode::OK))).await;
     let started = Instant::now();
     drop(telemetry);
@@ -363,7 +366,11 @@ async fn forgotten_telemetry_does_not_block_the_runtime() {
 
 #[tokio::test]
 async fn endpoint_is_checked() {
-    let start = |endpoint: &str| Telemetry::start(&config::Telemetry { traces_endpoint: Some(endpoint.to_owned()) });
+    let start = |endpoint: &str| {
+        let mut settings = config::Telemetry::default();
+        settings.traces.otlp = Some(config::Otlp::grpc(endpoint));
+        Telemetry::start(&settings)
+    };
     assert!(start("https://collector.test:4317").is_ok());
     assert!(matches!(start("http://user:passw0rd@collector.test:4317"), Err(StartError::Credentials)));
     assert!(matches!(start("http://not a host"), Err(StartError::Exporter(_))));
@@ -373,7 +380,7 @@ async fn endpoint_is_checked() {
 async fn environment_names_the_service() {
     let collector = Collector::start().await;
     child("child_exports_one_span")
-        .env("CHILD_ENDPOINT", collector.endpoint())
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint())
         .env("OTEL_SERVICE_NAME", "another")
         .env("OTEL_RESOURCE_ATTRIBUTES", "service.version=9,k8s.pod.name=pod-1")
         .run();
@@ -387,7 +394,7 @@ async fn environment_names_the_service() {
 async fn environment_switches_sampling_off() {
     let collector = Collector::start().await;
     child("child_exports_one_span")
-        .env("CHILD_ENDPOINT", collector.endpoint())
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint())
         .env("OTEL_TRACES_SAMPLER", "always_off")
         .run();
     assert_eq!(names(&collector.spans()), [] as [&str; 0]);
@@ -401,7 +408,7 @@ async fn spans_travel_encrypted_to_a_collector_that_the_system_trusts() {
     let identity = Identity::from_pem(certified.cert.pem(), certified.signing_key.serialize_pem());
     let collector = Collector::start_with_tls(identity).await;
 
-    let trusting = || child("child_exports_one_span").env("CHILD_ENDPOINT", collector.tls_endpoint());
+    let trusting = || child("child_exports_one_span").env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.tls_endpoint());
     trusting().run();
     assert_eq!(names(&collector.spans()), [] as [&str; 0]);
     trusting().env("SSL_CERT_FILE", trusted.path()).run();
@@ -411,7 +418,7 @@ async fn spans_travel_encrypted_to_a_collector_that_the_system_trusts() {
 #[test]
 fn export_that_fails_is_logged() {
     // Nothing listens on port 1.
-    let lines = child("child_exports_one_span").env("CHILD_ENDPOINT", "http://127.0.0.1:1").run();
+    let lines = child("child_exports_one_span").env("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://127.0.0.1:1").run();
     let failures: Vec<_> = lines.iter().filter(|line| line["target"] == "opentelemetry_sdk").collect();
     let [failure] = failures[..] else { panic!("{lines:?}") };
     assert_eq!(failure["level"], "ERROR");
@@ -435,8 +442,8 @@ fn panic_is_logged_without_its_data() {
 #[ignore = "run in a process of its own by other tests"]
 async fn child_exports_one_span() {
     log_json();
-    let endpoint = std::env::var("CHILD_ENDPOINT").expect("set by the parent");
-    let telemetry = Telemetry::start(&config::Telemetry { traces_endpoint: Some(endpoint) }).expect("it starts");
+    let settings = config::Telemetry::from_variables(config::process_environment()).expect("valid");
+    let telemetry = Telemetry::start(&settings).expect("it starts");
     call(&telemetry, UNASSIGN, "01", answer(|_| status(StatusCode::OK))).await;
     telemetry.shutdown(ENOUGH).await;
 }
@@ -456,22 +463,22 @@ fn log_json() {
 }
 
 /// A test that is run in a process of its own.
-struct Child(Command);
+pub struct Child(Command);
 
-fn child(test: &str) -> Child {
+pub fn child(test: &str) -> Child {
     let mut command = Command::new(std::env::current_exe().expect("this binary"));
     command.args([&format!("telemetry::{test}"), "--exact", "--ignored", "--nocapture"]);
     Child(command)
 }
 
 impl Child {
-    fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
+    pub fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
         self.0.env(name, value);
         self
     }
 
     /// The lines it logged.
-    fn run(mut self) -> Vec<serde_json::Value> {
+    pub fn run(mut self) -> Vec<serde_json::Value> {
         let output = self.0.output().expect("it starts");
         let text = String::from_utf8(output.stdout).expect("text");
         assert!(output.status.success(), "{text}");
@@ -483,9 +490,12 @@ impl Child {
 
 async fn start() -> (Collector, Telemetry) {
     let collector = Collector::start().await;
-    let settings = config::Telemetry { traces_endpoint: Some(collector.endpoint()) };
-    let telemetry = Telemetry::start(&settings).expect("the exporter starts");
+    let telemetry = Telemetry::start(&all_to(&collector.endpoint())).expect("the exporter starts");
     (collector, telemetry)
+}
+
+fn all_to(endpoint: &str) -> config::Telemetry {
+    otel(&[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)])
 }
 
 /// All spans that were made.
@@ -494,12 +504,12 @@ async fn finish(collector: &Collector, telemetry: Telemetry) -> Vec<Span> {
     collector.spans()
 }
 
-fn names(spans: &[Span]) -> Vec<&str> {
+pub fn names(spans: &[Span]) -> Vec<&str> {
     spans.iter().map(Span::name).collect()
 }
 
 /// A service that answers its one request with what `respond` makes of the operation.
-fn answer(respond: impl FnOnce(OperationId) -> Response<Body> + Send + 'static) -> Router {
+pub fn answer(respond: impl FnOnce(OperationId) -> Response<Body> + Send + 'static) -> Router {
     let respond = std::sync::Arc::new(std::sync::Mutex::new(Some(respond)));
     Router::new().fallback(any(move |Extension(operation): Extension<OperationId>| async move {
         let respond = respond.lock().expect("no panic").take().expect("called once");
@@ -507,7 +517,7 @@ fn answer(respond: impl FnOnce(OperationId) -> Response<Body> + Send + 'static) 
     }))
 }
 
-fn status(status: StatusCode) -> Response<Body> {
+pub fn status(status: StatusCode) -> Response<Body> {
     Response::builder().status(status).body(Body::empty()).expect("a response")
 }
 
@@ -516,7 +526,7 @@ fn layered(tracing: Tracing, service: Router) -> Router {
 }
 
 /// A call from a caller whose trace has these flags.
-async fn call(telemetry: &Telemetry, method: &str, flags: &str, service: Router) -> StatusCode {
+pub async fn call(telemetry: &Telemetry, method: &str, flags: &str, service: Router) -> StatusCode {
     let response = layered(telemetry.tracing(), service).oneshot(request(method, flags)).await;
     response.expect("a router always answers").status()
 }
@@ -580,10 +590,10 @@ async fn close(open: Vec<(oneshot::Sender<()>, task::JoinHandle<()>)>) {
     }
 }
 
-fn central() -> Url {
+pub fn central() -> Url {
     Url::parse("https://central.test/platform/licensing/v1/msp/subscriptions/devices/all").expect("a URL")
 }
 
-fn delete(url: &Url) -> Try<'_> {
+pub fn delete(url: &Url) -> Try<'_> {
     Try { method: "DELETE", url, template: "/platform/licensing/v1/msp/subscriptions/devices/all", resend_count: 0 }
 }

@@ -5,7 +5,7 @@ use tonic::metadata::MetadataValue;
 
 use crate::{
     collector::{Collector, Kind, Span},
-    support::{Gateway, customer, include, sandbox},
+    support::{Gateway, customer, include, otel, sandbox},
 };
 
 const RPC: &str = "central.licensing.v1.LicensingService/UnassignLicenses";
@@ -19,8 +19,8 @@ const CALLERS_SPAN: &str = "b7ad6b7169203331";
 async fn spans_of(fault: Option<Fault>) -> Vec<Span> {
     let sandbox = sandbox().await;
     let collector = Collector::start().await;
-    let endpoint = collector.endpoint();
-    let gateway = Gateway::start_with(&sandbox, |config| config.telemetry.traces_endpoint = Some(endpoint)).await;
+    let settings = otel(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint())]);
+    let gateway = Gateway::start_with(&sandbox, |config| config.telemetry = settings).await;
     gateway.ready().await;
     if let Some(fault) = fault {
         sandbox.fault(fault.on(Operation::Unassign));

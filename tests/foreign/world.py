@@ -158,6 +158,9 @@ class Gateway(Process):
             [server]
             listen = "127.0.0.1:0"
 
+            [admin]
+            listen = "127.0.0.1:0"
+
             [central]
             base_url = {json.dumps(sandbox.base_url)}
             allow_plaintext = true
