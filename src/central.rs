@@ -110,6 +110,7 @@ impl CentralClient {
             caller,
             gate: Arc::clone(gate),
             origin: Origin::current(),
+            waiting: None,
             deadline,
             give_up: deadline.unwrap_or_else(|| now + self.dispatch.max_wait()),
             answer,

@@ -20,7 +20,7 @@ use tracing::{info, warn};
 
 pub use self::headers::Heard;
 use self::pace::{Pace, Turn};
-use crate::config;
+use crate::{config, telemetry::metrics};
 
 /// What a call is for. Whoever stands first goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,6 +76,8 @@ struct State {
 pub struct Standing {
     /// How many calls a second this process allows itself now.
     pub per_second: f64,
+    /// How many turns could be taken at once.
+    pub turns_left: u64,
     /// What is left of the day, by Central's last word; none where it has not said.
     pub day_remaining: Option<u64>,
     /// The day's limit, by Central's last word.
@@ -165,6 +167,18 @@ impl Quota {
     /// How things stand.
     pub fn standing(&self) -> Standing {
         self.0.lock().pace.standing(Instant::now())
+    }
+}
+
+impl From<Standing> for metrics::Quota {
+    fn from(standing: Standing) -> Self {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a small positive number
+        let per_second = standing.per_second.ceil() as u64;
+        let window = |remaining, limit| metrics::WindowQuota { remaining, limit };
+        Self {
+            second: window(Some(standing.turns_left), Some(per_second)),
+            day: window(standing.day_remaining, standing.day_limit),
+        }
     }
 }
 

@@ -116,7 +116,7 @@ impl Server {
     /// returns after `server.drain_timeout` at the latest.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let work = TaskTracker::new();
-        let boundary = Boundary::new(self.config.server.max_requests, work.clone());
+        let boundary = Boundary::new(self.config.server.max_requests, work.clone(), self.tracing.metrics().clone());
         let (statuses, statuses_seen) = watch::channel(Some(statuses(Condition::Starting)));
         let showing = tokio::spawn(show_statuses(self.tokens.condition(), statuses.clone()));
         self.admin.serve(Insight {

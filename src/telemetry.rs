@@ -12,6 +12,7 @@ pub mod http;
 pub mod log;
 pub mod metrics;
 mod names;
+pub mod queue;
 #[cfg(feature = "sandbox")]
 mod recorder;
 pub mod rpc;

@@ -17,7 +17,7 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{Accepted, Error, Failed, Parts, SendGate};
 use crate::{
     license::{Caller, CustomerId, Customers, MAX_CUSTOMERS, Scope, ServiceName, Services},
-    telemetry::Origin,
+    telemetry::{Origin, queue::Waiting},
 };
 
 /// A call with less time than this left would almost surely end as unknown: not even a round trip within a region.
@@ -33,6 +33,8 @@ pub(super) struct Member {
     pub(super) caller: Caller,
     pub(super) gate: Arc<SendGate>,
     pub(super) origin: Origin,
+    /// Its wait, until it is on its way for the first time.
+    pub(super) waiting: Option<Waiting>,
     /// When the caller stops waiting.
     pub(super) deadline: Option<Instant>,
     /// When waiting ends, for callers without a deadline too.
@@ -155,6 +157,9 @@ impl Batch {
         });
         for member in self.members_mut() {
             member.calls += 1;
+            if let Some(waiting) = member.waiting.take() {
+                waiting.ended();
+            }
         }
     }
 

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::telemetry::metrics;
+
 /// This many failures in a row mean that Central is down.
 const DOWN_AFTER: u32 = 5;
 /// How long nothing is sent at first; twice as long after every failed trial.
@@ -91,6 +93,15 @@ impl Breaker {
             }
             (State::HalfOpen { pause, .. }, false) => Some(self.open((pause * 2).min(LONGEST_PAUSE), now)),
             (State::Open { .. }, _) => None,
+        }
+    }
+
+    /// What it does now, for people and machines that watch.
+    pub(super) fn position(&self, now: Instant) -> metrics::Breaker {
+        match self.state {
+            State::Closed { .. } => metrics::Breaker::Closed,
+            State::Open { until, .. } if now < until => metrics::Breaker::Open,
+            State::Open { .. } | State::HalfOpen { .. } => metrics::Breaker::HalfOpen,
         }
     }
 

@@ -25,8 +25,12 @@ use crate::{
     config,
     exchange::{self, Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},
     license::{Customers, Outcome, Scope, ServiceName, Unassignment},
-    quota::{Purpose, Quota},
-    telemetry::{Origin, Tracing},
+    quota::{Heard, Purpose, Quota},
+    telemetry::{
+        Origin, Tracing,
+        metrics::{Shed, Window},
+        queue::Waiting,
+    },
     token::{AccessToken, TokenCache},
 };
 
@@ -42,16 +46,17 @@ const LONGEST_RETRY: Duration = Duration::from_mins(1);
 #[derive(Debug)]
 pub(super) struct Dispatch {
     http: HttpClient,
+    tracing: Tracing,
     tokens: TokenCache,
     quota: Quota,
-    queue: Mutex<Queue>,
+    queue: Arc<Mutex<Queue>>,
     /// Something joined the queue.
     joined: Notify,
     /// Bounds the calls on their way: it halves the memory at the same throughput.
     in_flight: Arc<Semaphore>,
     max_in_flight: usize,
     max_wait: Duration,
-    breaker: Mutex<Breaker>,
+    breaker: Arc<Mutex<Breaker>>,
     budget: Mutex<Budget>,
     /// How long a call takes of late.
     call_time: Mutex<Duration>,
@@ -82,16 +87,31 @@ impl Dispatch {
         quota: Quota,
         tracing: Tracing,
     ) -> Result<Self, SetupError> {
+        let (queue, breaker) = (Arc::<Mutex<Queue>>::default(), Arc::<Mutex<Breaker>>::default());
+        let metrics = tracing.metrics();
+        metrics.observe_queue({
+            let queue = Arc::clone(&queue);
+            move || lock(&queue).count()
+        });
+        metrics.observe_breaker({
+            let breaker = Arc::clone(&breaker);
+            move || lock(&breaker).position(Instant::now())
+        });
+        metrics.observe_quota({
+            let quota = quota.clone();
+            move || quota.standing().into()
+        });
         Ok(Self {
-            http: HttpClient::new(settings, Connections::Kept, tracing)?,
+            http: HttpClient::new(settings, Connections::Kept, tracing.clone())?,
+            tracing,
             tokens,
             quota,
-            queue: Mutex::default(),
+            queue,
             joined: Notify::new(),
             in_flight: Arc::new(Semaphore::new(settings.max_in_flight)),
             max_in_flight: settings.max_in_flight,
             max_wait: settings.max_wait,
-            breaker: Mutex::default(),
+            breaker,
             budget: Mutex::new(Budget::new(Instant::now())),
             call_time: Mutex::default(),
         })
@@ -108,8 +128,11 @@ impl Dispatch {
     }
 
     /// Takes a request into the queue, or says at once why not.
-    pub(super) fn join(&self, unassignment: &Unassignment, member: Member, now: Instant) -> Result<(), Error> {
-        lock(&self.breaker).look(now).map_err(|retry_after| Error::Down { retry_after })?;
+    pub(super) fn join(&self, unassignment: &Unassignment, mut member: Member, now: Instant) -> Result<(), Error> {
+        if let Err(retry_after) = lock(&self.breaker).look(now) {
+            self.tracing.metrics().shed(Shed::BreakerOpen);
+            return Err(Error::Down { retry_after });
+        }
         lock(&self.budget).offered();
         let patience = member.give_up.min(now + self.max_wait);
         let (next_turn, per_second) = self.quota.outlook()?;
@@ -120,9 +143,11 @@ impl Dispatch {
         let prospect = queue.prospect(&member.caller, &unassignment.scope, &unassignment.services);
         let at = next_turn + expected_wait(prospect.turns_ahead, per_second.min(self.calls_per_second()));
         if at > patience {
+            self.tracing.metrics().shed(Shed::QueueFull);
             let retry_after = (at - patience).min(LONGEST_RETRY);
             return Err(Error::Overloaded { retry_after });
         }
+        member.waiting = Some(Waiting::start(&self.tracing, &member.origin));
         queue.join(prospect, &unassignment.scope, &unassignment.services, member);
         drop(queue);
         self.joined.notify_one();
@@ -219,6 +244,7 @@ impl Dispatch {
             let scope = part.map_or(scope, |part| Scope::Include(part.clone()));
             let body = Body::Json(wire::unassign_body(&scope, batch.services()));
             let origins = batch.origins();
+            self.tracing.metrics().members_per_call(origins.len());
             let call =
                 Call { method: Method::DELETE, path: UNASSIGN_ALL, body, token: &token, origins: &origins, give_up };
             let refused = match self.call(call, &mut attempts).await {
@@ -325,6 +351,14 @@ impl Dispatch {
             words = complaint.for_log(),
             "Central did not accept a call"
         );
+        match error {
+            Error::RateLimited { .. } if Heard::read(&answer.headers, SystemTime::now()).is_silent() => {
+                self.tracing.metrics().throttled(Window::Unknown);
+            }
+            Error::RateLimited { .. } => self.tracing.metrics().throttled(Window::Second),
+            Error::QuotaExhausted { .. } => self.tracing.metrics().throttled(Window::Day),
+            _ => {}
+        }
         if answer.status == 429
             && let Ok((next_turn, _)) = self.quota.outlook()
         {

@@ -192,6 +192,7 @@ mod tests {
             caller: Caller::new(caller),
             gate: Arc::clone(&gate),
             origin: Origin::none(),
+            waiting: None,
             deadline,
             give_up,
             answer,

@@ -177,6 +177,7 @@ impl Pace {
         let day = self.day.filter(|day| now < day.ends_at);
         Standing {
             per_second: self.rate(now),
+            turns_left: self.turns_left(now),
             day_remaining: day.map(|day| day.remaining),
             day_limit: self.day_limit,
             is_day_spent: self.is_short(Purpose::Change, now),
@@ -203,6 +204,16 @@ impl Pace {
         let oldest = self.taken.len().checked_sub(burst).and_then(|index| self.taken.get(index));
         let free_at = oldest.map_or(now, |taken| *taken + window).max(self.hold_until.unwrap_or(now));
         if free_at <= now { Turn::Now } else { Turn::At(free_at) }
+    }
+
+    /// How many turns could be taken at once.
+    fn turns_left(&self, now: Instant) -> u64 {
+        if self.hold_until.is_some_and(|until| now < until) {
+            return 0;
+        }
+        let (burst, window) = self.window(now);
+        let taken = self.taken.iter().filter(|taken| now < **taken + window).count();
+        burst.saturating_sub(taken) as u64
     }
 
     /// How many calls in how long. A rate of 2.5 is 2 calls in 0.8 s.

@@ -30,6 +30,7 @@ use crate::{
         Deadline, Room,
         status::{self, Failure},
     },
+    telemetry::metrics::{Metrics, Shed},
 };
 
 const GRPC_TIMEOUT: &str = "grpc-timeout";
@@ -56,16 +57,18 @@ pub(super) struct Boundary {
     reads: Arc<Semaphore>,
     /// Counts what is not finished.
     work: TaskTracker,
+    metrics: Metrics,
 }
 
 impl Boundary {
     /// Open for `max_requests` requests at once, which count as `work` until they are answered.
-    pub(super) fn new(max_requests: usize, work: TaskTracker) -> Self {
+    pub(super) fn new(max_requests: usize, work: TaskTracker, metrics: Metrics) -> Self {
         Self {
             is_draining: Arc::default(),
             changes: Arc::new(Semaphore::new(max_requests)),
             reads: Arc::new(Semaphore::new(max_requests.div_ceil(CHANGES_PER_READ))),
             work,
+            metrics,
         }
     }
 
@@ -81,13 +84,17 @@ pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request
     let is_infrastructure = request.uri().path().starts_with("/grpc.");
     let is_read = request.uri().path().ends_with("/ListServices");
     if boundary.is_draining.load(Relaxed) && !is_infrastructure {
+        boundary.metrics.shed(Shed::Draining);
         return respond(&Failure::Draining, operation_id);
     }
     let room = if is_read { &boundary.reads } else { &boundary.changes };
     if !is_infrastructure {
         match Arc::clone(room).try_acquire_owned() {
             Ok(room) => request.extensions_mut().insert(Room(Arc::new(room))),
-            Err(_) => return respond(&Failure::Overloaded, operation_id),
+            Err(_) => {
+                boundary.metrics.shed(Shed::QueueFull);
+                return respond(&Failure::Overloaded, operation_id);
+            }
         };
     }
     let _unfinished = boundary.work.token();
@@ -220,7 +227,7 @@ mod tests {
         headers: &[(&'static str, &str)],
         handler: impl FnOnce() -> F + Clone + Send + Sync + 'static,
     ) -> Status {
-        let boundary = Boundary::new(1, TaskTracker::new());
+        let boundary = Boundary::new(1, TaskTracker::new(), Metrics::disabled());
         let router = axum::Router::new()
             .fallback(handler)
             .layer(catch_panics())

@@ -243,6 +243,9 @@ const TARGET_INFO: Metric = Metric {
     meaning: "Always 1; its labels are the resource: which build this is, and which process.",
 };
 
+/// The span of waiting for a call to Central.
+pub(super) const QUEUE_SPAN: &str = "license_gateway.queue";
+
 /// The value of `rpc.system.name`, and the name of a span whose method we do not know.
 pub(super) const GRPC: &str = "grpc";
 /// The value of `rpc.method` when we do not know the method: callers must not make up names of spans.
