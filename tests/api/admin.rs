@@ -16,13 +16,13 @@ use crate::support::{
 };
 
 /// The status and the text of a page.
-async fn page(admin: SocketAddr, path: &str) -> (u16, String) {
+pub(crate) async fn page(admin: SocketAddr, path: &str) -> (u16, String) {
     let answer = reqwest::get(format!("http://{admin}{path}")).await.expect("the admin listener answers");
     (answer.status().as_u16(), answer.text().await.expect("text"))
 }
 
 /// The page, as soon as it is what the test waits for.
-async fn page_when(admin: SocketAddr, path: &str, is_it: impl Fn(u16, &str) -> bool) -> String {
+pub(crate) async fn page_when(admin: SocketAddr, path: &str, is_it: impl Fn(u16, &str) -> bool) -> String {
     let looking = async {
         loop {
             let (status, text) = page(admin, path).await;
@@ -38,7 +38,7 @@ async fn page_when(admin: SocketAddr, path: &str, is_it: impl Fn(u16, &str) -> b
 }
 
 /// The value of the one series of this name whose labels hold all of these.
-fn value(metrics: &str, name: &str, labels: &[&str]) -> f64 {
+pub(crate) fn value(metrics: &str, name: &str, labels: &[&str]) -> f64 {
     let found: Vec<_> = metrics
         .lines()
         .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])))

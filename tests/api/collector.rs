@@ -230,6 +230,7 @@ pub(crate) struct Span {
 pub(crate) enum Kind {
     Server,
     Client,
+    Internal,
     Other(i32),
 }
 
@@ -242,6 +243,7 @@ impl Span {
         match self.span.kind() {
             otlp::span::SpanKind::Server => Kind::Server,
             otlp::span::SpanKind::Client => Kind::Client,
+            otlp::span::SpanKind::Internal => Kind::Internal,
             _ => Kind::Other(self.span.kind),
         }
     }

@@ -4,6 +4,7 @@ use license_gateway::sandbox::{Fault, Operation};
 use tonic::metadata::MetadataValue;
 
 use crate::{
+    admin::{page, page_when, value},
     collector::{Collector, Kind, Span},
     support::{Gateway, customer, include, otel, sandbox},
 };
@@ -115,4 +116,53 @@ async fn failures_are_marked_as_the_conventions_say() {
     assert!(delete.is_error());
     assert_eq!(delete.attribute("error.type").as_deref(), Some("connection_lost"));
     assert_eq!(delete.attribute("http.response.status_code"), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shared_call_is_linked_with_all_who_travel_in_it() {
+    let sandbox = sandbox().await;
+    let collector = Collector::start().await;
+    let settings = otel(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint())]);
+    let gateway = Gateway::start_with(&sandbox, |config| {
+        config.telemetry = settings;
+        config.central.max_in_flight = 1;
+    })
+    .await;
+    gateway.ready().await;
+    // While the first call is held, three others wait, and then travel together.
+    sandbox.fault(Fault::hold("first").on(Operation::Unassign));
+    let mut callers = tokio::task::JoinSet::new();
+    for index in 0..4 {
+        let (mut client, request) = (gateway.client(), include(&[&customer(&sandbox, index)]));
+        callers
+            .spawn(async move { client.unassign_licenses(request).await.expect("applied").into_inner().operation_id });
+        if index == 0 {
+            sandbox.wait_for_held("first", 1).await;
+        }
+    }
+    page_when(gateway.admin, "/metrics", |_, metrics| value(metrics, "license_gateway_queue_depth", &[]) >= 3.0).await;
+    sandbox.release("first");
+    callers.join_all().await;
+    assert_eq!(sandbox.unassign_calls().len(), 2);
+    let (_, metrics) = page(gateway.admin, "/metrics").await;
+    assert!((value(&metrics, "license_gateway_call_members_sum", &[]) - 4.0).abs() < 0.1);
+    assert!((value(&metrics, "license_gateway_call_members_count", &[]) - 2.0).abs() < 0.1);
+    assert!((value(&metrics, "license_gateway_queue_wait_seconds_count", &[]) - 4.0).abs() < 0.1);
+    gateway.stop().await;
+
+    let spans = collector.wait_for_spans(|spans| all(spans, RPC).len() == 4 && all(spans, DELETE).len() == 2).await;
+    let rpcs = all(&spans, RPC);
+    let shared = all(&spans, DELETE).into_iter().find(|call| !call.links().is_empty()).expect("a call with links");
+    let first = rpcs.iter().find(|rpc| rpc.span_id() == shared.parent_id()).expect("it is in the trace of one of them");
+    assert_eq!(first.trace_id(), shared.trace_id());
+    let others: Vec<_> = rpcs.iter().filter(|rpc| shared.links().contains(&rpc.ids())).collect();
+    assert_eq!(others.len(), 2, "and linked with the other two");
+    for other in others {
+        assert_eq!(other.links(), [shared.ids()], "and back");
+    }
+    for wait in all(&spans, "license_gateway.queue") {
+        let rpc = rpcs.iter().find(|rpc| rpc.span_id() == wait.parent_id()).expect("a wait is a child of its request");
+        assert_eq!((wait.kind(), rpc.trace_id()), (Kind::Internal, wait.trace_id()));
+    }
+    assert_eq!(all(&spans, "license_gateway.queue").len(), 4);
 }
