@@ -5,6 +5,8 @@
 
 mod answers;
 mod login;
+#[cfg(feature = "rehearsal")]
+mod paused;
 mod records;
 mod seeds;
 mod storage;
