@@ -27,7 +27,7 @@ use super::{
     journal::Journal,
     oauth::TokenEndpoint,
     refresh::{self, Memory, Wanted},
-    rehearsal::{hurried, moment, wall_clock},
+    rehearsal::{Bug, hurried, moment, plants, wall_clock},
     seed, serves,
     store::{Loaded, Record, TokenStore},
 };
@@ -159,7 +159,13 @@ impl Keeper {
             self.take_asks(&mut waiting);
             if self.is_due(&waiting) {
                 let (wanted, origins) = self.wanted(&waiting);
-                match self.attempt(wanted, &origins).await {
+                let attempt = self.attempt(wanted, &origins);
+                let attempted = if plants(Bug::CallersExchange) && !waiting.is_empty() {
+                    until_all_have_left(&mut waiting, Box::pin(attempt)).await
+                } else {
+                    attempt.await
+                };
+                match attempted {
                     Ok(()) => {
                         self.failure = None;
                         self.failures = 0;
@@ -336,6 +342,22 @@ impl Keeper {
             Condition::Failing
         };
         self.condition.send_if_modified(|shown| std::mem::replace(shown, condition) != condition);
+    }
+}
+
+/// What must not happen to an attempt: see [`Bug::CallersExchange`].
+async fn until_all_have_left(
+    waiting: &mut [Ask],
+    attempt: impl Future<Output = Result<(), Trouble>>,
+) -> Result<(), Trouble> {
+    let all_have_left = async {
+        for ask in waiting {
+            ask.answer.closed().await;
+        }
+    };
+    tokio::select! {
+        attempted = attempt => attempted,
+        () = all_have_left => Ok(()),
     }
 }
 

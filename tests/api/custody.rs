@@ -155,7 +155,7 @@ fn presented(sandbox: &Sandbox) -> Vec<String> {
 }
 
 /// The sandbox's fingerprint of a secret.
-fn fingerprint(secret: &str) -> String {
+pub fn fingerprint(secret: &str) -> String {
     let hash = Sha256::digest(secret.as_bytes());
     format!("sha256:{}", hex(&hash[..4]))
 }

@@ -17,7 +17,7 @@ use crate::{
         AccessToken, Error,
         oauth::Exchanged,
         refresh::{self, SEND_WINDOW, Step, Wanted},
-        rehearsal::{hurried, moment, wall_clock},
+        rehearsal::{Bug, hurried, moment, plants, wall_clock},
         store::{self, Loaded, Record, SCHEMA, Swap, Version},
     },
 };
@@ -63,7 +63,10 @@ impl Keeper {
                     }
                     sleep(WAIT_EVERY).await;
                 }
-                Step::Claim(claimed) => {
+                Step::Claim(mut claimed) => {
+                    if plants(Bug::NoIntent) {
+                        claimed.intent = None;
+                    }
                     moment("about to claim");
                     let claiming = Instant::now();
                     let Some(version) = self.swap(version, claimed.clone()).await? else { continue };
@@ -201,6 +204,9 @@ impl Keeper {
     /// A new pair: stored, then used. If the store does not take it, it is used all the same: it is the only one that
     /// lives, and callers wait.
     async fn keep(&mut self, record: Record, lifetime: Duration, replaced_a_refused_one: bool) {
+        if plants(Bug::CompareOnIntent) && !self.holds_our_intent().await {
+            return;
+        }
         let received = Instant::now();
         self.memory.newest = Some(record.clone());
         self.is_saved = false;
@@ -280,6 +286,12 @@ impl Keeper {
             replaced_a_refused_one,
             accepted: AtomicBool::new(false),
         })));
+    }
+
+    /// Whether the record says that we are at it. Nothing may depend on that once there is a new pair.
+    async fn holds_our_intent(&self) -> bool {
+        let stored = self.store.load().await.ok().and_then(|loaded| loaded.record?.intent);
+        stored.is_some_and(|intent| intent.owner == self.memory.owner)
     }
 
     async fn load(&self) -> Result<Loaded, Trouble> {
