@@ -66,9 +66,12 @@ mod rehearsed {
     use crate::config;
 
     /// Stops here while the test's file names this moment: the log says so, and the test kills the process or lets it
-    /// go on.
+    /// go on. With `panic: ` before the name it panics, once.
     pub(in crate::token) fn moment(name: &str) {
         let Some(file) = &config::rehearsal().moment_file else { return };
+        let wanted = fs::read_to_string(file).unwrap_or_default();
+        let panics = wanted.strip_prefix("panic: ") == Some(name);
+        assert!(!(panics && fs::remove_file(file).is_ok()), "as the rehearsal wants it");
         let is_wanted = || fs::read_to_string(file).is_ok_and(|wanted| wanted == name);
         if is_wanted() {
             tracing::warn!(moment = name, "stopped for the rehearsal");

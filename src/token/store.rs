@@ -7,7 +7,7 @@
 //! compare-and-swap on the version that was read does not.
 
 #[cfg(test)]
-mod conformance;
+pub(super) mod conformance;
 mod envelope;
 mod file;
 #[cfg(feature = "kubernetes-store")]

@@ -96,6 +96,17 @@ impl RedisServer {
         format!("unix://{}", self.socket().display())
     }
 
+    /// Gives it a command of one word; it answers `OK`.
+    #[allow(dead_code)] // the tests of the store itself have no use for it
+    pub(crate) fn command(&self, command: &str) {
+        let mut stream = UnixStream::connect(self.socket()).expect("it runs");
+        stream.set_read_timeout(Some(READY_WITHIN)).expect("a time-out");
+        write!(stream, "{command}\r\n").expect("it listens");
+        let mut answer = [0; 5];
+        stream.read_exact(&mut answer).expect("it answers");
+        assert_eq!(&answer, b"+OK\r\n", "{command}");
+    }
+
     /// Every write that it has taken, oldest first, as its append-only file tells it: commands with their arguments.
     #[allow(dead_code)] // the tests of the store itself have no use for it
     pub(crate) fn writes(&self) -> Vec<Vec<Vec<u8>>> {

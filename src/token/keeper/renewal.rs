@@ -16,8 +16,9 @@ use crate::{
     token::{
         AccessToken, Error,
         oauth::Exchanged,
-        refresh::{self, SEND_WINDOW, Step, Wanted},
+        refresh::{self, Login, SEND_WINDOW, Step, Wanted},
         rehearsal::{Bug, hurried, moment, plants, wall_clock},
+        serves,
         store::{self, Loaded, Record, SCHEMA, Swap, Version},
     },
 };
@@ -130,10 +131,10 @@ impl Keeper {
                 // Written into the record, so that no restart and no other process presents a dead token again. If the
                 // record has moved meanwhile, the next attempt finds out.
                 let dead = with_intent(claimed, |intent| intent.refused = true);
-                if self.swap(version, dead).await?.is_none() {
-                    return Err(Trouble::later(CONFLICT_PAUSE, OtherProcess));
+                match self.swap(version, dead.clone()).await? {
+                    Some(version) => self.heal(dead, version).await,
+                    None => Err(Trouble::later(CONFLICT_PAUSE, OtherProcess)),
                 }
-                Err(Trouble { error: Error::Lost, wait: Duration::ZERO })
             }
             Exchanged::Unclear(error) => {
                 let tries = claimed.intent.as_ref().map_or(1, |intent| intent.tries);
@@ -163,15 +164,19 @@ impl Keeper {
 
     /// Heals a lost chain by a login, where that is configured and not yet used up.
     async fn heal(&mut self, lost: Record, version: Version) -> Result<(), Trouble> {
-        let needs_seed = Trouble { error: Error::Lost, wait: hurried(LOOK_EVERY) };
-        let Some(login) = self.login.clone() else { return Err(needs_seed) };
-        let Some(counted) = refresh::login(&lost, self.memory.owner, wall_clock(), Uuid::new_v4()) else {
-            return Err(needs_seed);
+        // That it is dead, and how often we logged in, must outlive a store that forgets.
+        self.memory.newest = Some(lost.clone());
+        let Some(login) = self.login.clone() else { return Err(self.give_up(None)) };
+        let counted = match refresh::login(&lost, self.memory.owner, wall_clock(), Uuid::new_v4()) {
+            Login::Now(counted) => counted,
+            Login::After(wait) => return Err(self.give_up(Some(wait))),
+            Login::Never => return Err(self.give_up(None)),
         };
         // Counted in the store before it is tried: neither restarts nor replicas make more of it.
         if self.swap(version, counted.clone()).await?.is_none() {
             return Err(Trouble::later(CONFLICT_PAUSE, OtherProcess));
         }
+        self.memory.newest = Some(counted.clone());
         warn!("the chain of tokens is lost; logging in as credentials.username");
         match self.endpoint.log_in(&login).await {
             Exchanged::Pair(pair) => {
@@ -192,12 +197,26 @@ impl Keeper {
             }
             Exchanged::NotSent(error) => {
                 error!(error = &error as &(dyn StdError + 'static), "the login failed");
-                Err(needs_seed)
+                Err(self.give_up(refresh::next_login(&counted, wall_clock())))
             }
             other => {
                 error!(answer = ?other, "the login failed");
-                Err(needs_seed)
+                Err(self.give_up(refresh::next_login(&counted, wall_clock())))
             }
+        }
+    }
+
+    /// The chain is lost, and there is no login, or none before a while. A person is needed; callers are told to come
+    /// back where a login may still heal it.
+    fn give_up(&mut self, next_login: Option<Duration>) -> Trouble {
+        self.is_lost = true;
+        // Central has refused it, and nothing will make it good: not one call more with it.
+        if self.current.load().as_ref().is_some_and(|token| !serves(token, self.refused)) {
+            self.current.store(None);
+        }
+        match next_login {
+            Some(wait) => Trouble::later(wait, NotHealedYet),
+            None => Trouble { error: Error::Lost, wait: hurried(LOOK_EVERY) },
         }
     }
 
@@ -221,7 +240,7 @@ impl Keeper {
         moment("published");
     }
 
-    fn write_journal(&self, record: &Record) {
+    pub(super) fn write_journal(&self, record: &Record) {
         if let Err(error) = self.journal.write(record) {
             error!(
                 error = &error as &(dyn StdError + 'static),
@@ -278,6 +297,7 @@ impl Keeper {
         let Some(secret) = record.access_token.clone() else { return };
         let now = Instant::now();
         self.renew_at = refresh::renew_at(now, remaining, record.lifetime, rand::random());
+        self.is_lost = false;
         self.current.store(Some(Arc::new(AccessToken {
             secret,
             generation: record.generation,
@@ -334,6 +354,14 @@ struct Throttled;
 #[derive(Debug, thiserror::Error)]
 #[error("another process is exchanging the refresh token")]
 struct OtherProcess;
+
+/// The chain is lost, and a login may still heal it.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "Central refuses the refresh token, so the chain of tokens is lost, and the last login did not heal it; another one \
+     is tried later. Not to wait for it, put a new refresh token into credentials.refresh_token_file"
+)]
+struct NotHealedYet;
 
 /// A seed that was put in place does not work.
 #[derive(Debug, thiserror::Error)]

@@ -154,6 +154,30 @@ async fn a_record_that_vanishes_is_put_back_and_the_spent_seed_is_not_taken_for_
     gateway.stop().await;
 }
 
+/// Nobody asks for a token: the next one might be asked for after a restart, and then nobody knew the newer pair.
+#[tokio::test]
+async fn a_record_that_is_replaced_by_an_older_one_or_vanishes_is_put_back_at_once() {
+    let (sandbox, state) = (sandbox().await, place());
+    let gateway = Gateway::start_in(&sandbox, Arc::clone(&state), |_| {}).await;
+    gateway.ready().await;
+    let record = store(state.path()).join("token.json");
+    let old = fs::read(&record).unwrap();
+    sandbox.revoke_access_token();
+    gateway.unassign(&customer(&sandbox, 0)).await.expect("refreshed");
+    for older in [Some(&old), None] {
+        match older {
+            Some(old) => fs::write(&record, old).unwrap(),
+            None => fs::remove_file(&record).unwrap(),
+        }
+        assert!(!holds_the_living(state.path(), &sandbox));
+        let is_back = async || holds_the_living(state.path(), &sandbox).then_some(());
+        wait_for("the newer pair to be put back", Duration::from_secs(5), is_back).await;
+    }
+    let exchanges = sandbox.token_exchanges().len();
+    nothing_was_lost(gateway, &sandbox).await;
+    assert_eq!(sandbox.token_exchanges().len(), exchanges + 1, "nothing was presented for it");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_must_stop_before_the_store_works_leaves_the_pair_in_the_journal() {
     let sandbox = sandbox().await;
