@@ -3,6 +3,9 @@
 #![allow(clippy::print_stdout)] // what a test has to say of its rounds
 #![allow(clippy::unwrap_used)] // a test that unwraps is a test that fails with a place
 
+#[cfg(feature = "kubernetes-store")]
+#[allow(dead_code)] // the tests of the store itself use the rest
+mod api_server;
 mod collector;
 mod commands;
 mod custody;
