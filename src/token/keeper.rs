@@ -35,7 +35,7 @@ use super::{
     refresh::{self, Memory, Wanted},
     rehearsal::{Bug, hurried, plants, wall_clock},
     seed, serves,
-    store::TokenStore,
+    store::{self, TokenStore},
 };
 use crate::{config, telemetry::Origin};
 
@@ -73,6 +73,8 @@ pub(super) struct Keeper {
     /// The last failure, and when it is worth trying again: shared by all who ask until then.
     failure: Option<(Error, Instant)>,
     failures: u32,
+    /// The last failure was the store's.
+    is_store_failing: bool,
     /// The newest generation that Central answered with 401: worth replacing also when nobody waits any more.
     refused: Option<u64>,
     /// Central refuses the refresh token, and no login has healed that so far.
@@ -87,12 +89,24 @@ pub(super) struct Keeper {
 struct Trouble {
     error: Error,
     wait: Duration,
+    /// It is the store's: worth trying again as soon as the store works.
+    is_the_stores: bool,
 }
 
 impl Trouble {
     /// It may work after a while.
     fn later(wait: Duration, cause: impl StdError + Send + Sync + 'static) -> Self {
-        Self { error: Error::unavailable(wait, cause), wait }
+        Self { error: Error::unavailable(wait, cause), wait, is_the_stores: false }
+    }
+
+    /// The same with a store that cannot be used.
+    fn store(wait: Duration, cause: store::Error) -> Self {
+        Self { is_the_stores: true, ..Self::later(wait, cause) }
+    }
+
+    /// It does not mend itself.
+    fn lasting(wait: Duration, error: Error) -> Self {
+        Self { error, wait, is_the_stores: false }
     }
 }
 
@@ -136,6 +150,7 @@ impl Keeper {
             condition,
             failure: None,
             failures: 0,
+            is_store_failing: false,
             refused: None,
             is_lost: false,
             panics: 0,
@@ -264,8 +279,9 @@ impl Keeper {
         (due.max(self.refused).map_or(Wanted::Valid, Wanted::NewerThan), origins)
     }
 
-    fn fail(&mut self, Trouble { error, wait }: Trouble) {
+    fn fail(&mut self, Trouble { error, wait, is_the_stores }: Trouble) {
         self.failures += 1;
+        self.is_store_failing = is_the_stores;
         let is_news = match &self.failure {
             Some((before, _)) => std::mem::discriminant(before) != std::mem::discriminant(&error),
             None => true,
@@ -278,6 +294,16 @@ impl Keeper {
             );
         }
         self.failure = Some((error, Instant::now() + wait));
+    }
+
+    /// The store works: what it made fail is tried again now, not when the wait is over.
+    fn store_works(&mut self) {
+        if std::mem::take(&mut self.is_store_failing)
+            && let Some((_, not_before)) = &mut self.failure
+        {
+            *not_before = Instant::now();
+            self.failures = 0;
+        }
     }
 
     /// A token that is young enough and that Central has not refused.

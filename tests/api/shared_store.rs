@@ -16,8 +16,9 @@ use crate::{
     support::{Gateway, customer, living, sandbox},
 };
 
-fn settings(server: &RedisServer) -> RedisStore {
-    RedisStore {
+/// The store of this server.
+pub fn redis(server: &RedisServer) -> StoreKind {
+    StoreKind::Redis(RedisStore {
         url: server.url().parse().unwrap(),
         username: None,
         password_file: None,
@@ -25,17 +26,16 @@ fn settings(server: &RedisServer) -> RedisStore {
         client_certificate_file: None,
         client_key_file: None,
         key: "license-gateway:token".to_owned(),
-    }
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_share_one_pair_and_present_each_refresh_token_once() {
     let (sandbox, server) = (sandbox().await, RedisServer::start());
-    let store = settings(&server);
     let mut gateways = Vec::new();
     for _ in 0..2 {
         // All have the same seed mounted.
-        let kind = StoreKind::Redis(store.clone());
+        let kind = redis(&server);
         let gateway = Gateway::start_with(&sandbox, |config| config.token_store.kind = kind).await;
         gateway.ready().await;
         gateways.push(Arc::new(gateway));
@@ -64,7 +64,7 @@ async fn a_record_that_redis_forgets_is_put_back_at_once() {
     let (sandbox, server) = (sandbox().await, RedisServer::start());
     let mut gateways = Vec::new();
     for _ in 0..2 {
-        let kind = StoreKind::Redis(settings(&server));
+        let kind = redis(&server);
         let gateway = Gateway::start_with(&sandbox, |config| config.token_store.kind = kind).await;
         gateway.ready().await;
         gateways.push(gateway);
@@ -94,7 +94,7 @@ async fn a_record_that_redis_forgets_is_put_back_at_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pair_that_redis_does_not_take_stands_in_the_journal_of_its_node() {
     let (sandbox, mut server) = (sandbox().await, RedisServer::start());
-    let kind = StoreKind::Redis(settings(&server));
+    let kind = redis(&server);
     let gateway = Arc::new(Gateway::start_with(&sandbox, |config| config.token_store.kind = kind).await);
     gateway.ready().await;
     sandbox.revoke_access_token();

@@ -51,7 +51,7 @@ impl Keeper {
             }
             Err(error) => {
                 if self.failure.is_none() {
-                    let trouble = Trouble::later(refresh::backoff(self.failures + 1), error);
+                    let trouble = Trouble::store(refresh::backoff(self.failures + 1), error);
                     self.fail(trouble);
                 }
                 return None;
@@ -64,6 +64,7 @@ impl Keeper {
     /// restored or deleted the record: then it is put back at once, for this process may be gone when it is needed.
     pub(super) async fn look_at_the_store(&mut self) {
         let Ok(Loaded { record, .. }) = self.store.load().await else { return };
+        self.store_works();
         if let Some(record) = &record {
             self.memory.note(record.generation, Instant::now());
         }

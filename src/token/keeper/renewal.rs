@@ -45,7 +45,7 @@ impl Keeper {
                 self.memory.note(record.generation, now);
             }
             match refresh::decide(record.as_ref(), &self.memory, wanted, now, wall, Uuid::new_v4()) {
-                Step::NeedsSeed => return Err(Trouble { error: Error::NeedsSeed, wait: hurried(LOOK_EVERY) }),
+                Step::NeedsSeed => return Err(Trouble::lasting(hurried(LOOK_EVERY), Error::NeedsSeed)),
                 Step::Lost(record) => return self.heal(record, version).await,
                 Step::Adopt(record) => {
                     self.adopt(record);
@@ -120,11 +120,11 @@ impl Keeper {
             }
             Exchanged::ClientRefused => {
                 self.forget_intent(claimed, version).await;
-                Err(Trouble { error: Error::ClientRefused, wait: CLIENT_REFUSED_WAIT })
+                Err(Trouble::lasting(CLIENT_REFUSED_WAIT, Error::ClientRefused))
             }
             Exchanged::GrantNotRead => {
                 self.forget_intent(claimed, version).await;
-                Err(Trouble { error: Error::GrantNotRead, wait: CLIENT_REFUSED_WAIT })
+                Err(Trouble::lasting(CLIENT_REFUSED_WAIT, Error::GrantNotRead))
             }
             Exchanged::TokenRefused if claimed.replaced.is_some() => self.go_back(&claimed, version).await,
             Exchanged::TokenRefused => {
@@ -216,7 +216,7 @@ impl Keeper {
         }
         match next_login {
             Some(wait) => Trouble::later(wait, NotHealedYet),
-            None => Trouble { error: Error::Lost, wait: hurried(LOOK_EVERY) },
+            None => Trouble::lasting(hurried(LOOK_EVERY), Error::Lost),
         }
     }
 
@@ -276,6 +276,7 @@ impl Keeper {
         match saved.await {
             Ok(()) => {
                 self.is_saved = true;
+                self.store_works();
                 self.journal.clear();
                 info!(generation = newest.generation, "a new pair of tokens is stored");
             }
@@ -315,7 +316,7 @@ impl Keeper {
     }
 
     async fn load(&self) -> Result<Loaded, Trouble> {
-        self.store.load().await.map_err(|error| Trouble::later(refresh::backoff(self.failures + 1), error))
+        self.store.load().await.map_err(|error| Trouble::store(refresh::backoff(self.failures + 1), error))
     }
 
     /// The new version; none after a conflict.
@@ -326,7 +327,7 @@ impl Keeper {
                 sleep(CONFLICT_PAUSE).await;
                 Ok(None)
             }
-            Err(error) => Err(Trouble::later(refresh::backoff(self.failures + 1), error)),
+            Err(error) => Err(Trouble::store(refresh::backoff(self.failures + 1), error)),
         }
     }
 
