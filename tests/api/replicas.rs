@@ -30,6 +30,8 @@ use crate::{
 
 const REPLICAS: usize = 5;
 const GROUPS: usize = 4;
+/// What is refused for so long, and is not in the store, is in nobody's hands.
+const SURELY_LOST: Duration = Duration::from_millis(500);
 
 /// One gateway of the five.
 struct Replica {
@@ -126,7 +128,7 @@ async fn five_replicas(rounds: usize, seed: u64) -> Result<Account, Vec<Violatio
         replica.start(&sandbox, &redis.url(), None).await;
     }
     for replica in &replicas {
-        served(replica, &sandbox, false).await?;
+        served(replica, &sandbox, &redis, false).await?;
     }
 
     let mut account = Account::default();
@@ -177,7 +179,7 @@ async fn five_replicas(rounds: usize, seed: u64) -> Result<Account, Vec<Violatio
         // make a new seed necessary.
         let mut was_lost = false;
         for replica in &replicas {
-            was_lost |= served(replica, &sandbox, blow == Blow::Killed).await?;
+            was_lost |= served(replica, &sandbox, &redis, blow == Blow::Killed).await?;
         }
         account.lost += usize::from(was_lost);
         let violations = ledger::violations(&redis, &sandbox.token_exchanges());
@@ -199,17 +201,27 @@ async fn five_replicas(rounds: usize, seed: u64) -> Result<Account, Vec<Violatio
     Ok(account)
 }
 
-/// Waits until a replica serves; whether a new seed was needed for it.
-async fn served(replica: &Replica, sandbox: &Sandbox, may_be_lost: bool) -> Result<bool, Vec<Violation>> {
+/// Waits until a replica serves; whether a new seed was needed for it. It is only given where the living pair is surely
+/// nowhere: whoever is alive and holds it stores it sooner.
+async fn served(
+    replica: &Replica,
+    sandbox: &Sandbox,
+    redis: &RedisServer,
+    may_be_lost: bool,
+) -> Result<bool, Vec<Violation>> {
     let mut client = replica.client().await;
     let patience = Instant::now() + PATIENCE;
+    let mut lost_since = None;
     let mut was_lost = false;
     loop {
         let request = include(&[&customer(sandbox, replica.number)]);
         match client.unassign_licenses(request).await.map_err(Failure::from) {
             Ok(_) => return Ok(was_lost),
             Err(failure) => {
-                if failure.reason == "CENTRAL_CREDENTIALS_REJECTED" && may_be_lost && !was_lost {
+                let is_lost = failure.reason == "CENTRAL_CREDENTIALS_REJECTED";
+                if !is_lost || !may_be_lost || was_lost || ledger::holds_the_living(redis, sandbox) {
+                    lost_since = None;
+                } else if lost_since.get_or_insert_with(Instant::now).elapsed() > SURELY_LOST {
                     was_lost = true;
                     fs::write(replica.dir.path().join("refresh_token"), living(sandbox)).unwrap();
                 }
