@@ -51,6 +51,16 @@ torture: ## kill, pause and race the token's custody for hours: KILLS=1000 ROUND
 	LICENSE_GATEWAY_TEST_KILLS=$(or $(KILLS),1000) LICENSE_GATEWAY_TEST_ROUNDS=$(or $(ROUNDS),2000) \
 	  cargo nextest run $(LOCKED) $(TEST_FEATURES) --no-fail-fast -E 'test(killed) + test(replicas) + test(crashes)'
 
+# The same tests are part of `make test-rust`; here they stand alone and tell what they caught.
+.PHONY: planted-bugs
+planted-bugs: ## plant mistakes in the token's custody, one at a time: each must be noticed
+	scripts/install-packages
+	if command -v cargo-nextest >/dev/null; then \
+	  cargo nextest run $(LOCKED) $(TEST_FEATURES) --no-fail-fast --success-output final -E 'test(replicas::planted)'; \
+	else \
+	  cargo test $(LOCKED) $(TEST_FEATURES) --test api replicas::planted -- --show-output; \
+	fi
+
 .PHONY: fmt
 fmt: target/node/complete ## format Rust and proto
 	cargo fmt

@@ -129,6 +129,8 @@ pub struct Rehearsal {
     pub clock_ahead: Duration,
     /// How many times shorter the bounds of the token's custody are. `LICENSE_GATEWAY_REHEARSAL_HURRY`.
     pub hurry: u32,
+    /// The mistake to make. `LICENSE_GATEWAY_REHEARSAL_BUG`.
+    pub bug: Option<String>,
 }
 
 /// What the environment asks to rehearse; read once.
@@ -140,6 +142,7 @@ pub fn rehearsal() -> &'static Rehearsal {
         moment_file: std::env::var_os("LICENSE_GATEWAY_REHEARSAL_MOMENT_FILE").map(PathBuf::from),
         clock_ahead: Duration::from_secs(number("LICENSE_GATEWAY_REHEARSAL_CLOCK_AHEAD_SECONDS").unwrap_or(0)),
         hurry: number("LICENSE_GATEWAY_REHEARSAL_HURRY").and_then(|hurry| u32::try_from(hurry).ok()).unwrap_or(1),
+        bug: std::env::var("LICENSE_GATEWAY_REHEARSAL_BUG").ok(),
     })
 }
 

@@ -3,6 +3,8 @@
 //! Used by [`crate::central`] for calls and by [`crate::token`] for the token endpoint. Nothing is decided here:
 //! no status is judged, nothing is repeated.
 
+mod patience;
+
 use std::{fs, io, path::PathBuf, time::Duration};
 
 use reqwest::{
@@ -30,6 +32,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Idle connections are closed by us before Central's side does it: a request that meets a closing connection ends
 /// with an unknown outcome.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The word for traces of a bound that passed.
+const TIMED_OUT: &str = "timeout";
 
 /// Makes exchanges with one Central.
 #[derive(Debug, Clone)]
@@ -185,16 +190,24 @@ impl HttpClient {
     pub async fn send(&self, request: Request<'_>) -> Result<Answer, Error> {
         let url = self.url(request.path);
         let span = self.open_span(&url, &request);
-        match span.origin().run(self.transfer(url, request)).await {
-            Ok(answer) => {
-                span.answered(answer.status);
-                Ok(answer)
-            }
-            Err(error) => {
-                span.failed(error.kind());
-                Err(error)
-            }
+        let result = span.origin().run(self.transfer(url, request, Some(self.timeout))).await;
+        record(span, &result);
+        result
+    }
+
+    /// As [`send`](Self::send), for an answer that must not be lost: what has arrived while the process stood still is
+    /// read, however long that was. None: no answer within the bound, and the request may have been acted on.
+    pub async fn send_patiently(&self, request: Request<'_>) -> Option<Result<Answer, Error>> {
+        let url = self.url(request.path);
+        let span = self.open_span(&url, &request);
+        // reqwest's own bound would fire the moment that the process runs again. The one on connecting may: then nothing
+        // was sent.
+        let result = patience::within(self.timeout, span.origin().run(self.transfer(url, request, None))).await;
+        match &result {
+            Some(result) => record(span, result),
+            None => span.failed(TIMED_OUT),
         }
+        result
     }
 
     fn open_span(&self, url: &Url, request: &Request<'_>) -> ClientSpan {
@@ -207,13 +220,15 @@ impl HttpClient {
         }
     }
 
-    async fn transfer(&self, mut url: Url, request: Request<'_>) -> Result<Answer, Error> {
+    async fn transfer(&self, mut url: Url, request: Request<'_>, bound: Option<Duration>) -> Result<Answer, Error> {
         if !request.query.is_empty() {
             url.query_pairs_mut().extend_pairs(request.query);
         }
         // Kong renders its own refusals as text or HTML unless JSON is asked for.
-        let mut builder =
-            self.client.request(request.method, url).timeout(self.timeout).header(ACCEPT, "application/json");
+        let mut builder = self.client.request(request.method, url).header(ACCEPT, "application/json");
+        if let Some(bound) = bound {
+            builder = builder.timeout(bound);
+        }
         if let Some(token) = request.bearer {
             builder = builder.header(AUTHORIZATION, bearer(token));
         }
@@ -254,6 +269,13 @@ impl HttpClient {
     }
 }
 
+fn record(span: ClientSpan, result: &Result<Answer, Error>) {
+    match result {
+        Ok(answer) => span.answered(answer.status),
+        Err(error) => span.failed(error.kind()),
+    }
+}
+
 fn bearer(token: &SecretString) -> HeaderValue {
     // A token that is no header value was refused when it was received (`token::oauth`).
     let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret()))
@@ -267,7 +289,7 @@ impl Error {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::NotConnected(_) => "not_connected",
-            Self::TimedOut(_) => "timeout",
+            Self::TimedOut(_) => TIMED_OUT,
             Self::Lost(_) => "connection_lost",
         }
     }

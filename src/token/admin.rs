@@ -115,7 +115,7 @@ pub(crate) async fn status(config: &config::TokenStore, now: SystemTime) -> Resu
         }
     };
     let journal = Journal::new(&config.path);
-    let unsaved = journal.read();
+    let unsaved = journal.read().ok().flatten();
     let stored_generation = record.as_ref().map(|record| record.generation);
     let newer = unsaved.as_ref().filter(|unsaved| Some(unsaved.generation) > stored_generation);
     let there = |path: &Path| path.exists().then(|| path.to_owned());
@@ -236,7 +236,7 @@ pub(crate) async fn put_seed(config: &config::TokenStore, text: &str) -> Result<
     let fingerprint = seed.fingerprint().to_string();
     let (store, what) = match TokenStore::open(config).await {
         Ok(store) => {
-            let unsaved = Journal::new(&config.path).read();
+            let unsaved = Journal::new(&config.path).read().ok().flatten();
             let what = match seed::adopt(&store, &seed, unsaved.as_ref()).await? {
                 Adoption::Adopted(record) => What::Adopted { generation: record.generation },
                 Adoption::AlreadyKnown => What::AlreadyKnown,

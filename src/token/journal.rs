@@ -41,24 +41,75 @@ impl Journal {
         &self.path
     }
 
-    /// What an earlier process could not store; none if there is nothing, or nothing that can be understood.
-    pub(super) fn read(&self) -> Option<Record> {
-        let bytes = fs::read(&self.path).ok()?;
-        Envelope::open(&bytes).map(|(record, _)| record).ok()
+    /// What an earlier process could not store; none if there is nothing. A problem is told in words that hold nothing
+    /// of the file, which may be the only trace of a living pair: it is never removed and never written over.
+    pub(super) fn read(&self) -> Result<Option<Record>, String> {
+        match fs::read(&self.path) {
+            Ok(bytes) => Envelope::open(&bytes).map(|(record, _)| Some(record)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(format!("it cannot be read: {error}")),
+        }
     }
 
     /// Keeps a pair, durably. The disk may be the very thing that fails: then there is no more to be done.
     pub(super) fn write(&self, record: &Record) -> io::Result<()> {
+        let directory = self.path.parent().unwrap_or(Path::new("."));
+        if self.read().is_err() {
+            let aside = (1..).map(|number| directory.join(format!("unsaved.damaged-{number}.json")));
+            let free = aside.into_iter().find(|path| !path.exists()).expect("numbers do not end");
+            fs::rename(&self.path, &free)?;
+        }
         let temporary = self.path.with_extension("tmp");
         let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
         file.write_all(&Envelope::seal(0, record).to_bytes())?;
         file.sync_all()?;
-        fs::rename(&temporary, &self.path)
+        fs::rename(&temporary, &self.path)?;
+        fs::File::open(directory)?.sync_all()
     }
 
     /// The pair is in the store, or a newer one is.
     pub(super) fn clear(&self) {
         // Most of the time there is none.
-        let _ = fs::remove_file(&self.path);
+        if matches!(self.read(), Ok(Some(_))) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::token::store::conformance::record;
+
+    #[test]
+    fn what_cannot_be_understood_is_never_removed_or_written_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::new(dir.path());
+        let names = || {
+            let mut names: Vec<_> = fs::read_dir(dir.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        };
+        assert_eq!(journal.read(), Ok(None));
+        journal.write(&record(1)).unwrap();
+        journal.write(&record(2)).unwrap();
+        assert_eq!(journal.read(), Ok(Some(record(2))));
+        assert_eq!(names(), ["unsaved.json"]);
+        journal.clear();
+        assert_eq!((journal.read(), names().len()), (Ok(None), 0));
+
+        for damages in 1..=2 {
+            fs::write(journal.path(), "half of a rec").unwrap();
+            assert!(journal.read().unwrap_err().contains("damaged"));
+            journal.clear();
+            assert_eq!(fs::read_to_string(journal.path()).unwrap(), "half of a rec");
+            journal.write(&record(3)).unwrap();
+            assert_eq!(journal.read(), Ok(Some(record(3))));
+            let aside = dir.path().join(format!("unsaved.damaged-{damages}.json"));
+            assert_eq!(fs::read_to_string(aside).unwrap(), "half of a rec");
+        }
     }
 }

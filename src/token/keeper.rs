@@ -4,12 +4,18 @@
 //! is the new token used. What to do at each moment is decided by the pure functions of [`super::refresh`]; here are
 //! the effects, in the order in which they happen.
 
+mod look;
 mod renewal;
 
 use std::{
+    any::Any,
     error::Error as StdError,
+    future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
+    pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
+    task::Poll,
     time::Duration,
 };
 
@@ -19,7 +25,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::error;
 use uuid::Uuid;
 
 use super::{
@@ -27,9 +33,9 @@ use super::{
     journal::Journal,
     oauth::TokenEndpoint,
     refresh::{self, Memory, Wanted},
-    rehearsal::{hurried, moment, wall_clock},
+    rehearsal::{Bug, hurried, plants, wall_clock},
     seed, serves,
-    store::{Loaded, Record, TokenStore},
+    store::{self, TokenStore},
 };
 use crate::{config, telemetry::Origin};
 
@@ -56,8 +62,8 @@ pub(super) struct Keeper {
     endpoint: TokenEndpoint,
     login: Option<config::Login>,
     /// Where a person may put a new refresh token: the mounted file, and the inbox of `token seed`.
-    seed_files: Vec<PathBuf>,
-    inbox: PathBuf,
+    seed_file: Option<PathBuf>,
+    inbox: seed::Inbox,
     current: Arc<ArcSwapOption<AccessToken>>,
     asks: mpsc::UnboundedReceiver<Ask>,
     condition: watch::Sender<Condition>,
@@ -67,8 +73,14 @@ pub(super) struct Keeper {
     /// The last failure, and when it is worth trying again: shared by all who ask until then.
     failure: Option<(Error, Instant)>,
     failures: u32,
+    /// The last failure was the store's.
+    is_store_failing: bool,
     /// The newest generation that Central answered with 401: worth replacing also when nobody waits any more.
     refused: Option<u64>,
+    /// Central refuses the refresh token, and no login has healed that so far.
+    is_lost: bool,
+    /// How often the keeper failed by a bug.
+    panics: u32,
     /// When the current token is due for renewal.
     renew_at: Instant,
 }
@@ -77,12 +89,24 @@ pub(super) struct Keeper {
 struct Trouble {
     error: Error,
     wait: Duration,
+    /// It is the store's: worth trying again as soon as the store works.
+    is_the_stores: bool,
 }
 
 impl Trouble {
     /// It may work after a while.
     fn later(wait: Duration, cause: impl StdError + Send + Sync + 'static) -> Self {
-        Self { error: Error::unavailable(wait, cause), wait }
+        Self { error: Error::unavailable(wait, cause), wait, is_the_stores: false }
+    }
+
+    /// The same with a store that cannot be used.
+    fn store(wait: Duration, cause: store::Error) -> Self {
+        Self { is_the_stores: true, ..Self::later(wait, cause) }
+    }
+
+    /// It does not mend itself.
+    fn lasting(wait: Duration, error: Error) -> Self {
+        Self { error, wait, is_the_stores: false }
     }
 }
 
@@ -97,8 +121,14 @@ impl Keeper {
     ) -> Self {
         let journal = Journal::new(&config.token_store.path);
         // A pair that an earlier process could not store is the newest there is, until the store shows a newer one.
-        let unsaved = journal.read();
-        let inbox = config.token_store.path.join("seed");
+        let unsaved = journal.read().unwrap_or_else(|problem| {
+            error!(
+                file = ?journal.path(),
+                problem,
+                "a pair of tokens that an earlier process could not store cannot be read back; the file is left as it is"
+            );
+            None
+        });
         Self {
             memory: Memory {
                 owner: Uuid::new_v4(),
@@ -113,22 +143,43 @@ impl Keeper {
             journal,
             endpoint,
             login: config.credentials.login.clone(),
-            seed_files: config.credentials.refresh_token_file.iter().cloned().chain([inbox.clone()]).collect(),
-            inbox,
+            seed_file: config.credentials.refresh_token_file.clone(),
+            inbox: seed::Inbox::new(&config.token_store.path),
             current,
             asks,
             condition,
             failure: None,
             failures: 0,
+            is_store_failing: false,
             refused: None,
+            is_lost: false,
+            panics: 0,
             renew_at: Instant::now(),
         }
     }
 
+    /// Keeps the tokens until `stop`. A panic is a bug, and must not cost what only this process may hold: ending would
+    /// lose a pair that could not be stored. So memory is kept, the record is read anew, and the keeper goes on.
     pub(super) async fn run(mut self, stop: CancellationToken) {
-        let mut look_at = Instant::now();
         let mut changes = self.store.watch_changes();
         let mut waiting = Vec::new();
+        while unless_it_panics(Box::pin(self.work(&stop, &mut changes, &mut waiting))).await.is_err() {
+            self.panics += 1;
+            let pause = refresh::backoff(self.panics);
+            error!(?pause, "the token keeper failed by a bug, and begins again after a pause");
+            // An exchange may have been under way, so our own intent is now that of a process that died: suspect.
+            self.memory.owner = Uuid::new_v4();
+            sleep(pause).await;
+        }
+    }
+
+    async fn work(
+        &mut self,
+        stop: &CancellationToken,
+        changes: &mut Option<watch::Receiver<()>>,
+        waiting: &mut Vec<Ask>,
+    ) {
+        let mut look_at = Instant::now();
         if let (Some(unsaved), false) = (self.memory.newest.clone(), self.is_saved) {
             self.save().await;
             // The store still fails, but the pair lives.
@@ -145,7 +196,7 @@ impl Keeper {
                     None => break,
                 },
                 () = sleep_until(look_at.min(next_try).min(next_save)) => {}
-                () = change(&mut changes) => look_at = Instant::now(),
+                () = change(changes) => look_at = Instant::now(),
                 () = stop.cancelled() => break,
             }
             if !self.is_saved {
@@ -156,19 +207,25 @@ impl Keeper {
                 self.look_for_seeds().await;
                 self.look_at_the_store().await;
             }
-            self.take_asks(&mut waiting);
-            if self.is_due(&waiting) {
-                let (wanted, origins) = self.wanted(&waiting);
-                match self.attempt(wanted, &origins).await {
+            self.take_asks(waiting);
+            if self.is_due(waiting) {
+                let (wanted, origins) = self.wanted(waiting);
+                let attempt = self.attempt(wanted, &origins);
+                let attempted = if plants(Bug::CallersExchange) && !waiting.is_empty() {
+                    until_all_have_left(waiting, Box::pin(attempt)).await
+                } else {
+                    attempt.await
+                };
+                match attempted {
                     Ok(()) => {
                         self.failure = None;
                         self.failures = 0;
                     }
                     Err(trouble) => self.fail(trouble),
                 }
-                self.take_asks(&mut waiting);
+                self.take_asks(waiting);
             }
-            self.answer(&mut waiting);
+            self.answer(waiting);
             self.show_condition();
         }
         // A pair that is nowhere but here is worth every second that we are given.
@@ -222,73 +279,9 @@ impl Keeper {
         (due.max(self.refused).map_or(Wanted::Valid, Wanted::NewerThan), origins)
     }
 
-    /// Adopts the refresh token in a seed file unless it was adopted before. Its fingerprint is stored before it is
-    /// presented, so that a manifest applied again never presents a spent token.
-    async fn look_for_seeds(&mut self) {
-        for path in self.seed_files.clone() {
-            let seed = match seed::read(&path).await {
-                Ok(Some(seed)) => seed,
-                Ok(None) => continue,
-                Err(problem) => {
-                    if self.memory.newest.is_none() {
-                        warn!(file = ?path, problem, "a file with a refresh token is not used");
-                    }
-                    continue;
-                }
-            };
-            moment("about to adopt a seed");
-            match seed::adopt(&self.store, &seed, self.memory.newest.as_ref()).await {
-                Ok(seed::Adoption::AlreadyKnown) => {}
-                Ok(seed::Adoption::Adopted(seeded)) => {
-                    info!(generation = seeded.generation, seed = %seed.fingerprint(), "a new refresh token was adopted");
-                    self.begin_anew(seeded);
-                    moment("adopted a seed");
-                }
-                Err(error) => {
-                    if self.failure.is_none() {
-                        let trouble = Trouble::later(refresh::backoff(self.failures + 1), error);
-                        self.fail(trouble);
-                    }
-                    continue;
-                }
-            }
-            if path == self.inbox {
-                // Its fingerprint is in the record: the token itself need not lie about.
-                let _ = tokio::fs::remove_file(&path).await;
-            }
-        }
-    }
-
-    /// Among replicas, somebody else may have renewed the pair or put a seed in place.
-    async fn look_at_the_store(&mut self) {
-        if self.memory.is_exclusive {
-            return;
-        }
-        let Ok(Loaded { record: Some(record), .. }) = self.store.load().await else { return };
-        self.memory.note(record.generation, Instant::now());
-        if self.memory.newest.as_ref().is_none_or(|newest| newest.generation < record.generation) {
-            if record.access_token.is_some() {
-                self.adopt(record);
-                self.failure = None;
-                self.failures = 0;
-            } else {
-                self.begin_anew(record);
-            }
-        }
-    }
-
-    /// A new chain: whatever was wrong with the old one does not matter any more.
-    fn begin_anew(&mut self, seeded: Record) {
-        self.memory.newest = Some(seeded);
-        self.is_saved = true;
-        self.journal.clear();
-        self.failure = None;
-        self.failures = 0;
-        self.renew_at = Instant::now();
-    }
-
-    fn fail(&mut self, Trouble { error, wait }: Trouble) {
+    fn fail(&mut self, Trouble { error, wait, is_the_stores }: Trouble) {
         self.failures += 1;
+        self.is_store_failing = is_the_stores;
         let is_news = match &self.failure {
             Some((before, _)) => std::mem::discriminant(before) != std::mem::discriminant(&error),
             None => true,
@@ -301,6 +294,16 @@ impl Keeper {
             );
         }
         self.failure = Some((error, Instant::now() + wait));
+    }
+
+    /// The store works: what it made fail is tried again now, not when the wait is over.
+    fn store_works(&mut self) {
+        if std::mem::take(&mut self.is_store_failing)
+            && let Some((_, not_before)) = &mut self.failure
+        {
+            *not_before = Instant::now();
+            self.failures = 0;
+        }
     }
 
     /// A token that is young enough and that Central has not refused.
@@ -330,12 +333,39 @@ impl Keeper {
     fn show_condition(&self) {
         let condition = if self.has_valid_token() {
             Condition::Valid
-        } else if matches!(self.failure, Some((Error::NeedsSeed | Error::Lost, _))) {
+        } else if self.is_lost || matches!(self.failure, Some((Error::NeedsSeed, _))) {
             Condition::NeedsSeed
         } else {
             Condition::Failing
         };
         self.condition.send_if_modified(|shown| std::mem::replace(shown, condition) != condition);
+    }
+}
+
+/// What the work gives, or that it panicked.
+async fn unless_it_panics<T>(work: impl Future<Output = T>) -> Result<T, Box<dyn Any + Send>> {
+    let mut work = pin!(work);
+    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
+        Ok(Poll::Ready(done)) => Poll::Ready(Ok(done)),
+        Ok(Poll::Pending) => Poll::Pending,
+        Err(panic) => Poll::Ready(Err(panic)),
+    })
+    .await
+}
+
+/// What must not happen to an attempt: see [`Bug::CallersExchange`].
+async fn until_all_have_left(
+    waiting: &mut [Ask],
+    attempt: impl Future<Output = Result<(), Trouble>>,
+) -> Result<(), Trouble> {
+    let all_have_left = async {
+        for ask in waiting {
+            ask.answer.closed().await;
+        }
+    };
+    tokio::select! {
+        attempted = attempt => attempted,
+        () = all_have_left => Ok(()),
     }
 }
 

@@ -34,7 +34,8 @@ const LOGIN: &str = "/oauth2/authorize/central/api/login";
 /// The second step: the session for a code.
 const AUTHORIZE: &str = "/oauth2/authorize/central/api";
 
-/// The bound on one exchange. Generous: an answer that we do not wait for is a refresh token lost.
+/// The bound on one exchange. Generous: an answer that we do not wait for is a refresh token lost. Time in which the
+/// process was stopped cannot make us miss an answer that has arrived.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Central's access tokens live for two hours; nothing longer is believed.
@@ -117,9 +118,12 @@ pub(super) enum NotSent {
 /// Why it is not known whether a refresh token was spent.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unclear {
-    /// The connection broke, or the time limit passed.
+    /// The connection broke.
     #[error("the exchange ended without an answer")]
     NoAnswer(#[source] exchange::Error),
+    /// The time limit passed.
+    #[error("the token endpoint did not answer within the time limit")]
+    TooLate,
     /// An answer that means nothing here.
     #[error("the token endpoint answered HTTP {status}, and not with tokens: {problem}")]
     NoTokens {
@@ -202,10 +206,11 @@ impl TokenEndpoint {
             resend_count: 0,
             on_behalf: OnBehalf::Waiting(waiting),
         };
-        match self.http.send(request).await {
-            Ok(answer) => judge(&answer),
-            Err(error @ exchange::Error::NotConnected(_)) => Exchanged::NotSent(NotSent::NotConnected(error)),
-            Err(error) => Exchanged::Unclear(Unclear::NoAnswer(error)),
+        match self.http.send_patiently(request).await {
+            Some(Ok(answer)) => judge(&answer),
+            Some(Err(error @ exchange::Error::NotConnected(_))) => Exchanged::NotSent(NotSent::NotConnected(error)),
+            Some(Err(error)) => Exchanged::Unclear(Unclear::NoAnswer(error)),
+            None => Exchanged::Unclear(Unclear::TooLate),
         }
     }
 

@@ -152,18 +152,40 @@ fn is_abandoned(intent: &Intent, memory: &Memory, now: Instant) -> bool {
     })
 }
 
-/// Whether a lost chain may be healed by a login now: the intent to store first, which counts it.
-pub(super) fn login(record: &Record, owner: Uuid, wall: SystemTime, nonce: Uuid) -> Option<Record> {
-    let intent = record.intent.as_ref().filter(|intent| intent.refused)?;
-    let is_too_soon = intent.last_login.is_some_and(|last| {
-        // A last login in the future is another machine's clock: then only the count bounds us.
-        wall.duration_since(last).is_ok_and(|since| since < LOGIN_EVERY)
-    });
-    if intent.logins >= MOST_LOGINS || is_too_soon {
-        return None;
+/// Whether a lost chain may be healed by a login.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // made a few times in the life of a process
+pub(super) enum Login {
+    /// Now. Store this first, which counts it.
+    Now(Record),
+    /// Not before this has passed.
+    After(Duration),
+    /// The chain is not lost, or there were enough.
+    Never,
+}
+
+/// Decides about logins.
+pub(super) fn login(record: &Record, owner: Uuid, wall: SystemTime, nonce: Uuid) -> Login {
+    let Some(intent) = record.intent.as_ref().filter(|intent| intent.refused && intent.logins < MOST_LOGINS) else {
+        return Login::Never;
+    };
+    // A last login in the future is another machine's clock: then only the count bounds us.
+    let since = intent.last_login.and_then(|last| wall.duration_since(last).ok());
+    let wait = since.map_or(Duration::ZERO, |since| LOGIN_EVERY.saturating_sub(since));
+    if wait > Duration::ZERO {
+        return Login::After(wait);
     }
     let intent = Intent { nonce, owner, logins: intent.logins + 1, last_login: Some(wall), ..intent.clone() };
-    Some(Record { intent: Some(intent), ..record.clone() })
+    Login::Now(Record { intent: Some(intent), ..record.clone() })
+}
+
+/// When the next login comes after one that was counted in this record; none if it was the last.
+pub(super) fn next_login(record: &Record, wall: SystemTime) -> Option<Duration> {
+    match login(record, Uuid::nil(), wall, Uuid::nil()) {
+        Login::Now(_) => Some(Duration::ZERO),
+        Login::After(wait) => Some(wait),
+        Login::Never => None,
+    }
 }
 
 /// When a token is renewed ahead of its end. `jitter` is a random number from 0 to 1.
@@ -342,13 +364,22 @@ mod tests {
         let refused = |logins, last_login: Option<u64>| {
             with(Intent { refused: true, logins, last_login: last_login.map(at), ..intent(DEAD, 5, true, 2) })
         };
-        let next = |record: &Record, now| login(record, ME, at(now), NONCE).and_then(|record| record.intent);
-        let first = next(&refused(0, None), 5_000).unwrap();
+        let next = |record: &Record, now| login(record, ME, at(now), NONCE);
+        let counted = |record: &Record, now| match next(record, now) {
+            Login::Now(record) => record.intent.unwrap(),
+            other => panic!("{other:?}"),
+        };
+        let seconds = Duration::from_secs;
+        let first = counted(&refused(0, None), 5_000);
         assert_eq!((first.logins, first.last_login, first.owner), (1, Some(at(5_000)), ME));
-        assert_eq!(next(&refused(1, Some(5_000)), 5_000 + 1_799), None, "too soon");
-        assert_eq!(next(&refused(1, Some(5_000)), 5_000 + 1_800).unwrap().logins, 2);
-        assert_eq!(next(&refused(3, Some(5_000)), 999_999), None, "enough");
-        assert_eq!(next(&with(intent(ME, 5, true, 1)), 5_000), None, "the chain is not lost");
+        assert_eq!(next(&refused(1, Some(5_000)), 5_000 + 1_799), Login::After(seconds(1)), "too soon");
+        assert_eq!(counted(&refused(1, Some(5_000)), 5_000 + 1_800).logins, 2);
+        assert_eq!(counted(&refused(1, Some(5_000)), 4_000).logins, 2, "another machine's clock");
+        assert_eq!(next(&refused(3, Some(5_000)), 999_999), Login::Never, "enough");
+        assert_eq!(next(&with(intent(ME, 5, true, 1)), 5_000), Login::Never, "the chain is not lost");
+        assert_eq!(next_login(&refused(1, Some(5_000)), at(5_100)), Some(seconds(1_700)));
+        assert_eq!(next_login(&refused(1, Some(5_000)), at(4_000)), Some(Duration::ZERO));
+        assert_eq!(next_login(&refused(3, Some(5_000)), at(5_100)), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,10 +1,10 @@
 //! For tests that stop, pause and hurry the process: named moments to be killed at, a wall clock that is off, shorter
-//! bounds. Without the feature `rehearsal` nothing of it is compiled in.
+//! bounds, mistakes that the tests must notice. Without the feature `rehearsal` nothing of it is compiled in.
 
 #[cfg(not(feature = "rehearsal"))]
-pub(super) use self::live::{hurried, moment, storing, wall_clock};
+pub(super) use self::live::{hurried, moment, plants, storing, wall_clock};
 #[cfg(feature = "rehearsal")]
-pub(super) use self::rehearsed::{hurried, moment, storing, wall_clock};
+pub(super) use self::rehearsed::{hurried, moment, plants, storing, wall_clock};
 
 /// What a record is stored for.
 #[derive(Debug, Clone, Copy)]
@@ -13,6 +13,20 @@ pub(super) enum Purpose {
     Claim,
     /// It holds what is to be kept.
     Save,
+}
+
+/// A mistake that somebody could make here. Each would lose tokens; `tests/api/replicas/planted.rs` plants one at a
+/// time and sees that the tests notice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bug {
+    /// The record is written whatever it has become since it was loaded.
+    PlainWrite,
+    /// The refresh token is presented without a word in the record.
+    NoIntent,
+    /// A new pair is stored if the intent is still ours, not if the generation that was spent is still there.
+    CompareOnIntent,
+    /// The exchange belongs to whoever asks for the token, and ends when they leave.
+    CallersExchange,
 }
 
 /// What production does.
@@ -35,6 +49,11 @@ mod live {
     pub(in crate::token) fn hurried(bound: Duration) -> Duration {
         bound
     }
+
+    /// No mistakes here.
+    pub(in crate::token) const fn plants(_: super::Bug) -> bool {
+        false
+    }
 }
 
 #[cfg(feature = "rehearsal")]
@@ -46,13 +65,18 @@ mod rehearsed {
 
     use crate::config;
 
-    /// Stops here for good if the test's file names this moment: the log says so, and the test kills the process.
+    /// Stops here while the test's file names this moment: the log says so, and the test kills the process or lets it
+    /// go on. With `panic: ` before the name it panics, once.
     pub(in crate::token) fn moment(name: &str) {
         let Some(file) = &config::rehearsal().moment_file else { return };
-        if fs::read_to_string(file).is_ok_and(|wanted| wanted == name) {
+        let wanted = fs::read_to_string(file).unwrap_or_default();
+        let panics = wanted.strip_prefix("panic: ") == Some(name);
+        assert!(!(panics && fs::remove_file(file).is_ok()), "as the rehearsal wants it");
+        let is_wanted = || fs::read_to_string(file).is_ok_and(|wanted| wanted == name);
+        if is_wanted() {
             tracing::warn!(moment = name, "stopped for the rehearsal");
-            loop {
-                thread::park();
+            while is_wanted() {
+                thread::sleep(Duration::from_millis(5));
             }
         }
     }
@@ -73,5 +97,15 @@ mod rehearsed {
     /// A bound, as many times shorter as the test wants it.
     pub(in crate::token) fn hurried(bound: Duration) -> Duration {
         bound / config::rehearsal().hurry
+    }
+    /// Whether the test wants this mistake.
+    pub(in crate::token) fn plants(bug: super::Bug) -> bool {
+        let name = match bug {
+            super::Bug::PlainWrite => "plain-write",
+            super::Bug::NoIntent => "no-intent",
+            super::Bug::CompareOnIntent => "compare-on-intent",
+            super::Bug::CallersExchange => "callers-exchange",
+        };
+        config::rehearsal().bug.as_deref() == Some(name)
     }
 }

@@ -107,6 +107,42 @@ pub(super) fn inbox(directory: &Path) -> PathBuf {
     directory.join("seed")
 }
 
+/// The gateway's side of the inbox.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    handed_over: PathBuf,
+    /// Where a seed is moved to before it is removed, for another one may have been put in its place meanwhile.
+    taken: PathBuf,
+}
+
+impl Inbox {
+    /// The inbox in a directory.
+    pub(super) fn new(directory: &Path) -> Self {
+        Self { handed_over: inbox(directory), taken: directory.join("seed.taken") }
+    }
+
+    /// Where a seed may lie, the older one first.
+    pub(super) fn places(&self) -> [PathBuf; 2] {
+        [self.taken.clone(), self.handed_over.clone()]
+    }
+
+    /// Removes a seed that was found in one of the places and that the record knows now. What has come into its place
+    /// meanwhile stays for the next look.
+    pub(super) async fn clear(&self, place: &Path, known: &Secret) {
+        if place == self.handed_over {
+            if matches!(read(&self.taken).await, Ok(Some(_))) {
+                return; // not looked at yet
+            }
+            let _ = tokio::fs::rename(&self.handed_over, &self.taken).await;
+        }
+        if let Ok(Some(seed)) = read(&self.taken).await
+            && seed == *known
+        {
+            let _ = tokio::fs::remove_file(&self.taken).await;
+        }
+    }
+}
+
 /// Puts a seed into the inbox, whole or not at all.
 pub(super) fn hand_over(directory: &Path, seed: &Secret) -> io::Result<()> {
     let written = directory.join("seed.next");

@@ -4,6 +4,8 @@
 //! once more only if the first answer was unclear; a dead one never again; a living one is never forgotten.
 
 mod answers;
+#[cfg(feature = "rehearsal")]
+mod interrupted;
 mod login;
 mod records;
 mod seeds;
@@ -128,18 +130,30 @@ async fn unassign(channel: &Channel, customer: &str) -> Result<(), String> {
 
 /// What the health entry of the service says.
 async fn health(channel: &Channel) -> ServingStatus {
-    let service = "central.licensing.v1.LicensingService".to_owned();
-    let answer = HealthClient::new(channel.clone()).check(HealthCheckRequest { service }).await;
-    answer.expect("health answers").into_inner().status()
+    entry(channel, "central.licensing.v1.LicensingService").await
 }
 
-/// Waits for the health entry to say this.
+async fn entry(channel: &Channel, service: &str) -> ServingStatus {
+    let request = HealthCheckRequest { service: service.to_owned() };
+    HealthClient::new(channel.clone()).check(request).await.expect("health answers").into_inner().status()
+}
+
+/// Waits for the health entry of the service to say this.
 async fn shows(channel: &Channel, expected: ServingStatus) {
+    shows_entry(channel, "central.licensing.v1.LicensingService", expected).await;
+}
+
+/// Waits for the health entry of the credentials to say this.
+async fn shows_credentials(channel: &Channel, expected: ServingStatus) {
+    shows_entry(channel, "central.credentials", expected).await;
+}
+
+async fn shows_entry(channel: &Channel, service: &str, expected: ServingStatus) {
     let patience = Patience::with(expected.as_str_name(), PATIENCE);
     loop {
-        match health(channel).await {
+        match entry(channel, service).await {
             shown if shown == expected => return,
-            other => patience.pause(&other).await,
+            other => patience.pause(&(service, other)).await,
         }
     }
 }
@@ -153,7 +167,7 @@ fn presented(sandbox: &Sandbox) -> Vec<String> {
 }
 
 /// The sandbox's fingerprint of a secret.
-fn fingerprint(secret: &str) -> String {
+pub fn fingerprint(secret: &str) -> String {
     let hash = Sha256::digest(secret.as_bytes());
     format!("sha256:{}", hex(&hash[..4]))
 }

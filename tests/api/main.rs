@@ -4,6 +4,9 @@
 #![allow(clippy::unwrap_used)] // a test that unwraps is a test that fails with a place
 
 mod admin;
+#[cfg(feature = "kubernetes-store")]
+#[allow(dead_code)] // the tests of the store itself use the rest
+mod api_server;
 mod collector;
 mod collector_trouble;
 mod commands;

@@ -96,6 +96,38 @@ impl RedisServer {
         format!("unix://{}", self.socket().display())
     }
 
+    /// Gives it a command of one word; it answers `OK`.
+    #[allow(dead_code)] // the tests of the store itself have no use for it
+    pub(crate) fn command(&self, command: &str) {
+        let mut stream = UnixStream::connect(self.socket()).expect("it runs");
+        stream.set_read_timeout(Some(READY_WITHIN)).expect("a time-out");
+        write!(stream, "{command}\r\n").expect("it listens");
+        let mut answer = [0; 5];
+        stream.read_exact(&mut answer).expect("it answers");
+        assert_eq!(&answer, b"+OK\r\n", "{command}");
+    }
+
+    /// Every write that it has taken, oldest first, as its append-only file tells it: commands with their arguments.
+    #[allow(dead_code)] // the tests of the store itself have no use for it
+    pub(crate) fn writes(&self) -> Vec<Vec<Vec<u8>>> {
+        let file = self.dir.path().join("appendonlydir/appendonly.aof.1.incr.aof");
+        let bytes = fs::read(file).expect("it appends");
+        let mut rest = bytes.as_slice();
+        // What is being written at this moment is not told yet.
+        std::iter::from_fn(|| {
+            let count = number(&mut rest, b'*')?;
+            (0..count)
+                .map(|_| {
+                    let length = number(&mut rest, b'$')?;
+                    let argument = rest.get(..length)?.to_vec();
+                    rest = rest.get(length + 2..)?;
+                    Some(argument)
+                })
+                .collect()
+        })
+        .collect()
+    }
+
     /// The socket it listens on.
     pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("redis.sock")
@@ -122,6 +154,15 @@ impl RedisServer {
         let status = Command::new("kill").arg(signal).arg(child.id().to_string()).status();
         assert!(status.is_ok_and(|status| status.success()), "kill {signal}");
     }
+}
+
+/// Reads a line such as `*3` or `$12`.
+#[allow(dead_code)] // see `writes`
+fn number(rest: &mut &[u8], kind: u8) -> Option<usize> {
+    let end = rest.windows(2).position(|two| two == b"\r\n")?;
+    let (line, after) = (&rest[..end], &rest[end + 2..]);
+    *rest = after;
+    std::str::from_utf8(line.strip_prefix(&[kind])?).ok()?.parse().ok()
 }
 
 impl Drop for RedisServer {

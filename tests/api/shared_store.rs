@@ -1,20 +1,24 @@
 //! Two gateways on one token store, and nothing goes wrong.
 
-use std::{fs, sync::Arc};
+use std::{fs, sync::Arc, time::Duration};
 
 use license_gateway::{
     config::{RedisStore, StoreKind},
     sandbox::{Fault, Operation},
 };
-use tokio::task::JoinSet;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use crate::{
     redis_server::RedisServer,
     support::{Gateway, customer, living, sandbox},
 };
 
-fn settings(server: &RedisServer) -> RedisStore {
-    RedisStore {
+/// The store of this server.
+pub fn redis(server: &RedisServer) -> StoreKind {
+    StoreKind::Redis(RedisStore {
         url: server.url().parse().unwrap(),
         username: None,
         password_file: None,
@@ -22,17 +26,16 @@ fn settings(server: &RedisServer) -> RedisStore {
         client_certificate_file: None,
         client_key_file: None,
         key: "license-gateway:token".to_owned(),
-    }
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_share_one_pair_and_present_each_refresh_token_once() {
     let (sandbox, server) = (sandbox().await, RedisServer::start());
-    let store = settings(&server);
     let mut gateways = Vec::new();
     for _ in 0..2 {
         // All have the same seed mounted.
-        let kind = StoreKind::Redis(store.clone());
+        let kind = redis(&server);
         let gateway = Gateway::start_with(&sandbox, |config| config.token_store.kind = kind).await;
         gateway.ready().await;
         gateways.push(Arc::new(gateway));
@@ -55,11 +58,43 @@ async fn replicas_share_one_pair_and_present_each_refresh_token_once() {
     }
 }
 
+/// Somebody empties the server, or a failover loses the last write; and nobody asks for a token.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_redis_forgets_is_put_back_at_once() {
+    let (sandbox, server) = (sandbox().await, RedisServer::start());
+    let mut gateways = Vec::new();
+    for _ in 0..2 {
+        let kind = redis(&server);
+        let gateway = Gateway::start_with(&sandbox, |config| config.token_store.kind = kind).await;
+        gateway.ready().await;
+        gateways.push(gateway);
+    }
+    server.command("FLUSHALL");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let holds_the_living = || {
+        let writes = server.writes();
+        let after =
+            writes.iter().rposition(|write| write[0].eq_ignore_ascii_case(b"FLUSHALL")).expect("it was emptied");
+        let living = living(&sandbox);
+        writes[after..].iter().any(|write| String::from_utf8_lossy(write.last().unwrap()).contains(&living))
+    };
+    while !holds_the_living() {
+        assert!(Instant::now() < deadline, "nobody puts the pair back");
+        sleep(Duration::from_millis(50)).await;
+    }
+    sandbox.revoke_access_token();
+    for gateway in gateways {
+        gateway.unassign(&customer(&sandbox, 0)).await.expect("the pair is good");
+        gateway.stop().await;
+    }
+    assert_eq!(sandbox.token_exchanges().len(), 2, "each refresh token is presented once");
+}
+
 /// Redis goes away between Central's commit and the store: the pair is served, and kept on this node meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pair_that_redis_does_not_take_stands_in_the_journal_of_its_node() {
     let (sandbox, mut server) = (sandbox().await, RedisServer::start());
-    let kind = StoreKind::Redis(settings(&server));
+    let kind = redis(&server);
     let gateway = Arc::new(Gateway::start_with(&sandbox, |config| config.token_store.kind = kind).await);
     gateway.ready().await;
     sandbox.revoke_access_token();

@@ -2,16 +2,20 @@
 
 use std::{
     fs,
+    io::Write as _,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
 };
 
 use license_gateway::proto::{ListServicesRequest, licensing_service_client::LicensingServiceClient};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     commands::{Ran, run, run_with_input},
-    support::{Process, channel, customer, include, living, sandbox},
+    support::{Failure, Process, another_tool_refreshes, channel, customer, include, living, sandbox},
 };
 
 /// A configuration with a `file` store below a temporary directory.
@@ -172,6 +176,86 @@ fn a_store_in_redis_is_looked_at_and_seeded() {
         assert_eq!((ran.code, ran.out.as_str()), (1, ""));
         assert!(ran.err.contains("cannot be reached") && !ran.err.contains("hunter"), "{}", ran.err);
     }
+}
+
+/// From a person's machine, as from a pod: what the gateway put into its Secret is looked at, and seeded.
+#[cfg(feature = "kubernetes-store")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_in_kubernetes_is_looked_at_and_seeded() {
+    use crate::api_server::{ApiServer, BEARER};
+
+    let (sandbox, api, dir) = (sandbox().await, ApiServer::start().await, tempfile::tempdir().unwrap());
+    let kubeconfig = dir.path().join("kubeconfig");
+    let text = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "here",
+        "clusters": [{"name": "here", "cluster": {"server": format!("http://{}", api.address)}}],
+        "users": [{"name": "person", "user": {"token": BEARER}}],
+        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "person", "namespace": "gateway"}}],
+    });
+    fs::write(&kubeconfig, text.to_string()).unwrap();
+    let more = [("LICENSE_GATEWAY__TOKEN_STORE__KIND", "kubernetes"), ("KUBECONFIG", kubeconfig.to_str().unwrap())];
+    let ran = |arguments: &[&str], input: &str| -> Ran {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_license-gateway"))
+            .args([&["token"], arguments, &["--config", dir.path().join("gateway.toml").to_str().unwrap()]].concat())
+            .env_clear()
+            .envs(more)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        child.wait_with_output().unwrap().into()
+    };
+
+    let mut process = Process::serve(&sandbox, dir.path(), &more).await;
+    process.said("a new pair of tokens is stored").await;
+    let status = ran(&["status", "--json"], "");
+    let json = status.json();
+    assert_eq!((status.code, &json["usable"], &json["generation"]), (0, &json!(true), &json!(2)), "{json}");
+    assert_eq!(json["store"], "Secret gateway/license-gateway-token", "{json}");
+    assert_eq!((&json["seeds"], &json["exchange"]["state"]), (&json!(1), &json!("none")), "{json}");
+    assert!(ran(&["status"], "").out.starts_with("There is a usable chain of tokens.\n"));
+    assert!(!dir.path().join("state/token.json").exists());
+    let written = api.cluster.requests().iter().filter(|(verb, _)| ["create", "update"].contains(verb)).count();
+
+    // A look writes nothing; a seed that is known changes nothing.
+    let known = ran(&["seed"], &fs::read_to_string(dir.path().join("refresh_token")).unwrap());
+    assert!(known.code == 1 && known.err.contains("was put in before"), "{}", known.err);
+    assert_eq!(api.cluster.requests().iter().filter(|(verb, _)| ["create", "update"].contains(verb)).count(), written);
+
+    // The chain is lost; a person says so to the Secret, and the running gateway sees it there.
+    another_tool_refreshes(&sandbox).await;
+    let mut client = LicensingServiceClient::new(channel(process.address).await);
+    let lost = client.unassign_licenses(include(&[&customer(&sandbox, 0)])).await.unwrap_err();
+    assert_eq!(Failure::from(lost).reason, "CENTRAL_CREDENTIALS_REJECTED");
+    let status = ran(&["status"], "");
+    assert_eq!(status.code, 1);
+    assert!(
+        status.out.starts_with("A new refresh token is needed: Central refused the refresh token."),
+        "{}",
+        status.out
+    );
+    let seeded = ran(&["seed"], &living(&sandbox));
+    assert_eq!((seeded.code, seeded.err.as_str()), (0, ""));
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while client.unassign_licenses(include(&[&customer(&sandbox, 0)])).await.is_err() {
+        assert!(Instant::now() < deadline, "the gateway did not see the seed");
+        sleep(Duration::from_millis(50)).await;
+    }
+
+    // What one may not do is named.
+    api.cluster.forbid("get");
+    let forbidden = ran(&["status"], "");
+    assert_eq!((forbidden.code, forbidden.out.as_str()), (1, ""));
+    assert!(forbidden.err.contains("Secret gateway/license-gateway-token"), "{}", forbidden.err);
+    api.cluster.allow("get");
+    for ran in [known, status, seeded, forbidden] {
+        let text = ran.out + &ran.err;
+        assert!(!text.contains(&living(&sandbox)) && !text.contains(BEARER), "a secret shows");
+    }
+    process.terminate();
+    assert!(process.exit().await.0.success());
 }
 
 #[test]

@@ -16,8 +16,9 @@ use crate::{
     token::{
         AccessToken, Error,
         oauth::Exchanged,
-        refresh::{self, SEND_WINDOW, Step, Wanted},
-        rehearsal::{hurried, moment, wall_clock},
+        refresh::{self, Login, SEND_WINDOW, Step, Wanted},
+        rehearsal::{Bug, hurried, moment, plants, wall_clock},
+        serves,
         store::{self, Loaded, Record, SCHEMA, Swap, Version},
     },
 };
@@ -44,7 +45,7 @@ impl Keeper {
                 self.memory.note(record.generation, now);
             }
             match refresh::decide(record.as_ref(), &self.memory, wanted, now, wall, Uuid::new_v4()) {
-                Step::NeedsSeed => return Err(Trouble { error: Error::NeedsSeed, wait: hurried(LOOK_EVERY) }),
+                Step::NeedsSeed => return Err(Trouble::lasting(hurried(LOOK_EVERY), Error::NeedsSeed)),
                 Step::Lost(record) => return self.heal(record, version).await,
                 Step::Adopt(record) => {
                     self.adopt(record);
@@ -63,7 +64,10 @@ impl Keeper {
                     }
                     sleep(WAIT_EVERY).await;
                 }
-                Step::Claim(claimed) => {
+                Step::Claim(mut claimed) => {
+                    if plants(Bug::NoIntent) {
+                        claimed.intent = None;
+                    }
                     moment("about to claim");
                     let claiming = Instant::now();
                     let Some(version) = self.swap(version, claimed.clone()).await? else { continue };
@@ -116,21 +120,21 @@ impl Keeper {
             }
             Exchanged::ClientRefused => {
                 self.forget_intent(claimed, version).await;
-                Err(Trouble { error: Error::ClientRefused, wait: CLIENT_REFUSED_WAIT })
+                Err(Trouble::lasting(CLIENT_REFUSED_WAIT, Error::ClientRefused))
             }
             Exchanged::GrantNotRead => {
                 self.forget_intent(claimed, version).await;
-                Err(Trouble { error: Error::GrantNotRead, wait: CLIENT_REFUSED_WAIT })
+                Err(Trouble::lasting(CLIENT_REFUSED_WAIT, Error::GrantNotRead))
             }
             Exchanged::TokenRefused if claimed.replaced.is_some() => self.go_back(&claimed, version).await,
             Exchanged::TokenRefused => {
                 // Written into the record, so that no restart and no other process presents a dead token again. If the
                 // record has moved meanwhile, the next attempt finds out.
                 let dead = with_intent(claimed, |intent| intent.refused = true);
-                if self.swap(version, dead).await?.is_none() {
-                    return Err(Trouble::later(CONFLICT_PAUSE, OtherProcess));
+                match self.swap(version, dead.clone()).await? {
+                    Some(version) => self.heal(dead, version).await,
+                    None => Err(Trouble::later(CONFLICT_PAUSE, OtherProcess)),
                 }
-                Err(Trouble { error: Error::Lost, wait: Duration::ZERO })
             }
             Exchanged::Unclear(error) => {
                 let tries = claimed.intent.as_ref().map_or(1, |intent| intent.tries);
@@ -160,15 +164,19 @@ impl Keeper {
 
     /// Heals a lost chain by a login, where that is configured and not yet used up.
     async fn heal(&mut self, lost: Record, version: Version) -> Result<(), Trouble> {
-        let needs_seed = Trouble { error: Error::Lost, wait: hurried(LOOK_EVERY) };
-        let Some(login) = self.login.clone() else { return Err(needs_seed) };
-        let Some(counted) = refresh::login(&lost, self.memory.owner, wall_clock(), Uuid::new_v4()) else {
-            return Err(needs_seed);
+        // That it is dead, and how often we logged in, must outlive a store that forgets.
+        self.memory.newest = Some(lost.clone());
+        let Some(login) = self.login.clone() else { return Err(self.give_up(None)) };
+        let counted = match refresh::login(&lost, self.memory.owner, wall_clock(), Uuid::new_v4()) {
+            Login::Now(counted) => counted,
+            Login::After(wait) => return Err(self.give_up(Some(wait))),
+            Login::Never => return Err(self.give_up(None)),
         };
         // Counted in the store before it is tried: neither restarts nor replicas make more of it.
         if self.swap(version, counted.clone()).await?.is_none() {
             return Err(Trouble::later(CONFLICT_PAUSE, OtherProcess));
         }
+        self.memory.newest = Some(counted.clone());
         warn!("the chain of tokens is lost; logging in as credentials.username");
         match self.endpoint.log_in(&login).await {
             Exchanged::Pair(pair) => {
@@ -189,18 +197,35 @@ impl Keeper {
             }
             Exchanged::NotSent(error) => {
                 error!(error = &error as &(dyn StdError + 'static), "the login failed");
-                Err(needs_seed)
+                Err(self.give_up(refresh::next_login(&counted, wall_clock())))
             }
             other => {
                 error!(answer = ?other, "the login failed");
-                Err(needs_seed)
+                Err(self.give_up(refresh::next_login(&counted, wall_clock())))
             }
+        }
+    }
+
+    /// The chain is lost, and there is no login, or none before a while. A person is needed; callers are told to come
+    /// back where a login may still heal it.
+    fn give_up(&mut self, next_login: Option<Duration>) -> Trouble {
+        self.is_lost = true;
+        // Central has refused it, and nothing will make it good: not one call more with it.
+        if self.current.load().as_ref().is_some_and(|token| !serves(token, self.refused)) {
+            self.current.store(None);
+        }
+        match next_login {
+            Some(wait) => Trouble::later(wait, NotHealedYet),
+            None => Trouble::lasting(hurried(LOOK_EVERY), Error::Lost),
         }
     }
 
     /// A new pair: stored, then used. If the store does not take it, it is used all the same: it is the only one that
     /// lives, and callers wait.
     async fn keep(&mut self, record: Record, lifetime: Duration, replaced_a_refused_one: bool) {
+        if plants(Bug::CompareOnIntent) && !self.holds_our_intent().await {
+            return;
+        }
         let received = Instant::now();
         self.memory.newest = Some(record.clone());
         self.is_saved = false;
@@ -215,7 +240,7 @@ impl Keeper {
         moment("published");
     }
 
-    fn write_journal(&self, record: &Record) {
+    pub(super) fn write_journal(&self, record: &Record) {
         if let Err(error) = self.journal.write(record) {
             error!(
                 error = &error as &(dyn StdError + 'static),
@@ -251,6 +276,7 @@ impl Keeper {
         match saved.await {
             Ok(()) => {
                 self.is_saved = true;
+                self.store_works();
                 self.journal.clear();
                 info!(generation = newest.generation, "a new pair of tokens is stored");
             }
@@ -272,6 +298,7 @@ impl Keeper {
         let Some(secret) = record.access_token.clone() else { return };
         let now = Instant::now();
         self.renew_at = refresh::renew_at(now, remaining, record.lifetime, rand::random());
+        self.is_lost = false;
         self.current.store(Some(Arc::new(AccessToken {
             secret,
             generation: record.generation,
@@ -282,8 +309,14 @@ impl Keeper {
         })));
     }
 
+    /// Whether the record says that we are at it. Nothing may depend on that once there is a new pair.
+    async fn holds_our_intent(&self) -> bool {
+        let stored = self.store.load().await.ok().and_then(|loaded| loaded.record?.intent);
+        stored.is_some_and(|intent| intent.owner == self.memory.owner)
+    }
+
     async fn load(&self) -> Result<Loaded, Trouble> {
-        self.store.load().await.map_err(|error| Trouble::later(refresh::backoff(self.failures + 1), error))
+        self.store.load().await.map_err(|error| Trouble::store(refresh::backoff(self.failures + 1), error))
     }
 
     /// The new version; none after a conflict.
@@ -294,7 +327,7 @@ impl Keeper {
                 sleep(CONFLICT_PAUSE).await;
                 Ok(None)
             }
-            Err(error) => Err(Trouble::later(refresh::backoff(self.failures + 1), error)),
+            Err(error) => Err(Trouble::store(refresh::backoff(self.failures + 1), error)),
         }
     }
 
@@ -322,6 +355,14 @@ struct Throttled;
 #[derive(Debug, thiserror::Error)]
 #[error("another process is exchanging the refresh token")]
 struct OtherProcess;
+
+/// The chain is lost, and a login may still heal it.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "Central refuses the refresh token, so the chain of tokens is lost, and the last login did not heal it; another one \
+     is tried later. Not to wait for it, put a new refresh token into credentials.refresh_token_file"
+)]
+struct NotHealedYet;
 
 /// A seed that was put in place does not work.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,7 @@ use super::{Intent, Loaded, Record, SCHEMA, Swap, TokenStore, Version};
 use crate::token::secret::Secret;
 
 /// A record of a generation.
-pub(super) fn record(generation: u64) -> Record {
+pub(in crate::token) fn record(generation: u64) -> Record {
     Record {
         schema: SCHEMA,
         family: Uuid::nil(),

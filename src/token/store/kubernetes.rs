@@ -8,6 +8,7 @@
 //! it logs is dropped: an answer of this API is a refresh token.
 
 #[cfg(test)]
+#[path = "../../../tests/api/api_server.rs"]
 mod api_server;
 #[cfg(test)]
 mod tests;

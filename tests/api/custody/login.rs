@@ -4,13 +4,17 @@ use std::{fs, sync::Arc};
 
 use license_gateway::{
     config,
+    proto::health::health_check_response::ServingStatus,
     sandbox::{Operation, Sandbox},
 };
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::time::sleep;
 
-use super::{A_LOOK, REJECTED, applied, edit_record, holds_the_living, logins, place, put_seed, refused, store};
+use super::{
+    A_LOOK, REJECTED, UNAVAILABLE, applied, edit_record, holds_the_living, logins, place, put_seed, refused,
+    shows_credentials, store,
+};
 use crate::support::{Gateway, customer, living, sandbox};
 
 /// A gateway that may log in with this password.
@@ -34,7 +38,7 @@ async fn a_lost_chain_is_healed_by_one_login() {
     for round in 1..=2 {
         crate::support::another_tool_refreshes(&sandbox).await;
         let customer = customer(&sandbox, round);
-        applied("healed by a login", &gateway, &customer).await;
+        gateway.unassign(&customer).await.expect("whoever meets the loss waits for the login");
         let steps: Vec<_> = sandbox.calls().iter().map(|call| call.operation).filter(|step| is_oauth(*step)).collect();
         let expected = [Operation::Token, Operation::Login, Operation::Authorize, Operation::Token];
         assert_eq!(steps, expected, "refused, then the three steps");
@@ -55,10 +59,16 @@ async fn a_wrong_password_costs_one_login_in_half_an_hour_and_a_seed_still_heals
     gateway.ready().await;
     crate::support::another_tool_refreshes(&sandbox).await;
     let customer = customer(&sandbox, 0);
-    refused("lost", &gateway, &customer, REJECTED).await;
-    sandbox.wait_for_operation(Operation::Login, 1).await;
+    // The next login may heal it: callers are told when to come back, and a person that they are needed.
+    let told = async |what: &str, gateway: &Gateway| {
+        let failure = refused(what, gateway, &customer, UNAVAILABLE).await;
+        let wait: u64 = failure.pushback.parse().expect("a wait");
+        assert!((1_700_000..=1_800_000).contains(&wait), "{what}: {wait} ms");
+        shows_credentials(&gateway.channel, ServingStatus::NotServing).await;
+    };
+    told("lost", &gateway).await;
     for _ask in 0..10 {
-        refused("not healed", &gateway, &customer, REJECTED).await;
+        told("not healed", &gateway).await;
         sleep(A_LOOK / 5).await;
     }
     assert_eq!(logins(&sandbox), 1);
@@ -67,27 +77,35 @@ async fn a_wrong_password_costs_one_login_in_half_an_hour_and_a_seed_still_heals
     gateway.stop().await;
     for _restart in 0..3 {
         let gateway = start(&sandbox, &state, "wrong").await;
-        refused("not healed by a restart", &gateway, &customer, REJECTED).await;
+        told("not healed by a restart", &gateway).await;
         sleep(A_LOOK).await;
         assert_eq!(logins(&sandbox), 1);
         gateway.stop().await;
     }
 
-    // Half an hour later by the record's clock there is a second one.
-    edit_record(&store(state.path()).join("token.json"), |record| {
-        let last = &mut record["intent"]["last_login"]["secs_since_epoch"];
-        *last = json!(last.as_u64().expect("the login was counted") - 1_800);
-    });
-    let gateway = start(&sandbox, &state, "wrong").await;
-    refused("not healed by a second login", &gateway, &customer, REJECTED).await;
-    sandbox.wait_for_operation(Operation::Login, 2).await;
-    sleep(A_LOOK).await;
-    assert_eq!(logins(&sandbox), 2);
+    // Half an hour later by the record's clock there is a second one, and a third.
+    for login in 2..=3 {
+        edit_record(&store(state.path()).join("token.json"), |record| {
+            let last = &mut record["intent"]["last_login"]["secs_since_epoch"];
+            *last = json!(last.as_u64().expect("the login was counted") - 1_800);
+        });
+        let gateway = start(&sandbox, &state, "wrong").await;
+        if login == 2 {
+            told("not healed by a second login", &gateway).await;
+        } else {
+            refused("no login is left", &gateway, &customer, REJECTED).await;
+        }
+        sleep(A_LOOK).await;
+        assert_eq!(logins(&sandbox), login);
+        gateway.stop().await;
+    }
     assert_eq!(sandbox.token_exchanges().len(), 1, "the dead token, once, over all restarts");
 
+    let gateway = start(&sandbox, &state, "wrong").await;
     put_seed(state.path(), &living(&sandbox));
     applied("healed by a seed", &gateway, &customer).await;
-    assert_eq!(logins(&sandbox), 2);
+    assert_eq!(logins(&sandbox), 3);
+    shows_credentials(&gateway.channel, ServingStatus::Serving).await;
     gateway.stop().await;
 }
 
@@ -126,10 +144,10 @@ async fn a_login_whose_tokens_are_lost_is_not_repeated_at_once() {
     crate::support::another_tool_refreshes(&sandbox).await;
     sandbox.fault(Fault::reset().and_applied().on(Operation::Token).skip(1));
     let customer = customer(&sandbox, 0);
-    refused("lost", &gateway, &customer, REJECTED).await;
+    refused("lost", &gateway, &customer, UNAVAILABLE).await;
     sandbox.wait_for_operation(Operation::Token, 2).await;
     sleep(A_LOOK).await;
-    refused("lost again", &gateway, &customer, REJECTED).await;
+    refused("lost again", &gateway, &customer, UNAVAILABLE).await;
     assert_eq!((logins(&sandbox), sandbox.token_exchanges().len()), (1, 2));
     gateway.stop().await;
 }

@@ -82,6 +82,27 @@ async fn a_lost_chain_stays_lost_over_restarts_until_it_is_seeded() {
     }
 }
 
+/// Every call with it would only fetch another 401 out of the day's quota.
+#[tokio::test]
+async fn a_lost_chain_costs_no_further_calls() {
+    let sandbox = sandbox().await;
+    let gateway = Gateway::start(&sandbox).await;
+    gateway.ready().await;
+    crate::support::another_tool_refreshes(&sandbox).await;
+    let customer = customer(&sandbox, 0);
+    refused("lost", &gateway, &customer, REJECTED).await;
+    sandbox.clear_calls();
+    for _request in 0..10 {
+        let failure = gateway.unassign(&customer).await.unwrap_err();
+        assert_eq!((failure.reason.as_str(), failure.outcome.as_str()), (REJECTED, "not_applied"));
+    }
+    sleep(A_LOOK).await;
+    assert_eq!(sandbox.calls(), [], "Central is left alone");
+    put_seed(gateway.state.path(), &living(&sandbox));
+    applied("healed by a seed", &gateway, &customer).await;
+    gateway.stop().await;
+}
+
 /// With the real process: what it says is part of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_record_that_cannot_be_understood_is_told_left_alone_and_repaired_without_a_restart() {

@@ -1,7 +1,7 @@
 //! The store fails in the worst moment: Central has given a new pair, and it exists nowhere else.
 
 use std::{
-    env, fs,
+    fs,
     io::Write as _,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use license_gateway::sandbox::{Fault, Operation, Sandbox};
+use license_gateway::{
+    config::Config,
+    sandbox::{Fault, Operation, Sandbox},
+};
 use tempfile::TempDir;
 use tokio::{
     task::JoinHandle,
@@ -20,21 +23,28 @@ use tokio::{
 use super::{
     A_LOOK, UNAVAILABLE, applied, holds_the_living, place, presented, refused, stop, store, unassign, wait_for,
 };
-use crate::support::{Failure, Gateway, Process, channel, customer, include, sandbox};
+use crate::support::{Failure, Gateway, Process, channel, customer, include, living, sandbox};
+#[cfg(feature = "tests-with-redis")]
+use crate::{redis_server::RedisServer, shared_store::redis};
 
-/// How long the store stays away: some looks and tries; a minute with `LICENSE_GATEWAY_TEST_LONG=1` in the environment.
-fn outage() -> Duration {
-    if env::var_os("LICENSE_GATEWAY_TEST_LONG").is_some_and(|value| value == "1") {
-        Duration::from_mins(1)
-    } else {
-        Duration::from_secs(4)
-    }
-}
+/// How long the store stays away in the worst case that is promised.
+const OUTAGE: Duration = Duration::from_mins(1);
+/// How long the pair may take into a store that works again.
+const STORED_WITHIN: Duration = Duration::from_secs(5);
 
 /// A ready gateway whose next exchange Central has carried out and not answered yet: release `answer`. The request
 /// that waits for it comes back too.
 async fn before_the_answer(sandbox: &Sandbox, state: &Arc<TempDir>) -> (Gateway, JoinHandle<Result<(), Failure>>) {
-    let gateway = Gateway::start_in(sandbox, Arc::clone(state), |_| {}).await;
+    before_the_answer_with(sandbox, state, |_| {}).await
+}
+
+/// The same, with other settings.
+async fn before_the_answer_with(
+    sandbox: &Sandbox,
+    state: &Arc<TempDir>,
+    change: impl FnOnce(&mut Config),
+) -> (Gateway, JoinHandle<Result<(), Failure>>) {
+    let gateway = Gateway::start_in(sandbox, Arc::clone(state), change).await;
     gateway.ready().await;
     sandbox.revoke_access_token();
     sandbox.fault(Fault::hold_answer("answer").on(Operation::Token));
@@ -46,13 +56,13 @@ async fn before_the_answer(sandbox: &Sandbox, state: &Arc<TempDir>) -> (Gateway,
     (gateway, caller)
 }
 
-/// The store is away and stays so for a while: every request is applied with the pair that is nowhere but in memory.
-async fn serves_without_a_store(gateway: &Gateway, sandbox: &Sandbox) {
-    let back = Instant::now() + outage();
+/// The store is away and stays so for a minute: every request is applied with the pair that is nowhere but in memory.
+async fn serves_without_a_store(gateway: &Gateway, sandbox: &Sandbox, is_stored: impl Fn() -> bool) {
+    let back = Instant::now() + OUTAGE;
     while Instant::now() < back {
         gateway.unassign(&customer(sandbox, 1)).await.expect("applied with the pair in memory");
-        assert!(!holds_the_living(gateway.state.path(), sandbox), "the store is away");
-        sleep(Duration::from_millis(100)).await;
+        assert!(!is_stored(), "the store is away");
+        sleep(Duration::from_millis(250)).await;
     }
 }
 
@@ -60,7 +70,7 @@ async fn serves_without_a_store(gateway: &Gateway, sandbox: &Sandbox) {
 async fn nothing_was_lost(gateway: Gateway, sandbox: &Sandbox) {
     let state = Arc::clone(&gateway.state);
     let is_stored = async || holds_the_living(state.path(), sandbox).then_some(());
-    wait_for("the pair to be stored", Duration::from_secs(10), is_stored).await;
+    wait_for("the pair to be stored", STORED_WITHIN, is_stored).await;
     gateway.stop().await;
     assert!(!store(state.path()).join("unsaved.json").exists());
     let exchanges = sandbox.token_exchanges().len();
@@ -73,19 +83,89 @@ async fn nothing_was_lost(gateway: Gateway, sandbox: &Sandbox) {
     gateway.stop().await;
 }
 
-#[tokio::test]
-async fn a_store_that_is_moved_away_under_an_exchange_gets_the_pair_when_it_is_back() {
+/// Each of them for a minute, at once: between Central's answer and the store. The token is kept, requests are served,
+/// and the pair is stored within seconds of the repair. Needs the right to mount a tmpfs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_is_away_for_a_minute_under_an_exchange_gets_the_pair_when_it_is_back() {
+    let redis_away = async {
+        #[cfg(feature = "tests-with-redis")]
+        tokio::join!(redis_away(false), redis_away(true));
+    };
+    tokio::join!(moved_away(), read_only(), full(), redis_away);
+}
+
+async fn moved_away() {
     let (sandbox, state) = (sandbox().await, place());
     let (gateway, caller) = before_the_answer(&sandbox, &state).await;
     let (here, away) = (store(state.path()), state.path().join("away"));
     fs::rename(&here, &away).unwrap();
     sandbox.release("answer");
     caller.await.unwrap().expect("the call that waited is applied");
-    serves_without_a_store(&gateway, &sandbox).await;
+    serves_without_a_store(&gateway, &sandbox, || holds_the_living(state.path(), &sandbox)).await;
     // Made anew, it would stand in the way of the one that comes back; and nobody holds its lock.
     assert!(!here.exists(), "another store was begun in its place: {:?}", listing(&here));
     fs::rename(&away, &here).unwrap();
     nothing_was_lost(gateway, &sandbox).await;
+}
+
+async fn read_only() {
+    let (sandbox, state) = (sandbox().await, place());
+    let (gateway, caller) = before_the_answer(&sandbox, &state).await;
+    let over = Mounted::over(&store(state.path()), "ro,size=4k");
+    sandbox.release("answer");
+    caller.await.unwrap().expect("the call that waited is applied");
+    serves_without_a_store(&gateway, &sandbox, || holds_the_living(state.path(), &sandbox)).await;
+    drop(over);
+    nothing_was_lost(gateway, &sandbox).await;
+}
+
+/// Full, and the room that was reserved is gone too: somebody removed the file, or the file system promised too much.
+async fn full() {
+    let (sandbox, state) = (sandbox().await, place());
+    let disk = Mounted::over(&store(state.path()), "size=512k");
+    let (gateway, caller) = before_the_answer(&sandbox, &state).await;
+    fs::remove_file(disk.0.join("token.next")).expect("room was reserved");
+    let filler = fill(&disk.0);
+    sandbox.release("answer");
+    caller.await.unwrap().expect("the call that waited is applied");
+    serves_without_a_store(&gateway, &sandbox, || holds_the_living(state.path(), &sandbox)).await;
+    fs::remove_file(filler).unwrap();
+    nothing_was_lost(gateway, &sandbox).await;
+    drop(disk);
+}
+
+/// Gone, or there and silent.
+#[cfg(feature = "tests-with-redis")]
+async fn redis_away(hangs: bool) {
+    let (sandbox, state, mut server) = (sandbox().await, place(), RedisServer::start());
+    let kind = redis(&server);
+    let (gateway, caller) = before_the_answer_with(&sandbox, &state, |config| config.token_store.kind = kind).await;
+    let is_stored = |server: &RedisServer| {
+        let writes = server.writes();
+        writes.last().is_some_and(|write| String::from_utf8_lossy(&write[2]).contains(&living(&sandbox)))
+    };
+    if hangs {
+        server.pause();
+    } else {
+        server.kill();
+    }
+    sandbox.release("answer");
+    caller.await.unwrap().expect("the call that waited is applied");
+    serves_without_a_store(&gateway, &sandbox, || is_stored(&server)).await;
+    if hangs {
+        server.resume();
+    } else {
+        server.run();
+    }
+    // Redis may have it before the gateway knows; then no second copy is left about.
+    let journal = store(state.path()).join("unsaved.json");
+    let stored = async || (is_stored(&server) && !journal.exists()).then_some(());
+    wait_for("the pair to be stored in Redis", STORED_WITHIN, stored).await;
+    let exchanges = sandbox.token_exchanges().len();
+    sandbox.revoke_access_token();
+    gateway.unassign(&customer(&sandbox, 2)).await.expect("the stored refresh token is good");
+    assert_eq!(sandbox.token_exchanges().len(), exchanges + 1);
+    gateway.stop().await;
 }
 
 /// A volume that is gone leaves an empty directory, its mount point.
@@ -102,18 +182,6 @@ async fn a_store_whose_volume_is_gone_under_an_exchange_gets_the_pair_when_it_is
     gateway.unassign(&customer(&sandbox, 1)).await.expect("applied with the pair in memory");
     fs::remove_dir_all(&here).unwrap();
     fs::rename(&away, &here).unwrap();
-    nothing_was_lost(gateway, &sandbox).await;
-}
-
-#[tokio::test]
-async fn a_store_that_turns_read_only_under_an_exchange_gets_the_pair_when_it_is_writable() {
-    let (sandbox, state) = (sandbox().await, place());
-    let (gateway, caller) = before_the_answer(&sandbox, &state).await;
-    let over = Mounted::over(&store(state.path()), "ro,size=4k");
-    sandbox.release("answer");
-    caller.await.unwrap().expect("the call that waited is applied");
-    serves_without_a_store(&gateway, &sandbox).await;
-    drop(over);
     nothing_was_lost(gateway, &sandbox).await;
 }
 
@@ -152,6 +220,30 @@ async fn a_record_that_vanishes_is_put_back_and_the_spent_seed_is_not_taken_for_
     assert_eq!(presented.len(), 2, "{presented:?}");
     assert_ne!(presented[0], presented[1], "the spent seed was presented again");
     gateway.stop().await;
+}
+
+/// Nobody asks for a token: the next one might be asked for after a restart, and then nobody knew the newer pair.
+#[tokio::test]
+async fn a_record_that_is_replaced_by_an_older_one_or_vanishes_is_put_back_at_once() {
+    let (sandbox, state) = (sandbox().await, place());
+    let gateway = Gateway::start_in(&sandbox, Arc::clone(&state), |_| {}).await;
+    gateway.ready().await;
+    let record = store(state.path()).join("token.json");
+    let old = fs::read(&record).unwrap();
+    sandbox.revoke_access_token();
+    gateway.unassign(&customer(&sandbox, 0)).await.expect("refreshed");
+    for older in [Some(&old), None] {
+        match older {
+            Some(old) => fs::write(&record, old).unwrap(),
+            None => fs::remove_file(&record).unwrap(),
+        }
+        assert!(!holds_the_living(state.path(), &sandbox));
+        let is_back = async || holds_the_living(state.path(), &sandbox).then_some(());
+        wait_for("the newer pair to be put back", Duration::from_secs(5), is_back).await;
+    }
+    let exchanges = sandbox.token_exchanges().len();
+    nothing_was_lost(gateway, &sandbox).await;
+    assert_eq!(sandbox.token_exchanges().len(), exchanges + 1, "nothing was presented for it");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

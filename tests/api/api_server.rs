@@ -29,13 +29,13 @@ use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 /// What the server expects as bearer token.
-pub(super) const BEARER: &str = "service-account-token";
+pub(crate) const BEARER: &str = "service-account-token";
 /// The namespaces that exist.
-pub(super) const NAMESPACES: [&str; 2] = ["gateway", "other"];
+pub(crate) const NAMESPACES: [&str; 2] = ["gateway", "other"];
 
 /// What goes wrong with one request.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// It is done after a while.
     Delay(Duration),
     /// It is not done, and there is no answer.
@@ -53,14 +53,14 @@ pub(super) enum Fault {
 }
 
 /// The server; gone when dropped.
-pub(super) struct ApiServer {
-    pub(super) address: SocketAddr,
-    pub(super) cluster: Arc<Cluster>,
+pub(crate) struct ApiServer {
+    pub(crate) address: SocketAddr,
+    pub(crate) cluster: Arc<Cluster>,
     accepting: tokio::task::AbortHandle,
 }
 
 #[derive(Default)]
-pub(super) struct Cluster {
+pub(crate) struct Cluster {
     state: Mutex<State>,
     changed: watch::Sender<()>,
     /// Every watch is cut when this changes.
@@ -89,11 +89,11 @@ impl Drop for ApiServer {
 }
 
 impl ApiServer {
-    pub(super) async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::serve(TcpListener::bind("127.0.0.1:0").await.unwrap(), None)
     }
 
-    pub(super) fn serve(listener: TcpListener, tls: Option<TlsAcceptor>) -> Self {
+    pub(crate) fn serve(listener: TcpListener, tls: Option<TlsAcceptor>) -> Self {
         let address = listener.local_addr().unwrap();
         let cluster = Arc::new(Cluster::default());
         let served = Arc::clone(&cluster);
@@ -126,25 +126,25 @@ impl Cluster {
     }
 
     /// What happens to the next requests of a verb, one after the other.
-    pub(super) fn next(&self, verb: &'static str, fault: Fault) {
+    pub(crate) fn next(&self, verb: &'static str, fault: Fault) {
         self.state().faults.entry(verb).or_default().push_back(fault);
     }
 
-    pub(super) fn forbid(&self, verb: &'static str) {
+    pub(crate) fn forbid(&self, verb: &'static str) {
         self.state().forbidden.insert(verb);
     }
 
-    pub(super) fn allow(&self, verb: &'static str) {
+    pub(crate) fn allow(&self, verb: &'static str) {
         self.state().forbidden.remove(verb);
     }
 
     /// The Secret as it stands.
-    pub(super) fn secret(&self, namespace: &str, name: &str) -> Option<Value> {
+    pub(crate) fn secret(&self, namespace: &str, name: &str) -> Option<Value> {
         self.state().secrets.get(&(namespace.to_owned(), name.to_owned())).cloned()
     }
 
     /// Puts a Secret there as an operator would, whatever is there.
-    pub(super) fn apply(&self, namespace: &str, name: &str, change: impl FnOnce(&mut Value)) {
+    pub(crate) fn apply(&self, namespace: &str, name: &str, change: impl FnOnce(&mut Value)) {
         let mut state = self.state();
         let mut secret = state.secrets.get(&(namespace.to_owned(), name.to_owned())).cloned().unwrap_or_else(|| {
             json!({ "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
@@ -156,7 +156,7 @@ impl Cluster {
         self.changed.send_replace(());
     }
 
-    pub(super) fn delete(&self, namespace: &str, name: &str) {
+    pub(crate) fn delete(&self, namespace: &str, name: &str) {
         let mut state = self.state();
         if let Some(mut secret) = state.secrets.remove(&(namespace.to_owned(), name.to_owned())) {
             state.revision += 1;
@@ -169,19 +169,19 @@ impl Cluster {
     }
 
     /// Forgets the history.
-    pub(super) fn compact(&self) {
+    pub(crate) fn compact(&self) {
         let mut state = self.state();
         state.compacted = state.revision;
         state.events.clear();
     }
 
     /// Cuts every watch in the middle of the stream.
-    pub(super) fn cut_watches(&self) {
+    pub(crate) fn cut_watches(&self) {
         self.cuts.send_replace(());
     }
 
     /// Verb and query of every request so far.
-    pub(super) fn requests(&self) -> Vec<(&'static str, String)> {
+    pub(crate) fn requests(&self) -> Vec<(&'static str, String)> {
         self.state().requests.clone()
     }
 }

@@ -1,0 +1,112 @@
+//! What others did meanwhile: a person who put a seed in place, a process that shares the store, a store that went
+//! backwards. The keeper looks every two seconds, whether or not anybody asks for a token.
+
+use std::path::Path;
+
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{Keeper, Trouble};
+use crate::token::{
+    refresh,
+    rehearsal::moment,
+    secret::Secret,
+    seed,
+    store::{Loaded, Record},
+};
+
+impl Keeper {
+    /// Adopts the refresh token in a seed file unless it was adopted before. Its fingerprint is stored before it is
+    /// presented, so that a manifest applied again never presents a spent token.
+    pub(super) async fn look_for_seeds(&mut self) {
+        if let Some(mounted) = self.seed_file.clone() {
+            self.look_at_seed(&mounted).await;
+        }
+        for path in self.inbox.places() {
+            if let Some(adopted) = self.look_at_seed(&path).await {
+                // Its fingerprint is in the record: the token itself need not lie about.
+                self.inbox.clear(&path, &adopted).await;
+            }
+        }
+    }
+
+    /// The seed in a file, if there is one and the record knows it now.
+    async fn look_at_seed(&mut self, path: &Path) -> Option<Secret> {
+        let seed = match seed::read(path).await {
+            Ok(seed) => seed?,
+            Err(problem) => {
+                if self.memory.newest.is_none() {
+                    warn!(file = ?path, problem, "a file with a refresh token is not used");
+                }
+                return None;
+            }
+        };
+        moment("about to adopt a seed");
+        match seed::adopt(&self.store, &seed, self.memory.newest.as_ref()).await {
+            Ok(seed::Adoption::AlreadyKnown) => {}
+            Ok(seed::Adoption::Adopted(seeded)) => {
+                info!(generation = seeded.generation, seed = %seed.fingerprint(), "a new refresh token was adopted");
+                self.begin_anew(seeded);
+                moment("adopted a seed");
+            }
+            Err(error) => {
+                if self.failure.is_none() {
+                    let trouble = Trouble::store(refresh::backoff(self.failures + 1), error);
+                    self.fail(trouble);
+                }
+                return None;
+            }
+        }
+        Some(seed)
+    }
+
+    /// Among replicas, somebody else may have renewed the pair or put a seed in place. Anywhere, somebody may have
+    /// restored or deleted the record: then it is put back at once, for this process may be gone when it is needed.
+    pub(super) async fn look_at_the_store(&mut self) {
+        let Ok(Loaded { record, .. }) = self.store.load().await else { return };
+        self.store_works();
+        if let Some(record) = &record {
+            self.memory.note(record.generation, Instant::now());
+        }
+        let stored = record.as_ref().map(|record| record.generation);
+        let known = self.memory.newest.as_ref().map(|newest| newest.generation);
+        if stored < known {
+            self.put_back().await;
+        } else if stored > known
+            && let Some(record) = record
+        {
+            if record.access_token.is_some() {
+                self.adopt(record);
+                self.failure = None;
+                self.failures = 0;
+            } else {
+                self.begin_anew(record);
+            }
+        }
+    }
+
+    /// The store went backwards: what this process knows is newer, and is put back until it is there.
+    async fn put_back(&mut self) {
+        let Some(newest) = self.memory.newest.clone() else { return };
+        if !self.is_saved {
+            return; // it is tried every second, and that was said
+        }
+        warn!(generation = newest.generation, "the token store went backwards; the newer pair is put back");
+        self.is_saved = false;
+        self.save().await;
+        if !self.is_saved {
+            self.write_journal(&newest);
+        }
+    }
+
+    /// A new chain: whatever was wrong with the old one does not matter any more.
+    fn begin_anew(&mut self, seeded: Record) {
+        self.memory.newest = Some(seeded);
+        self.is_saved = true;
+        self.is_lost = false;
+        self.journal.clear();
+        self.failure = None;
+        self.failures = 0;
+        self.renew_at = Instant::now();
+    }
+}
