@@ -131,9 +131,13 @@ impl Quota {
         self.0.changed.notify_waiters();
     }
 
-    /// Learns from an answer of Central.
-    pub fn heard(&self, status: u16, headers: &HeaderMap) {
+    /// Learns from an answer of Central. The token endpoint may not be part of the quota: what it says without saying
+    /// anything of the quota, but for a 429, teaches nothing.
+    pub fn heard(&self, purpose: Purpose, status: u16, headers: &HeaderMap) {
         let heard = Heard::read(headers, SystemTime::now());
+        if purpose == Purpose::Exchange && heard.is_silent() && status != 429 {
+            return;
+        }
         let (before, after) = {
             let mut state = self.0.lock();
             let before = state.pace.standing(Instant::now());

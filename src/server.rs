@@ -96,8 +96,8 @@ impl Server {
         // The first line of the log: other programs read the chosen port from it.
         info!(listen = %address, central = %config.central.base_url, "listening");
         let admin = Admin::bind(config.admin.listen).await?;
-        let (tokens, keeper) = TokenCache::start(&config, tracing.clone()).await?;
         let quota = Quota::new(&config.quota);
+        let (tokens, keeper) = TokenCache::start(&config, quota.clone(), tracing.clone()).await?;
         let central = Arc::new(CentralClient::new(&config.central, tokens.clone(), quota, tracing.clone())?);
         Ok(Self { listener, address, admin, config, tracing, tokens, keeper, central })
     }

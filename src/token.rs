@@ -42,6 +42,7 @@ use self::{
 use crate::{
     config,
     exchange::SetupError,
+    quota::Quota,
     telemetry::{
         Origin, Tracing,
         metrics::{TokenAges, TokenState},
@@ -183,14 +184,18 @@ impl TokenCache {
     /// Opens the store and starts the keeper, which looks for a valid token at once.
     ///
     /// Stop the keeper before the process exits: what it began must be finished.
-    pub async fn start(config: &config::Config, tracing: Tracing) -> Result<(Self, KeeperHandle), StartError> {
+    pub async fn start(
+        config: &config::Config,
+        quota: Quota,
+        tracing: Tracing,
+    ) -> Result<(Self, KeeperHandle), StartError> {
         let store = TokenStore::open(&config.token_store).await?;
         journal::make_room(&config.token_store.path);
         let current = Arc::new(ArcSwapOption::empty());
         let (asks, asked) = mpsc::unbounded_channel();
         let (condition, condition_seen) = watch::channel(Condition::Starting);
         tracing.metrics().observe_token(token_state(Arc::clone(&current), condition_seen.clone()));
-        let endpoint = TokenEndpoint::new(&config.central, &config.credentials, tracing)?;
+        let endpoint = TokenEndpoint::new(&config.central, &config.credentials, quota, tracing)?;
         let keeper = Keeper::new(config, store, endpoint, Arc::clone(&current), asked, condition);
         let stop = CancellationToken::new();
         let task = tokio::spawn(keeper.run(stop.clone()));
@@ -198,8 +203,8 @@ impl TokenCache {
     }
 
     /// A valid token, or why there is none. `refused` is a generation that Central answered with 401: the token given
-    /// out is newer.
-    pub async fn newer_than(&self, refused: Option<u64>) -> Result<Arc<AccessToken>, Error> {
+    /// out is newer. `waiting` are the requests that need it.
+    pub async fn newer_than(&self, refused: Option<u64>, waiting: &[Origin]) -> Result<Arc<AccessToken>, Error> {
         let current = self.current.load();
         if let Some(token) = &*current
             && serves(token, refused)
@@ -208,7 +213,7 @@ impl TokenCache {
         }
         drop(current);
         let (answer, answered) = oneshot::channel();
-        let ask = Ask { refused, origin: Origin::current(), answer };
+        let ask = Ask { refused, origins: waiting.to_vec(), answer };
         if self.asks.send(ask).is_err() {
             return Err(Error::Stopping);
         }

@@ -124,7 +124,7 @@ impl Dispatch {
 
     /// Waits for a valid token.
     pub(super) async fn token(&self) -> Result<Arc<AccessToken>, Error> {
-        Ok(self.tokens.newer_than(None).await?)
+        Ok(self.tokens.newer_than(None, &[Origin::current()]).await?)
     }
 
     /// Takes a request into the queue, or says at once why not.
@@ -235,7 +235,7 @@ impl Dispatch {
                 }
             };
             // Turn before token: a token fetched first could be an old one by the time there is a turn.
-            let token = self.token_for(batch, attempts).await?;
+            let token = self.tokens.newer_than(attempts.refused_generation, &batch.origins()).await?;
             batch.board(Instant::now());
             let (Some(scope), Some(give_up)) = (batch.scope(), batch.give_up()) else {
                 self.quota.give_back();
@@ -263,12 +263,6 @@ impl Dispatch {
         }
     }
 
-    /// Waits for a token that Central has not refused yet, on behalf of the first who needs it.
-    async fn token_for(&self, batch: &Batch, attempts: Attempts) -> Result<Arc<AccessToken>, Error> {
-        let origin = batch.origins().into_iter().next().unwrap_or_else(Origin::none);
-        Ok(origin.run(self.tokens.newer_than(attempts.refused_generation)).await?)
-    }
-
     /// The services that Central knows now. Reads wait for no slot: calls that hang must not stop them too.
     pub(super) async fn read_services(&self) -> Result<Vec<ServiceName>, Error> {
         let give_up = Instant::now() + self.max_wait;
@@ -276,7 +270,7 @@ impl Dispatch {
         let mut attempts = Attempts::default();
         loop {
             // Without a token there is nothing to ask for a turn with.
-            let token = self.tokens.newer_than(attempts.refused_generation).await?;
+            let token = self.tokens.newer_than(attempts.refused_generation, &origins).await?;
             let purpose = if attempts.sent == 0 { Purpose::Read } else { Purpose::Again };
             self.quota.turn(purpose, give_up).await?;
             let call = Call {
@@ -339,7 +333,7 @@ impl Dispatch {
     /// What came back, and what is to be learned from it.
     fn judge(&self, result: Result<Answer, exchange::Error>, token: &AccessToken) -> Result<Answer, Error> {
         let answer = result?;
-        self.quota.heard(answer.status, &answer.headers);
+        self.quota.heard(Purpose::Change, answer.status, &answer.headers);
         if answer.status != 401 {
             token.mark_accepted();
         }

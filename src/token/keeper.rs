@@ -49,8 +49,8 @@ const SAVE_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Ask {
     /// The generation that Central answered with 401; what is given out is newer.
     pub refused: Option<u64>,
-    /// Whose request waits.
-    pub origin: Origin,
+    /// Whose requests wait.
+    pub origins: Vec<Origin>,
     /// Where the answer goes.
     pub answer: oneshot::Sender<Result<Arc<AccessToken>, Error>>,
 }
@@ -275,7 +275,7 @@ impl Keeper {
     fn wanted(&self, waiting: &[Ask]) -> (Wanted, Vec<Origin>) {
         let current = self.current.load().as_ref().map(|token| token.generation);
         let due = if self.renew_at <= Instant::now() { current } else { None };
-        let origins = waiting.iter().filter(|ask| !self.is_served(ask)).map(|ask| ask.origin.clone()).collect();
+        let origins = waiting.iter().filter(|ask| !self.is_served(ask)).flat_map(|ask| ask.origins.clone()).collect();
         (due.max(self.refused).map_or(Wanted::Valid, Wanted::NewerThan), origins)
     }
 
