@@ -264,8 +264,7 @@ pub struct Process {
 impl Process {
     /// Serves with this configuration file; returns when it listens.
     pub async fn serve(sandbox: &Sandbox, dir: &Path, more: &[(&str, &str)]) -> Self {
-        let file = dir.join("gateway.toml");
-        std::fs::write(&file, config_toml(&config(sandbox, dir))).expect("a configuration file");
+        let file = config_file(sandbox, dir);
         let mut child = Command::new(env!("CARGO_BIN_EXE_license-gateway"))
             .args(["serve", "--config"])
             .arg(&file)
@@ -360,6 +359,13 @@ impl Drop for Process {
             let _ = child.wait();
         }
     }
+}
+
+/// A configuration file of a gateway in front of a sandbox.
+pub fn config_file(sandbox: &Sandbox, dir: &Path) -> PathBuf {
+    let file = dir.join("gateway.toml");
+    std::fs::write(&file, config_toml(&config(sandbox, dir))).expect("a configuration file");
+    file
 }
 
 #[allow(clippy::unnecessary_debug_formatting)] // quoted, as TOML wants it
