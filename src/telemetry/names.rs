@@ -1,5 +1,5 @@
 //! Every span, metric and attribute name, by the semantic conventions of OpenTelemetry. The table of metrics in
-//! `docs/telemetry.md` is held to [`METRICS`] by a test.
+//! `docs/telemetry.md` is held to `METRICS` by a test.
 
 use crate::config::StatusCodeName;
 
