@@ -221,6 +221,8 @@ async fn process_goes_on(trouble: Trouble, protocol: &str) {
     assert_eq!(status.code(), Some(0), "{log:#?}");
     let delay = drained.elapsed();
     assert!(delay <= Duration::from_secs(2), "{trouble:?} by {protocol}: the exit was delayed by {delay:?}");
+    let panics: Vec<_> = log.iter().filter(|line| line["message"] == "panicked").collect();
+    assert!(panics.is_empty(), "{trouble:?} by {protocol}: {panics:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
