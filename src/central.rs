@@ -102,6 +102,8 @@ impl CentralClient {
         gate: &Arc<SendGate>,
         deadline: Option<Instant>,
     ) -> Result<Accepted, Failed> {
+        // A spent day first: without calls, nobody needs a token.
+        self.dispatch.today().map_err(Failed::unsent)?;
         // Before the queue: while there is no token, nobody takes up a slot, and everybody hears why on their own.
         self.dispatch.token().await.map_err(Failed::unsent)?;
         let (answer, answered) = oneshot::channel();

@@ -17,7 +17,15 @@ pub mod queue;
 mod recorder;
 pub mod rpc;
 
-use std::{future::Future, thread, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread,
+    time::Duration,
+};
 
 use opentelemetry::{
     Context, InstrumentationScope, KeyValue,
@@ -49,6 +57,8 @@ use crate::{
 pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
     metrics: Option<SdkMeterProvider>,
+    /// Ends the export of metrics: the SDK would send them all again when it stops.
+    metrics_said: Arc<AtomicBool>,
     logs: Option<SdkLoggerProvider>,
     tracing: Tracing,
     log_value_length: Option<usize>,
@@ -73,7 +83,8 @@ impl Telemetry {
     /// `recording`: a provider with a processor of its own, which makes spans whatever the settings say.
     fn start_with(settings: &config::Telemetry, recording: Option<TracerProviderBuilder>) -> Result<Self, StartError> {
         let resource = resource(&settings.resource);
-        let (meters, metrics) = start_metrics(settings, &resource)?;
+        let metrics_said = Arc::new(AtomicBool::new(false));
+        let (meters, metrics) = start_metrics(settings, &resource, &metrics_said)?;
         let traces = start_traces(&settings.traces, recording, &resource, &metrics)?;
         let logs = match &settings.logs.otlp {
             Some(otlp) => {
@@ -88,7 +99,8 @@ impl Telemetry {
             propagators: settings.propagators,
             status_code_name: settings.status_code_name,
         };
-        Ok(Self { traces, metrics: meters, logs, tracing, log_value_length: settings.logs.value_length })
+        let log_value_length = settings.logs.value_length;
+        Ok(Self { traces, metrics: meters, metrics_said, logs, tracing, log_value_length })
     }
 
     /// What opens spans and measures; hand it to whoever does.
@@ -119,6 +131,9 @@ impl Telemetry {
         if tokio::time::timeout(limit, flushed).await.is_err() {
             tracing::warn!(?limit, "the last telemetry may be lost: the collector does not answer");
         }
+        // Not earlier: until the process ends, somebody may look at /metrics. Everything has been said by the flush.
+        self.metrics_said.store(true, Relaxed);
+        self.end_metrics();
     }
 
     /// Begins to send what is still waiting. The SDK's flush blocks its thread until the exporter is done, and the
@@ -129,15 +144,20 @@ impl Telemetry {
             // The flush of the log must not feed itself.
             log::export_to(None);
         }
-        let traces =
-            self.traces.take().map(|provider| ("spans", in_a_thread(move || provider.shutdown_with_timeout(limit))));
-        let metrics =
-            self.metrics.take().map(|provider| ("metrics", in_a_thread(move || provider.shutdown_with_timeout(limit))));
-        let logs = self
-            .logs
-            .take()
-            .map(|provider| ("log records", in_a_thread(move || provider.shutdown_with_timeout(limit))));
+        let traces = self.traces.take();
+        let traces = traces.map(|provider| ("spans", in_a_thread(move || provider.shutdown_with_timeout(limit))));
+        let metrics = self.metrics.clone();
+        let metrics = metrics.map(|provider| ("metrics", in_a_thread(move || provider.force_flush())));
+        let logs = self.logs.take();
+        let logs = logs.map(|provider| ("log records", in_a_thread(move || provider.shutdown_with_timeout(limit))));
         traces.into_iter().chain(metrics).chain(logs).collect()
+    }
+
+    /// Stops the export of metrics and what is served of them, and waits for neither.
+    fn end_metrics(&mut self) {
+        if let Some(provider) = self.metrics.take() {
+            drop(in_a_thread(move || provider.shutdown()));
+        }
     }
 }
 
@@ -146,6 +166,7 @@ impl Drop for Telemetry {
     /// dropped: 5 s on a runtime's worker that the exporter waits for. This asks for the flush and does not wait.
     fn drop(&mut self) {
         drop(self.flush(Duration::ZERO));
+        self.end_metrics();
     }
 }
 
@@ -181,16 +202,20 @@ fn start_traces(
         builder = builder.with_span_processor(queue);
     }
     if settings.console {
-        let timeout = Duration::from_secs(10); // of writing to standard output
-        let queue = export::batch::spans(console::Console, settings.batch, timeout, limits.value_length, metrics);
+        let (console, limit) = (console::Console, limits.value_length);
+        let queue = export::batch::spans(console, settings.batch, CONSOLE_TIMEOUT, limit, metrics);
         builder = builder.with_span_processor(queue);
     }
     Ok(Some(builder.build()))
 }
 
+/// The bound on writing a batch to standard output.
+const CONSOLE_TIMEOUT: Duration = Duration::from_secs(10);
+
 fn start_metrics(
     settings: &config::Telemetry,
     resource: &Resource,
+    said: &Arc<AtomicBool>,
 ) -> Result<(Option<SdkMeterProvider>, Metrics), StartError> {
     let config::Metrics { otlp, console, served, interval, temporality } = &settings.metrics;
     if otlp.is_none() && !console && !served {
@@ -198,11 +223,12 @@ fn start_metrics(
     }
     let mut builder = SdkMeterProvider::builder().with_resource(resource.clone());
     if let Some(otlp) = otlp {
-        let exporter = export::batch::metrics(export::metrics(otlp, *temporality)?, otlp.timeout);
+        let exporter = export::batch::metrics(export::metrics(otlp, *temporality)?, otlp.timeout, said);
         builder = builder.with_reader(PeriodicReader::builder(exporter).with_interval(*interval).build());
     }
     if *console {
-        builder = builder.with_reader(PeriodicReader::builder(console::Console).with_interval(*interval).build());
+        let exporter = export::batch::metrics(console::Console, CONSOLE_TIMEOUT, said);
+        builder = builder.with_reader(PeriodicReader::builder(exporter).with_interval(*interval).build());
     }
     let mut registry = None;
     if *served {

@@ -9,7 +9,7 @@ mod journal;
 mod keeper;
 mod oauth;
 mod refresh;
-mod rehearsal;
+pub(crate) mod rehearsal;
 mod secret;
 mod seed;
 mod store;

@@ -122,6 +122,12 @@ impl Dispatch {
         self.max_wait
     }
 
+    /// Refuses while Central takes no calls today.
+    pub(super) fn today(&self) -> Result<(), Error> {
+        self.quota.outlook()?;
+        Ok(())
+    }
+
     /// Waits for a valid token.
     pub(super) async fn token(&self) -> Result<Arc<AccessToken>, Error> {
         Ok(self.tokens.newer_than(None, &[Origin::current()]).await?)

@@ -53,7 +53,7 @@ impl Serve {
                 return Exit::Failure;
             }
         };
-        runtime.block_on(async {
+        let exit = runtime.block_on(async {
             match told_to_stop() {
                 Ok(stop) => serve(config, stop).await,
                 Err(error) => {
@@ -61,7 +61,11 @@ impl Serve {
                     Exit::Failure
                 }
             }
-        })
+        });
+        // Not dropped: that waits for whatever blocks one of its threads, such as the look-up of a collector's name, and
+        // fails what is still being exported. The process ends here, and with it everything.
+        std::mem::forget(runtime);
+        exit
     }
 }
 

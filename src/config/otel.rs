@@ -8,14 +8,12 @@
 mod otlp;
 #[cfg(test)]
 mod tests;
+mod variables;
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 pub use self::otlp::{Otlp, Protocol};
+use self::variables::Variables;
 use super::{problem::Problems, reader::Reader};
 
 /// What the standard `OTEL_*` variables say.
@@ -181,14 +179,6 @@ pub(super) fn read(reader: &mut Reader) -> Telemetry {
     telemetry
 }
 
-/// Looks variables up, and remembers for which somebody asked: the rest has no effect.
-struct Variables {
-    set: BTreeMap<String, String>,
-    asked_for: RefCell<BTreeSet<String>>,
-    ignored: Vec<String>,
-    problems: Vec<(String, String)>,
-}
-
 /// One of the three kinds of telemetry, as it stands in the names of variables.
 #[derive(Clone, Copy)]
 enum Signal {
@@ -208,10 +198,6 @@ impl Signal {
 }
 
 impl Variables {
-    fn new(set: BTreeMap<String, String>) -> Self {
-        Self { set, asked_for: RefCell::default(), ignored: Vec::new(), problems: Vec::new() }
-    }
-
     fn telemetry(&mut self) -> Telemetry {
         let disabled = self.boolean("OTEL_SDK_DISABLED");
         let mut traces = self.traces();
@@ -225,10 +211,7 @@ impl Variables {
         let propagators = self.propagators();
         let status_code_name = self.status_code_name();
         let resource = self.resource();
-        let asked_for = self.asked_for.take();
-        let unknown = self.set.keys().filter(|name| !asked_for.contains(*name)).cloned();
-        self.ignored.extend(unknown);
-        let ignored = std::mem::take(&mut self.ignored);
+        let ignored = self.without_effect();
         Telemetry { traces, metrics, logs, propagators, status_code_name, resource, ignored }
     }
 
@@ -388,78 +371,8 @@ impl Variables {
         let general = self.number("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT");
         self.number(name).or(general)
     }
-
-    fn text(&self, name: &str) -> Option<String> {
-        self.asked_for.borrow_mut().insert(name.to_owned());
-        self.set.get(name).cloned()
-    }
-
-    fn boolean(&mut self, name: &str) -> bool {
-        match self.text(name) {
-            Some(text) if text.eq_ignore_ascii_case("true") => true,
-            Some(text) if text.eq_ignore_ascii_case("false") => false,
-            Some(_) => {
-                self.ignore(name, "neither true nor false");
-                false
-            }
-            None => false,
-        }
-    }
-
-    fn number<T: std::str::FromStr>(&mut self, name: &str) -> Option<T> {
-        let text = self.text(name)?;
-        let number = text.parse().ok();
-        if number.is_none() {
-            self.ignore(name, "not a whole number that fits");
-        }
-        number
-    }
-
-    fn milliseconds(&mut self, name: &str, default: Duration) -> Duration {
-        match self.number(name) {
-            Some(0) => {
-                self.ignore(name, "must be more than 0");
-                default
-            }
-            milliseconds => milliseconds.map_or(default, Duration::from_millis),
-        }
-    }
-
-    fn word<T: Copy>(&mut self, name: &str, words: &[(&'static str, T)]) -> Option<T> {
-        let text = self.text(name)?.to_ascii_lowercase();
-        let found = words.iter().find(|(word, _)| *word == text);
-        if found.is_none() {
-            self.ignore(name, &format!("`{}` is not supported", shown(&text)));
-        }
-        found.map(|(_, meaning)| *meaning)
-    }
-
-    /// The words of a list that are known; none if it is unset or holds none.
-    fn words(&mut self, name: &str, known: &[&'static str]) -> Option<Vec<&'static str>> {
-        let text = self.text(name)?.to_ascii_lowercase();
-        let mut found = Vec::new();
-        for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
-            match known.iter().find(|known| **known == word) {
-                Some(known) => found.push(*known),
-                None => self.ignore(name, &format!("`{}` is not supported", shown(word))),
-            }
-        }
-        (!found.is_empty()).then_some(found)
-    }
-
-    fn ignore(&mut self, name: &str, reason: &str) {
-        let ignored = format!("{name} ({reason})");
-        if !self.ignored.contains(&ignored) {
-            self.ignored.push(ignored);
-        }
-    }
 }
 
 fn has(exporters: Option<&[&str]>, exporter: &str) -> bool {
     exporters.is_some_and(|exporters| exporters.contains(&exporter))
-}
-
-/// A word of a list for a warning: short, and without control characters.
-fn shown(word: &str) -> String {
-    word.escape_debug().take(40).collect()
 }

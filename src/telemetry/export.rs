@@ -11,13 +11,13 @@ use std::{collections::HashMap, error, fs, io, path::PathBuf, sync::Arc};
 use opentelemetry_otlp::{
     Compression, ExporterBuildError, LogExporter, MetricExporter, SpanExporter, WithExportConfig, WithHttpConfig,
     WithTonicConfig,
-    tonic_types::{
-        metadata::MetadataMap,
-        transport::{Certificate, ClientTlsConfig, Identity},
-    },
 };
 use opentelemetry_sdk::metrics::Temporality;
 use secrecy::ExposeSecret as _;
+use tonic::{
+    metadata::MetadataMap,
+    transport::{Certificate, ClientTlsConfig, Endpoint, Identity},
+};
 
 use crate::config::{self, Otlp, Protocol};
 
@@ -72,13 +72,15 @@ fn built<T>(exporter: Result<T, ExporterBuildError>) -> Result<T, StartError> {
 
 /// Must be called inside a tokio runtime: the connection lives there.
 fn grpc<B: WithExportConfig + WithTonicConfig>(builder: B, otlp: &Otlp) -> Result<B, StartError> {
+    let failed = |error: tonic::transport::Error| StartError::Exporter(Box::new(error));
     let endpoint = endpoint(otlp)?;
-    let mut builder =
-        builder.with_endpoint(endpoint).with_timeout(otlp.timeout).with_metadata(MetadataMap::from_headers(
-            (&headers(otlp)).try_into().map_err(|error: ::http::Error| StartError::Exporter(Box::new(error)))?,
-        ));
-    // Anything but plain http may end up encrypted (no scheme means https), and the exporter's own TLS trusts
-    // nobody. Reading the system's certificates takes a while, so plain http does without.
+    let mut channel = Endpoint::from_shared(endpoint.to_owned())
+        .map_err(failed)?
+        .timeout(otlp.timeout)
+        // The exporter's own channel has no such bound: what nobody waits for any more stays in its queue until the
+        // kernel gives the connection up, which takes minutes.
+        .connect_timeout(otlp.timeout);
+    // Reading the system's certificates takes a while, so plain http does without.
     if !endpoint.starts_with("http://") {
         let mut tls = match &otlp.ca_file {
             Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?)),
@@ -87,8 +89,14 @@ fn grpc<B: WithExportConfig + WithTonicConfig>(builder: B, otlp: &Otlp) -> Resul
         if let Some((certificate, key)) = &otlp.client_identity_files {
             tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
         }
-        builder = builder.with_tls_config(tls);
+        channel = channel.tls_config(tls).map_err(failed)?;
     }
+    let headers = (&headers(otlp)).try_into();
+    let headers = headers.map_err(|error: ::http::Error| StartError::Exporter(Box::new(error)))?;
+    let builder = builder
+        .with_channel(channel.connect_lazy())
+        .with_timeout(otlp.timeout)
+        .with_metadata(MetadataMap::from_headers(headers));
     Ok(if otlp.gzip { builder.with_compression(Compression::Gzip) } else { builder })
 }
 

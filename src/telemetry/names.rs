@@ -1,5 +1,5 @@
 //! Every span, metric and attribute name, by the semantic conventions of OpenTelemetry. The table of metrics in
-//! `docs/telemetry.md` is held to [`METRICS`] by a test.
+//! `docs/telemetry.md` is held to `METRICS` by a test.
 
 use crate::config::StatusCodeName;
 
@@ -101,7 +101,7 @@ pub(super) const REQUESTS: Metric = Metric {
     kind: MetricKind::Counter,
     unit: "{request}",
     labels: &[RPC_METHOD, METRIC_OUTCOME, METRIC_REASON],
-    meaning: "RPCs by what they came to. No outcome: nobody said, as for a caller who left.",
+    meaning: "RPCs by what they came to. No outcome: nobody said, as for a read that succeeded or a caller who left.",
 };
 pub(super) const QUEUE_DEPTH: Metric = Metric {
     name: "license_gateway.queue.depth",

@@ -1,6 +1,8 @@
 //! For tests that stop, pause and hurry the process: named moments to be killed at, a wall clock that is off, shorter
 //! bounds, mistakes that the tests must notice. Without the feature `rehearsal` nothing of it is compiled in.
 
+use tokio::task::{AbortHandle, JoinHandle};
+
 #[cfg(not(feature = "rehearsal"))]
 pub(super) use self::live::{hurried, moment, plants, storing, wall_clock};
 #[cfg(feature = "rehearsal")]
@@ -25,8 +27,23 @@ pub(super) enum Bug {
     NoIntent,
     /// A new pair is stored if the intent is still ours, not if the generation that was spent is still there.
     CompareOnIntent,
-    /// The exchange belongs to whoever asks for the token, and ends when they leave.
+    /// The exchange belongs to whoever asks for the token, as does the work of their request, and ends when they leave.
     CallersExchange,
+}
+
+/// A task that ends with whoever holds this: see [`Bug::CallersExchange`].
+#[derive(Debug)]
+pub(crate) struct Tied(AbortHandle);
+
+impl Drop for Tied {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Ties the work of a request to its caller, where a test wants that mistake.
+pub(crate) fn tie_to_caller<T>(work: &JoinHandle<T>) -> Option<Tied> {
+    plants(Bug::CallersExchange).then(|| Tied(work.abort_handle()))
 }
 
 /// What production does.

@@ -221,6 +221,8 @@ async fn process_goes_on(trouble: Trouble, protocol: &str) {
     assert_eq!(status.code(), Some(0), "{log:#?}");
     let delay = drained.elapsed();
     assert!(delay <= Duration::from_secs(2), "{trouble:?} by {protocol}: the exit was delayed by {delay:?}");
+    let panics: Vec<_> = log.iter().filter(|line| line["message"] == "panicked").collect();
+    assert!(panics.is_empty(), "{trouble:?} by {protocol}: {panics:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -252,4 +254,26 @@ async fn a_collector_that_is_slow_disturbs_nobody() {
     for protocol in PROTOCOLS {
         process_goes_on(Trouble::Slow, protocol).await;
     }
+}
+
+/// While the last telemetry waits for a collector that hangs, the last numbers can still be had.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_are_served_until_the_process_ends() {
+    let (sandbox, dir) = (sandbox().await, tempfile::tempdir().unwrap());
+    let endpoint = format!("http://{}", collector(Trouble::Hangs));
+    let variables = [("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", endpoint.as_str())];
+    let mut process = Process::serve(&sandbox, dir.path(), &variables).await;
+    let admin = process.line("admin listening").await["listen"].as_str().unwrap().to_owned();
+    let mut client = LicensingServiceClient::new(channel(process.address).await);
+    client.unassign_licenses(include(&[&customer(&sandbox, 0)])).await.unwrap();
+    process.terminate();
+    process.said("drained").await;
+    let mut pages = 0;
+    while let Ok(answer) = reqwest::get(format!("http://{admin}/metrics")).await {
+        let Ok(page) = answer.text().await else { break };
+        assert!(page.contains("license_gateway_requests_total"), "page {pages} after the drain: {page:?}");
+        pages += 1;
+    }
+    assert!(pages > 0, "nothing was served after the drain");
+    process.exit().await;
 }

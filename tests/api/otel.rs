@@ -1,6 +1,12 @@
 //! The standard `OTEL_*` variables, as a collector sees them. What each means on paper is tested in `config/otel`.
 
-use std::{fs, net::TcpListener, path::Path};
+use std::{
+    fs,
+    net::TcpListener,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use http::HeaderMap;
 use license_gateway::telemetry::{Origin, Telemetry, http::ClientSpan};
@@ -334,9 +340,11 @@ async fn batches_leave_after_their_delay() {
     let collector = Collector::start().await;
     let endpoint = collector.endpoint();
     let telemetry = started(&[(ENDPOINT, &endpoint), ("OTEL_BSP_SCHEDULE_DELAY", "20")]);
+    let began = Instant::now();
     one_request(&telemetry).await;
     // Nobody flushes.
     collector.wait_for_spans(|spans| spans.len() == 2).await;
+    assert!(began.elapsed() < Duration::from_secs(4), "without the variable it is five seconds");
     telemetry.shutdown(ENOUGH).await;
 }
 
@@ -481,4 +489,36 @@ async fn what_an_exporter_says_is_not_exported() {
 
 fn finished(records: &[Record]) -> usize {
     records.iter().filter(|record| record.message() == "unassign finished").count()
+}
+
+#[tokio::test]
+async fn check_config_tells_where_telemetry_goes_and_what_has_no_effect() {
+    let (sandbox, dir) = (sandbox().await, tempfile::tempdir().unwrap());
+    let variables = [
+        (ENDPOINT, "http://collector.test:4318"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "api-key=s3cr3t"),
+        ("OTEL_TRACES_EXPORTER", "none"),
+        ("OTEL_METRICS_EXPORTER", "otlp,console"),
+        ("OTEL_LOG_LEVEL", "debug"),
+    ];
+    let output = Command::new(env!("CARGO_BIN_EXE_license-gateway"))
+        .args(["check-config", "--config"])
+        .arg(crate::support::config_file(&sandbox, dir.path()))
+        .env_clear()
+        .envs(variables)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    for line in [
+        "traces go nowhere: no OTEL_EXPORTER_OTLP_ENDPOINT, or switched off",
+        "metrics go to http://collector.test:4318/v1/metrics by OTLP over HTTP and to the log and to /metrics of \
+         admin.listen",
+        "logs go to http://collector.test:4318/v1/logs by OTLP over HTTP and to standard output",
+        "without effect here: OTEL_LOG_LEVEL",
+    ] {
+        assert!(text.contains(line), "no {line:?} in:\n{text}");
+    }
+    assert!(!text.contains("s3cr3t"), "{text}");
 }

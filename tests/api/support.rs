@@ -273,8 +273,7 @@ pub struct Process {
 impl Process {
     /// Serves with this configuration file; returns when it listens.
     pub async fn serve(sandbox: &Sandbox, dir: &Path, more: &[(&str, &str)]) -> Self {
-        let file = dir.join("gateway.toml");
-        std::fs::write(&file, config_toml(&config(sandbox, dir))).expect("a configuration file");
+        let file = config_file(sandbox, dir);
         let mut child = Command::new(env!("CARGO_BIN_EXE_license-gateway"))
             .args(["serve", "--config"])
             .arg(&file)
@@ -371,6 +370,13 @@ impl Drop for Process {
     }
 }
 
+/// A configuration file of a gateway in front of a sandbox.
+pub fn config_file(sandbox: &Sandbox, dir: &Path) -> PathBuf {
+    let file = dir.join("gateway.toml");
+    std::fs::write(&file, config_toml(&config(sandbox, dir))).expect("a configuration file");
+    file
+}
+
 #[allow(clippy::unnecessary_debug_formatting)] // quoted, as TOML wants it
 fn config_toml(config: &config::Config) -> String {
     format!(
@@ -379,6 +385,7 @@ fn config_toml(config: &config::Config) -> String {
          [central]\nbase_url = \"{}\"\nallow_plaintext = true\ntimeout = \"10s\"\n\
          [credentials]\nclient_id = \"{}\"\nclient_secret_file = \"{}\"\nrefresh_token_file = \"{}\"\n\
          [token_store]\npath = \"{}\"\n\
+         [quota]\nper_second = 10000\nreserve = 0\n\
          [log]\nformat = \"json\"\n",
         config.central.base_url,
         config.credentials.client_id,

@@ -10,7 +10,7 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -65,9 +65,14 @@ pub(in crate::telemetry) fn logs<E: LogExporter + 'static>(
     Queue { processor: BatchLogProcessor::builder(exporter).with_batch_config(config).build(), room }
 }
 
-/// A bound in time on every export of metrics. They need no queue: the next export says it all again.
-pub(in crate::telemetry) fn metrics<E: PushMetricExporter>(exporter: E, timeout: Duration) -> TimedMetrics<E> {
-    TimedMetrics { exporter, timeout, runtime: Handle::current() }
+/// A bound in time on every export of metrics, and an end: once all was `said`, nothing is sent any more. They need no
+/// queue: the next export says it all again.
+pub(in crate::telemetry) fn metrics<E: PushMetricExporter>(
+    exporter: E,
+    timeout: Duration,
+    said: &Arc<AtomicBool>,
+) -> TimedMetrics<E> {
+    TimedMetrics { exporter, timeout, runtime: Handle::current(), said: Arc::clone(said) }
 }
 
 /// How many may wait, and how many do.
@@ -245,10 +250,14 @@ pub(in crate::telemetry) struct TimedMetrics<E> {
     exporter: E,
     timeout: Duration,
     runtime: Handle,
+    said: Arc<AtomicBool>,
 }
 
 impl<E: PushMetricExporter> PushMetricExporter for TimedMetrics<E> {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
+        if self.said.load(Relaxed) {
+            return Ok(());
+        }
         in_time(&self.runtime, self.timeout, self.exporter.export(metrics)).await
     }
 

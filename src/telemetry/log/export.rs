@@ -93,3 +93,105 @@ fn is_exported(target: &str) -> bool {
         && !krate.starts_with("opentelemetry")
         && !["h2", "hyper", "hyper_util", "reqwest", "rustls", "tonic", "tower"].contains(&krate)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // a test that cannot go on fails
+mod tests {
+    use std::{collections::BTreeMap, io, sync::Arc};
+
+    use opentelemetry::{
+        Context,
+        logs::LoggerProvider as _,
+        trace::{SpanContext, SpanId, TraceContextExt as _, TraceFlags, TraceId, TraceState},
+    };
+    use opentelemetry_sdk::logs::{InMemoryLogExporter, SdkLoggerProvider, in_memory_exporter::LogDataWithResource};
+
+    use super::*;
+    use crate::{
+        config::{self, LogFormat},
+        license::OperationId,
+        telemetry::log::{Exported, subscriber},
+    };
+
+    /// What is exported while `body` runs.
+    fn exported(value_length: Option<usize>, body: impl FnOnce()) -> Vec<LogDataWithResource> {
+        let exporter = InMemoryLogExporter::default();
+        let provider = SdkLoggerProvider::builder().with_simple_exporter(exporter.clone()).build();
+        let slot = Exported::default();
+        slot.store(Some(Arc::new(Export::new(provider.logger("test"), value_length))));
+        let settings = config::Log { filter: "trace".to_owned(), format: LogFormat::Json };
+        tracing::subscriber::with_default(subscriber(&settings, false, Box::new(|_| {}), slot).unwrap(), body);
+        exporter.get_emitted_logs().unwrap()
+    }
+
+    fn attributes(record: &SdkLogRecord) -> BTreeMap<String, String> {
+        let shown = |value: &AnyValue| match value {
+            AnyValue::String(text) => text.to_string(),
+            other => format!("{other:?}"),
+        };
+        record.attributes_iter().map(|(key, value)| (key.to_string(), shown(value))).collect()
+    }
+
+    #[test]
+    fn record_is_the_line_with_its_fields_and_ids() {
+        let operation = OperationId::new();
+        let (trace, span) = (TraceId::from(7), SpanId::from(9));
+        let parent = SpanContext::new(trace, span, TraceFlags::SAMPLED, true, TraceState::default());
+        let context = Context::new().with_remote_span_context(parent).with_value(operation);
+        let error = crate::telemetry::StartError::Exporter(Box::new(io::Error::other("refused")));
+        let records = exported(None, || {
+            let _guard = context.attach();
+            tracing::warn!(customers = 3, share = 0.5, dry = false, error = &error as &dyn std::error::Error, "taken");
+        });
+        let [LogDataWithResource { record, .. }] = &records[..] else { panic!("{records:?}") };
+        assert_eq!(record.body(), Some(&AnyValue::from("taken")));
+        assert_eq!((record.severity_number(), record.severity_text()), (Some(Severity::Warn), Some("WARN")));
+        assert_eq!(record.target().map(AsRef::as_ref), Some("license_gateway::telemetry::log::export::tests"));
+        let ids = record.trace_context().unwrap();
+        assert_eq!((ids.trace_id, ids.span_id, ids.trace_flags), (trace, span, Some(TraceFlags::SAMPLED)));
+        let error = "telemetry cannot be exported with the OTEL_EXPORTER_OTLP_* settings given: refused";
+        let expected = [
+            ("customers", "Int(3)".to_owned()),
+            ("dry", "Boolean(false)".to_owned()),
+            ("error", error.to_owned()),
+            ("operation_id", operation.to_string()),
+            ("share", "Double(0.5)".to_owned()),
+        ];
+        assert_eq!(attributes(record), expected.map(|(key, value)| (key.to_owned(), value)).into());
+    }
+
+    #[test]
+    fn operation_that_the_line_names_itself_stands_once() {
+        let context = Context::new().with_value(OperationId::new());
+        let records = exported(None, || {
+            let _guard = context.attach();
+            tracing::info!(operation_id = "another", "hello");
+        });
+        let operations = records[0].record.attributes_iter().filter(|(key, _)| key.as_str() == "operation_id");
+        assert_eq!(operations.count(), 1);
+        assert_eq!(attributes(&records[0].record)["operation_id"], "another");
+    }
+
+    #[test]
+    fn exporters_are_not_heard() {
+        let records = exported(None, || {
+            tracing::error!(target: "opentelemetry_sdk", "1");
+            tracing::error!(target: "opentelemetry-otlp", "2");
+            tracing::warn!(target: "hyper_util::client", "3");
+            tracing::warn!(target: "tonic::transport", "4");
+            tracing::info!(target: "license_gateway::telemetry::console", "5");
+            tracing::info!(target: "kube_client", "theirs");
+            tracing::debug!(target: "kube_client", "too quiet for anybody");
+            tracing::debug!("ours");
+        });
+        let bodies: Vec<_> = records.iter().map(|data| data.record.body().cloned().unwrap()).collect();
+        assert_eq!(bodies, [AnyValue::from("theirs"), AnyValue::from("ours")]);
+    }
+
+    #[test]
+    fn texts_of_attributes_are_cut_where_a_limit_is_set() {
+        let records = exported(Some(3), || tracing::info!(long = "äöüß", "the message stays"));
+        assert_eq!(attributes(&records[0].record)["long"], "äöü");
+        assert_eq!(records[0].record.body(), Some(&AnyValue::from("the message stays")));
+    }
+}

@@ -1,4 +1,4 @@
-//! The instruments themselves, made from their entries in [`names`](crate::telemetry::names).
+//! The instruments themselves, made from their entries in [`names`].
 
 use std::sync::Arc;
 

@@ -8,10 +8,7 @@
 
 use std::time::Duration;
 
-use license_gateway::{
-    proto::ListServicesRequest,
-    sandbox::{Fault, Operation, Sandbox},
-};
+use license_gateway::sandbox::{Fault, Operation, Sandbox};
 use tokio::{task::JoinHandle, time::sleep};
 
 use super::{
@@ -97,11 +94,10 @@ async fn the_caller_leaves(bug: Option<&str>) -> Result<(), Vec<Violation>> {
     let stage = Stage::set(1, bug).await;
     stage.sandbox.revoke_access_token();
     stage.sandbox.fault(Fault::hold_answer("answer").on(Operation::Token));
-    // A read, the first one: it runs in the caller's own future, as changes do not.
-    let mut request = tonic::Request::new(ListServicesRequest {});
+    let mut request = tonic::Request::new(include(&[&customer(&stage.sandbox, 0)]));
     request.set_timeout(Duration::from_millis(500));
     let mut client = stage.replicas[0].client().await;
-    let caller = tokio::spawn(async move { client.list_services(request).await });
+    let caller = tokio::spawn(async move { client.unassign_licenses(request).await });
     stage.sandbox.wait_for_held("answer", 1).await;
     let status = caller.await.unwrap().expect_err("nobody has answered");
     assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
