@@ -28,7 +28,6 @@ use crate::{
         Origin,
         rpc::{self, Verdict},
     },
-    token::rehearsal,
 };
 
 /// The licensing service.
@@ -90,7 +89,6 @@ impl Licensing {
                 result
             }
         }));
-        let _tied = rehearsal::tie_to_caller(&work);
         let finished = match deadline {
             Some(deadline) => match timeout_at(deadline, work).await {
                 Ok(finished) => finished,

@@ -27,7 +27,7 @@ pub(super) enum Bug {
     NoIntent,
     /// A new pair is stored if the intent is still ours, not if the generation that was spent is still there.
     CompareOnIntent,
-    /// The exchange belongs to whoever asks for the token, as does the work of their request, and ends when they leave.
+    /// The exchange belongs to whoever asks for the token, as does the read that needs it, and ends when they leave.
     CallersExchange,
 }
 
@@ -41,7 +41,7 @@ impl Drop for Tied {
     }
 }
 
-/// Ties the work of a request to its caller, where a test wants that mistake.
+/// Ties work to whoever asked for it, where a test wants that mistake.
 pub(crate) fn tie_to_caller<T>(work: &JoinHandle<T>) -> Option<Tied> {
     plants(Bug::CallersExchange).then(|| Tied(work.abort_handle()))
 }
