@@ -51,7 +51,7 @@ Example:
 const SERVICE: &str = "advanced_ap";
 
 /// How long the last spans may take to leave.
-const FLUSH_LIMIT: Duration = Duration::from_millis(1_500);
+const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
 impl Demo {
     pub(super) async fn run(self) -> Exit {

@@ -220,7 +220,8 @@ async fn process_goes_on(trouble: Trouble, protocol: &str) {
     let (status, log) = process.exit().await;
     assert_eq!(status.code(), Some(0), "{log:#?}");
     let delay = drained.elapsed();
-    assert!(delay <= Duration::from_secs(2), "{trouble:?} by {protocol}: the exit was delayed by {delay:?}");
+    println!("{trouble:?} by {protocol}: {delay:?} from the end of the drain to the end of the process");
+    assert!(delay <= Duration::from_secs(2), "{trouble:?} by {protocol}: the exit was delayed by {delay:?}: {log:#?}");
     let panics: Vec<_> = log.iter().filter(|line| line["message"] == "panicked").collect();
     assert!(panics.is_empty(), "{trouble:?} by {protocol}: {panics:#?}");
 }
