@@ -16,14 +16,13 @@ use reqwest::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::Instant;
 use url::form_urlencoded;
 
 use super::{rehearsal::hurried, secret::Secret};
 use crate::{
     config::{self, GrantPlacement},
     exchange::{self, Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},
-    quota::{NoTurn, Purpose, Quota},
+    quota::{Purpose, Quota},
     telemetry::{
         Origin, Tracing,
         metrics::{ExchangeResult, Metrics},
@@ -45,8 +44,8 @@ const LONGEST_LIFETIME: Duration = Duration::from_hours(2);
 /// Nothing shorter is believed either: a lifetime of zero would refresh without end.
 const SHORTEST_LIFETIME: Duration = Duration::from_mins(1);
 
-/// How long to wait while Central's calls of the day are spent: then one call may look whether it is still so.
-const DAY_SPENT_FOR: Duration = Duration::from_mins(10);
+/// How long to wait after a 429 if Central's calls of the day are spent.
+const DAY_SPENT_FOR: Duration = Duration::from_hours(1);
 
 /// How long to wait after a 429 that does not say.
 const THROTTLED_FOR: Duration = Duration::from_secs(1);
@@ -214,15 +213,16 @@ impl TokenEndpoint {
             resend_count: 0,
             on_behalf: OnBehalf::Waiting(waiting),
         };
-        // It never waits for a second to end, but for a day that is spent.
-        if let Err(none) = self.quota.turn(Purpose::Exchange, Instant::now()).await {
-            let (NoTurn::DaySpent { wait } | NoTurn::TooLate { wait }) = none;
-            return Exchanged::Throttled { wait: wait.min(DAY_SPENT_FOR) };
-        }
+        self.quota.exchange();
         match self.http.send_patiently(request).await {
             Some(Ok(answer)) => {
                 self.quota.heard(Purpose::Exchange, answer.status, &answer.headers);
-                judge(&answer)
+                match judge(&answer) {
+                    Exchanged::Throttled { .. } if self.quota.standing().is_day_spent => {
+                        Exchanged::Throttled { wait: DAY_SPENT_FOR }
+                    }
+                    exchanged => exchanged,
+                }
             }
             Some(Err(error @ exchange::Error::NotConnected(_))) => Exchanged::NotSent(NotSent::NotConnected(error)),
             Some(Err(error)) => Exchanged::Unclear(Unclear::NoAnswer(error)),
