@@ -95,6 +95,10 @@ impl CentralClient {
     ///
     /// Waits for a slot together with others who ask for the same services, and is told its own result. A request that
     /// would wait too long is refused at once.
+    ///
+    /// # Panics
+    ///
+    /// If the task that carried the request panicked: nobody knows then what became of it.
     pub async fn unassign(
         &self,
         unassignment: &Unassignment,

@@ -231,14 +231,13 @@ impl Dispatch {
     ) -> Result<(), Error> {
         let mut attempts = Attempts::default();
         loop {
-            let slot = match slot.take() {
-                Some(slot) => slot,
-                None => {
-                    let slot = self.slot().await;
-                    let give_up = batch.give_up().ok_or(Error::Abandoned)?;
-                    self.quota.turn(Purpose::Again, give_up).await?;
-                    slot
-                }
+            let slot = if let Some(slot) = slot.take() {
+                slot
+            } else {
+                let slot = self.slot().await;
+                let give_up = batch.give_up().ok_or(Error::Abandoned)?;
+                self.quota.turn(Purpose::Again, give_up).await?;
+                slot
             };
             // Turn before token: a token fetched first could be an old one by the time there is a turn.
             let token = self.tokens.newer_than(attempts.refused_generation, &batch.origins()).await?;
@@ -253,10 +252,7 @@ impl Dispatch {
             self.tracing.metrics().members_per_call(origins.len());
             let call =
                 Call { method: Method::DELETE, path: UNASSIGN_ALL, body, token: &token, origins: &origins, give_up };
-            let refused = match self.call(call, &mut attempts).await {
-                Ok(_) => return Ok(()),
-                Err(refused) => refused,
-            };
+            let Err(refused) = self.call(call, &mut attempts).await else { return Ok(()) };
             drop(slot);
             if refused.error.outcome() == Outcome::NotApplied {
                 batch.reopen();

@@ -89,13 +89,11 @@ pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request
     }
     let room = if is_read { &boundary.reads } else { &boundary.changes };
     if !is_infrastructure {
-        match Arc::clone(room).try_acquire_owned() {
-            Ok(room) => request.extensions_mut().insert(Room(Arc::new(room))),
-            Err(_) => {
-                boundary.metrics.shed(Shed::QueueFull);
-                return respond(&Failure::Overloaded, operation_id);
-            }
+        let Ok(room) = Arc::clone(room).try_acquire_owned() else {
+            boundary.metrics.shed(Shed::QueueFull);
+            return respond(&Failure::Overloaded, operation_id);
         };
+        request.extensions_mut().insert(Room(Arc::new(room)));
     }
     let _unfinished = boundary.work.token();
     let answered = match grpc_timeout(request.headers()) {
