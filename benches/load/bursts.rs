@@ -80,7 +80,7 @@ async fn burst(world: &World, service_sets: usize) -> Burst {
     for (number, client) in clients.into_iter().enumerate() {
         let start = Arc::clone(&start);
         callers.spawn(async move {
-            let services = callers::pair_of_services(number % service_sets);
+            let services = callers::set_of_services(number % service_sets);
             let request = callers::request(services, callers::new_customers(1));
             start.wait().await;
             let began = Instant::now();

@@ -53,11 +53,12 @@ pub(crate) fn new_customers(count: usize) -> Vec<String> {
 /// An odd number without a pattern: multiplying by it repeats nothing.
 const GOLDEN: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
 
-/// A pair of services; the first 435 pairs are all different.
-pub(crate) fn pair_of_services(number: usize) -> Vec<String> {
+/// Three services; the first 2,430 sets are all different.
+pub(crate) fn set_of_services(number: usize) -> Vec<String> {
     let count = SERVICES.len();
-    let (first, distance) = (number % count, 1 + number / count % (count / 2 - 1));
-    vec![SERVICES[first].clone(), SERVICES[(first + distance) % count].clone()]
+    // Two steps of at most 9 in a circle of 30: the way back is the longest, so a set is met once only.
+    let (start, step, next_step) = (number % count, 1 + number / count % 9, 1 + number / count / 9 % 9);
+    [start, start + step, start + step + next_step].map(|place| SERVICES[place % count].clone()).to_vec()
 }
 
 pub(crate) fn request(services: Vec<String>, customer_ids: Vec<String>) -> UnassignLicensesRequest {

@@ -113,7 +113,7 @@ pub(crate) async fn measure(gateway: &Path, plan: &Plan) -> String {
     figures::table(&title, &head, &rows)
 }
 
-const MEASURES: [&str; 12] = [
+const MEASURES: [&str; 13] = [
     "capacity, requests/s",
     "offered, requests/s",
     "goodput, % of capacity",
@@ -124,6 +124,7 @@ const MEASURES: [&str; 12] = [
     "health checks and reads meanwhile: p50, p99, slowest, ms",
     "CPU s per 10,000 requests offered",
     "memory before, peak, after, MiB",
+    "after the flood, the slowest answer to a newcomer, to one of the flood, ms",
     "normal again for a newcomer, for one of the flood, after s",
     "calls to Central, 429s; the latest that a request left, ms",
 ];
@@ -176,7 +177,7 @@ impl Flood {
                 break;
             }
             late = late.max(planned.elapsed());
-            let services = callers::pair_of_services(if self.per_call > 1.0 { 0 } else { number });
+            let services = callers::set_of_services(if self.per_call > 1.0 { 0 } else { number });
             let mut request = Request::new(callers::request(services, callers::new_customers(self.customers)));
             if let Some(deadline) = self.deadline {
                 request.set_timeout(deadline);
@@ -215,12 +216,13 @@ impl Seen {
             number(offered / seconds),
             number(count(in_time) / (flood.capacity() * seconds) * 100.0),
             three(applied),
-            at_once.to_string(),
+            number(count(at_once)),
             three(shed),
             if others.is_empty() { "none".to_owned() } else { others.join(", ") },
             three(self.aside.clone()),
             number(self.cpu_seconds / offered * 10_000.0),
             format!("{before}, {peak}, {after}"),
+            format!("{}, {}", self.slowest(Who::Newcomer), self.slowest(Who::Flooder)),
             format!("{}, {}", self.normal_again(Who::Newcomer), self.normal_again(Who::Flooder)),
             format!(
                 "{}, {}; {}",
@@ -229,6 +231,11 @@ impl Seen {
                 number(figures::milliseconds(self.late))
             ),
         ]
+    }
+
+    fn slowest(&self, who: Who) -> String {
+        let times = self.after.iter().filter(|probe| probe.who == who).map(|probe| probe.took);
+        number(figures::milliseconds(times.max().unwrap_or_default()))
     }
 
     /// When the last one was answered who was not served as well as before: that is, in twice the time that the slowest
@@ -265,7 +272,7 @@ async fn probe(time: Duration, newcomer: &Client, flooder: &Client) -> Vec<Probe
             break;
         }
         let client = if who == Who::Newcomer { newcomer } else { flooder }.clone();
-        let request = callers::request(callers::pair_of_services(434), callers::new_customers(1));
+        let request = callers::request(callers::set_of_services(2_429), callers::new_customers(1));
         probes.spawn(async move {
             let sent = Instant::now();
             let is_applied = callers::unassign(client, request).await.is_ok();

@@ -30,11 +30,11 @@ pub(crate) struct Loop {
 enum What {
     /// A read that is answered from memory.
     Read,
-    /// One customer, two services that nobody else asks for at the time.
+    /// One customer, three services that nobody else asks for at the time.
     Alone,
-    /// One customer, the two services that all ask for.
+    /// One customer, the three services that all ask for.
     Together,
-    /// 1,000 customers, two services that nobody else asks for.
+    /// 1,000 customers, three services that nobody else asks for.
     ManyIds,
 }
 
@@ -149,7 +149,7 @@ impl<'a> Running<'a> {
         let world = World::start(gateway, Central::Unlimited, &settings).await;
         let clients = callers::clients(world.gateway(), closed.callers, closed.connections).await;
         // Always the same ids: the sandbox remembers every body that is new.
-        let many = |caller| callers::request(callers::pair_of_services(caller), callers::new_customers(1_000));
+        let many = |caller| callers::request(callers::set_of_services(caller), callers::new_customers(1_000));
         let prepared = match closed.what {
             What::ManyIds => (0..closed.callers).map(many).collect(),
             What::Read | What::Alone | What::Together => Arc::default(),
@@ -165,8 +165,8 @@ impl<'a> Running<'a> {
             async move {
                 let request = match what {
                     What::Read => return callers::list_services(client).await,
-                    What::Alone => callers::request(callers::pair_of_services(caller), callers::new_customers(1)),
-                    What::Together => callers::request(callers::pair_of_services(0), callers::new_customers(1)),
+                    What::Alone => callers::request(callers::set_of_services(caller), callers::new_customers(1)),
+                    What::Together => callers::request(callers::set_of_services(0), callers::new_customers(1)),
                     What::ManyIds => prepared[caller].clone(),
                 };
                 callers::unassign(client, request).await

@@ -26,7 +26,7 @@ pub(crate) async fn measure(gateway: &Path, plan: &Plan) -> String {
         let channel = gateway.channel().await;
         HealthClient::new(channel.clone()).check(HealthCheckRequest::default()).await.expect("it is up");
         healthy.push(milliseconds(began.elapsed()));
-        let request = callers::request(callers::pair_of_services(0), callers::new_customers(1));
+        let request = callers::request(callers::set_of_services(0), callers::new_customers(1));
         callers::unassign(callers::Client::new(channel), request).await.expect("it has a token");
         applied.push(milliseconds(began.elapsed()));
         sleep(AT_REST).await;
