@@ -27,13 +27,6 @@ pub(crate) type Client = LicensingServiceClient<Channel>;
 /// The services that the sandbox knows.
 static SERVICES: LazyLock<Vec<String>> = LazyLock::new(|| Settings::default().services);
 
-/// What was measured by those who called.
-#[derive(Debug, Default)]
-pub(crate) struct Answers {
-    /// How long each took.
-    pub(crate) latencies: Vec<Duration>,
-}
-
 /// That many clients on that many connections, spread evenly.
 pub(crate) async fn clients(gateway: &Gateway, count: usize, connections: usize) -> Vec<Client> {
     let mut channels = Vec::new();
@@ -74,8 +67,9 @@ pub(crate) async fn list_services(mut client: Client) -> Result<(), Status> {
     client.list_services(ListServicesRequest {}).await.map(drop)
 }
 
-/// Every client calls, waits for the answer and calls again, until the time is over. All must be accepted.
-pub(crate) async fn one_after_another<F, C>(clients: &[Client], time: Duration, call: C) -> Answers
+/// Every client calls, waits for the answer and calls again, until the time is over; how long each call took. All must
+/// be accepted.
+pub(crate) async fn one_after_another<F, C>(clients: &[Client], time: Duration, call: C) -> Vec<Duration>
 where
     F: Future<Output = Result<(), Status>> + Send,
     C: Fn(usize, Client) -> F + Clone + Send + 'static,
@@ -94,5 +88,5 @@ where
             latencies
         });
     }
-    Answers { latencies: callers.join_all().await.concat() }
+    callers.join_all().await.concat()
 }

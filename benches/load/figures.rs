@@ -87,20 +87,25 @@ pub(crate) fn circumstances(gateway: &Path, is_quick: bool) -> String {
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, model)| model);
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let kernel = read("/proc/sys/kernel/osrelease");
-    let load = read("/proc/loadavg");
-    let load = load.split(' ').next().unwrap_or_default();
     let commit = printed("git", &["describe", "--always", "--dirty", "--abbrev=10"]);
     let profile = if gateway.components().any(|part| part.as_os_str() == "release") { "release" } else { "unusual" };
     let date = jiff::Timestamp::now().strftime("%Y-%m-%d");
     let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let warning = if is_quick { " **Quick: these numbers mean nothing.**" } else { "" };
     format!(
-        "{date}, {cores} cores ({}), Linux {}, {profile} build of commit {commit}; load average before the start: {load}. \
+        "{date}, {cores} cores ({}), Linux {}, {profile} build of commit {commit}; load average before: {}. \
          Command: `{}`.{warning}",
         model.unwrap_or("unknown CPU"),
         kernel.trim().split('-').next().unwrap_or_default(),
+        load_average(),
         ["cargo bench --bench load", &arguments.join(" ")].join(" -- ").trim_end_matches(" -- "),
     )
+}
+
+/// How much else the machine does, and after a run how much it did.
+pub(crate) fn load_average() -> String {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load.split(' ').next().unwrap_or_default().to_owned()
 }
 
 fn printed(program: &str, arguments: &[&str]) -> String {

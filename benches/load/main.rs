@@ -2,7 +2,7 @@
 //! and real gRPC clients in this one.
 //!
 //! Prints Markdown; `make performance` pastes it into docs/performance.md, which says what the scenarios are. It asserts
-//! nothing about time. What runs on standard error is progress.
+//! nothing about time. What is on standard error is progress.
 
 #![allow(clippy::print_stdout)] // it prints what it measured
 
@@ -121,4 +121,5 @@ async fn main() {
     if wanted(Scenario::Start) {
         println!("{}", starts::measure(gateway, &plan).await);
     }
+    println!("Load average after: {}.", figures::load_average());
 }

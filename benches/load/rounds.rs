@@ -3,7 +3,11 @@
 //!
 //! The loops take turns, run by run, so that what else the machine does falls on all of them alike.
 
-use std::{path::Path, sync::Arc, time::Instant};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use license_gateway::proto::UnassignLicensesRequest;
 
@@ -157,7 +161,7 @@ impl<'a> Running<'a> {
         Self { closed, world, clients, prepared, runs: Vec::new() }
     }
 
-    async fn run(&mut self, time: std::time::Duration) {
+    async fn run(&mut self, time: Duration) {
         self.world.sandbox().forget().await;
         let (what, prepared) = (self.closed.what, Arc::clone(&self.prepared));
         let call = move |caller: usize, client: Client| {
@@ -173,15 +177,14 @@ impl<'a> Running<'a> {
             }
         };
         let (began, cpu_before) = (Instant::now(), self.world.gateway().cpu_seconds());
-        let answers = callers::one_after_another(&self.clients, time, call).await;
+        let latencies = callers::one_after_another(&self.clients, time, call).await;
         let (took, cpu_after) = (began.elapsed().as_secs_f64(), self.world.gateway().cpu_seconds());
         #[allow(clippy::cast_precision_loss)] // far below 2^52
-        let (requests, calls) =
-            (answers.latencies.len() as f64, self.world.sandbox().counted().await.unassignments as f64);
+        let (requests, calls) = (latencies.len() as f64, self.world.sandbox().counted().await.unassignments as f64);
         self.runs.push(Run {
             requests,
             per_second: requests / took,
-            latencies: figures::latencies(answers.latencies).expect("a run has answers"),
+            latencies: figures::latencies(latencies).expect("a run has answers"),
             cpu_seconds: cpu_after - cpu_before,
             calls,
         });
