@@ -17,6 +17,7 @@ mod world;
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Measures the gateway under load.
 #[derive(Debug, Parser)]
@@ -103,6 +104,14 @@ async fn main() {
         eprintln!("CPU and memory are read from /proc: this benchmark runs on Linux only");
         std::process::exit(1);
     }
+    let mut told_to_stop = signal(SignalKind::terminate()).expect("a process may listen for signals");
+    tokio::select! {
+        () = measure(&arguments) => {}
+        _ = told_to_stop.recv() => std::process::exit(143), // the processes went with what was measured
+    }
+}
+
+async fn measure(arguments: &Arguments) {
     let plan = if arguments.quick { Plan::QUICK } else { Plan::WHOLE };
     let wanted = |scenario| arguments.scenarios.is_empty() || arguments.scenarios.contains(&scenario);
     let gateway = &arguments.gateway;
