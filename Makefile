@@ -45,6 +45,17 @@ readme: ## paste into README.md what the program prints: settings and demo
 	cargo build -q $(LOCKED)
 	scripts/paste-readme
 
+# QUICK=1: seconds, and a debug build, which the tests have made already; the numbers mean nothing.
+.PHONY: bench
+bench: ## what the gateway costs under load, here and now (ONLY="scenario …", QUICK=1)
+	cargo bench $(LOCKED) $(if $(QUICK),--profile dev $(TEST_FEATURES)) --bench load -- $(if $(QUICK),--quick) $(ONLY)
+
+.PHONY: performance
+performance: ## measure everything and paste it into docs/performance.md: five minutes on a quiet machine
+	mkdir -p target
+	cargo bench $(LOCKED) --bench load > target/performance.md
+	scripts/paste-performance target/performance.md
+
 .PHONY: torture
 torture: ## kill, pause and race the token's custody for hours: KILLS=1000 ROUNDS=2000
 	scripts/install-packages

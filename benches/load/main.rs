@@ -1,0 +1,134 @@
+//! What the gateway costs under load: the release binary as a process of its own, another process of it as the sandbox,
+//! and real gRPC clients in this one.
+//!
+//! Prints Markdown; `make performance` pastes it into docs/performance.md, which says what the scenarios are. It asserts
+//! nothing about time. What is on standard error is progress.
+
+#![allow(clippy::print_stdout)] // it prints what it measured
+
+mod bursts;
+mod callers;
+mod figures;
+mod flood;
+mod rounds;
+mod starts;
+mod world;
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Parser, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Measures the gateway under load.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo bench --bench load --")]
+struct Arguments {
+    /// What to measure; all of it where nothing is named
+    scenarios: Vec<Scenario>,
+
+    /// A few seconds of everything: shows that the benchmark works, its numbers mean nothing
+    #[arg(long)]
+    quick: bool,
+
+    /// Measure this binary: for comparing two builds
+    #[arg(long, value_name = "PATH", default_value = env!("CARGO_BIN_EXE_license-gateway"))]
+    gateway: PathBuf,
+
+    /// Put there by cargo
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Scenario {
+    /// Start, idle memory, size
+    Start,
+    /// Reads that are answered from memory
+    Read,
+    /// Every request its own call to Central: one caller, and 64
+    OneByOne,
+    /// 64 callers who want the same services, few calls on their way
+    Shared,
+    /// Requests of 1,000 customers each
+    ManyIds,
+    /// 1,000 callers at the same moment, at Central's true limits
+    AtOnce,
+    /// Ten times what Central's limits allow
+    Overload,
+}
+
+/// How long and how often things are measured.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    /// How many runs a median is taken of.
+    repetitions: usize,
+    /// One run of a closed loop.
+    run: Duration,
+    /// The same, not counted, before the first one.
+    warm_up: Duration,
+    /// How often 1,000 callers come at once.
+    bursts: usize,
+    /// How long there is too much.
+    flood: Duration,
+    /// How long things are looked at before that.
+    before: Duration,
+    /// And after.
+    after: Duration,
+}
+
+impl Plan {
+    const WHOLE: Self = Self {
+        repetitions: 7,
+        run: Duration::from_secs(3),
+        warm_up: Duration::from_secs(2),
+        bursts: 5,
+        flood: Duration::from_secs(30),
+        before: Duration::from_secs(4),
+        after: Duration::from_secs(12),
+    };
+    const QUICK: Self = Self {
+        repetitions: 1,
+        run: Duration::from_millis(300),
+        warm_up: Duration::from_millis(100),
+        bursts: 1,
+        flood: Duration::from_secs(2),
+        before: Duration::from_secs(1),
+        after: Duration::from_secs(2),
+    };
+}
+
+#[tokio::main]
+async fn main() {
+    let arguments = Arguments::parse();
+    if cfg!(not(target_os = "linux")) {
+        eprintln!("CPU and memory are read from /proc: this benchmark runs on Linux only");
+        std::process::exit(1);
+    }
+    let mut told_to_stop = signal(SignalKind::terminate()).expect("a process may listen for signals");
+    tokio::select! {
+        () = measure(&arguments) => {}
+        _ = told_to_stop.recv() => std::process::exit(143), // the processes went with what was measured
+    }
+}
+
+async fn measure(arguments: &Arguments) {
+    let plan = if arguments.quick { Plan::QUICK } else { Plan::WHOLE };
+    let wanted = |scenario| arguments.scenarios.is_empty() || arguments.scenarios.contains(&scenario);
+    let gateway = &arguments.gateway;
+
+    println!("{}\n", figures::circumstances(gateway, arguments.quick));
+    let loops: Vec<_> = rounds::LOOPS.iter().filter(|closed| wanted(closed.scenario)).collect();
+    if !loops.is_empty() {
+        println!("{}", rounds::measure(gateway, &plan, &loops).await);
+    }
+    if wanted(Scenario::AtOnce) {
+        println!("{}", bursts::measure(gateway, &plan).await);
+    }
+    if wanted(Scenario::Overload) {
+        println!("{}", flood::measure(gateway, &plan).await);
+    }
+    if wanted(Scenario::Start) {
+        println!("{}", starts::measure(gateway, &plan).await);
+    }
+    println!("Load average after: {}.", figures::load_average());
+}
