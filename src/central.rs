@@ -101,7 +101,7 @@ impl CentralClient {
     /// If the task that carried the request panicked: nobody knows then what became of it.
     pub async fn unassign(
         &self,
-        unassignment: &Unassignment,
+        unassignment: &Arc<Unassignment>,
         caller: Caller,
         gate: &Arc<SendGate>,
         deadline: Option<Instant>,
@@ -118,7 +118,7 @@ impl CentralClient {
             origin: Origin::current(),
             waiting: None,
             deadline,
-            give_up: deadline.unwrap_or_else(|| now + self.dispatch.max_wait()),
+            give_up: deadline.into_iter().chain([now + self.dispatch.max_wait()]).min().unwrap_or(now),
             answer,
             calls: 0,
         };

@@ -76,8 +76,10 @@ struct State {
 pub struct Standing {
     /// How many calls a second this process allows itself now.
     pub per_second: f64,
-    /// How many turns could be taken at once.
-    pub turns_left: u64,
+    /// What was left of a second by Central's last word.
+    pub second_remaining: Option<u64>,
+    /// The limit of a second, by Central's last word.
+    pub second_limit: Option<u64>,
     /// What is left of the day, by Central's last word; none where it has not said.
     pub day_remaining: Option<u64>,
     /// The day's limit, by Central's last word.
@@ -133,7 +135,7 @@ impl Quota {
 
     /// A turn that was not used after all.
     pub fn give_back(&self) {
-        self.0.lock().pace.give_back();
+        self.0.lock().pace.give_back(Instant::now());
         self.0.changed.notify_waiters();
     }
 
@@ -182,11 +184,9 @@ impl Quota {
 
 impl From<Standing> for metrics::Quota {
     fn from(standing: Standing) -> Self {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a small positive number
-        let per_second = standing.per_second.ceil() as u64;
         let window = |remaining, limit| metrics::WindowQuota { remaining, limit };
         Self {
-            second: window(Some(standing.turns_left), Some(per_second)),
+            second: window(standing.second_remaining, standing.second_limit),
             day: window(standing.day_remaining, standing.day_limit),
         }
     }

@@ -3,8 +3,8 @@
 //! Pure but for telling the members what became of them. The queue they wait in is [`super::queue`].
 
 use std::{
+    borrow::Cow,
     collections::HashSet,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU32, Ordering::Relaxed},
@@ -16,7 +16,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{Accepted, Error, Failed, Parts, SendGate};
 use crate::{
-    license::{Caller, CustomerId, Customers, MAX_CUSTOMERS, Scope, ServiceName, Services},
+    license::{Caller, Customers, MAX_CUSTOMERS, Scope, ServiceName, Services, Unassignment},
     telemetry::{Origin, queue::Waiting},
 };
 
@@ -51,25 +51,23 @@ impl Member {
     }
 }
 
-/// One scope, and everybody who asks for exactly that.
+/// One scope, and everybody who asks for exactly that. Never empty in a queue.
 #[derive(Debug)]
 struct Place {
-    scope: Scope,
-    /// The same for the same set of customers in any order.
-    fingerprint: u64,
+    /// What the first of them asked for.
+    wanted: Arc<Unassignment>,
     members: Vec<Member>,
 }
 
 /// What goes out as one call.
 #[derive(Debug)]
 pub(super) struct Batch {
-    services: Services,
     /// The services, sorted: what requests must have in common.
     key: Vec<ServiceName>,
     /// Never empty in a queue. More than one only if all scopes are `include`.
     places: Vec<Place>,
-    /// All customers of all places.
-    customers: HashSet<CustomerId>,
+    /// How many customers there are at most: those whom several places name count several times.
+    customer_count: usize,
     /// Whether others may join.
     is_open: bool,
     tally: Arc<Tally>,
@@ -98,42 +96,34 @@ pub(super) enum AfterRefusal {
 
 impl Batch {
     /// A batch of one request.
-    pub(super) fn new(scope: &Scope, services: &Services, member: Member) -> Self {
-        let is_open = matches!(scope, Scope::Include(_));
-        let mut batch = Self {
-            services: services.clone(),
-            key: key(services),
-            places: Vec::new(),
-            customers: HashSet::new(),
-            is_open,
+    pub(super) fn new(wanted: Arc<Unassignment>, member: Member) -> Self {
+        Self {
+            key: key(&wanted.services),
+            is_open: matches!(wanted.scope, Scope::Include(_)),
+            customer_count: customer_count(&wanted.scope),
+            places: vec![Place { wanted, members: vec![member] }],
             tally: Arc::default(),
-        };
-        batch.add(scope, member);
-        batch
+        }
     }
 
     /// Whether a request may join. An open scope travels alone: a call has room for one of them, and a mistake in it
     /// must not be another caller's.
     pub(super) fn takes(&self, scope: &Scope, key: &[ServiceName]) -> bool {
-        let Scope::Include(customers) = scope else { return false };
-        if !self.is_open || self.key != key {
-            return false;
-        }
-        let more = customers.ids().iter().filter(|id| !self.customers.contains(*id)).count();
-        self.customers.len() + more <= MAX_CUSTOMERS
+        self.is_open
+            && matches!(scope, Scope::Include(_))
+            && self.key == key
+            && (self.customer_count + customer_count(scope) <= MAX_CUSTOMERS
+                || self.places.iter().any(|place| is_same(&place.wanted.scope, scope)))
     }
 
     /// Adds a request that it [`takes`](Self::takes). Who asks for the same as somebody else shares their place.
-    pub(super) fn add(&mut self, scope: &Scope, member: Member) {
-        let fingerprint = fingerprint(scope);
-        if let Scope::Include(customers) = scope {
-            self.customers.extend(customers.ids().iter().cloned());
-        }
-        let same =
-            self.places.iter_mut().find(|place| place.fingerprint == fingerprint && is_same(&place.scope, scope));
-        match same {
-            Some(place) => place.members.push(member),
-            None => self.places.push(Place { scope: scope.clone(), fingerprint, members: vec![member] }),
+    pub(super) fn add(&mut self, wanted: Arc<Unassignment>, member: Member) {
+        let same = self.places.iter_mut().find(|place| is_same(&place.wanted.scope, &wanted.scope));
+        if let Some(place) = same {
+            place.members.push(member);
+        } else {
+            self.customer_count += customer_count(&wanted.scope);
+            self.places.push(Place { wanted, members: vec![member] });
         }
     }
 
@@ -202,18 +192,21 @@ impl Batch {
     }
 
     /// What is sent, for everybody who is left: the union of their customers. None if nobody is.
-    pub(super) fn scope(&self) -> Option<Scope> {
-        let first = &self.places.first()?.scope;
-        let closed = self.places.iter().filter_map(|place| match &place.scope {
+    pub(super) fn scope(&self) -> Option<Cow<'_, Scope>> {
+        let (first, others) = self.places.split_first()?;
+        if others.is_empty() {
+            return Some(Cow::Borrowed(&first.wanted.scope));
+        }
+        let closed = self.places.iter().filter_map(|place| match &place.wanted.scope {
             Scope::Include(customers) => Some(customers),
             Scope::Exclude(_) | Scope::All(_) => None,
         });
-        Some(Customers::together(closed).map_or_else(|| first.clone(), Scope::Include))
+        Customers::together(closed).map(|customers| Cow::Owned(Scope::Include(customers)))
     }
 
-    /// The services of all.
-    pub(super) fn services(&self) -> &Services {
-        &self.services
+    /// The services of all, as the first of them spelled their order. None if nobody is left.
+    pub(super) fn services(&self) -> Option<&Services> {
+        self.places.first().map(|place| &place.wanted.services)
     }
 
     /// Whose work it is.
@@ -267,7 +260,7 @@ impl Batch {
             let (left, right) = self.halves();
             return AfterRefusal::Halve(left, right);
         }
-        match (&*error, self.scope()) {
+        match (&*error, self.scope().map(Cow::into_owned)) {
             (Error::TooLarge { .. }, Some(Scope::Include(customers))) if customers.count() > 1 => {
                 AfterRefusal::Split(self, customers)
             }
@@ -290,14 +283,13 @@ impl Batch {
     fn halves(mut self) -> (Self, Self) {
         let right = self.places.split_off(self.places.len() / 2);
         let right = Self {
-            services: self.services.clone(),
             key: self.key.clone(),
             places: right,
-            customers: HashSet::new(),
+            customer_count: MAX_CUSTOMERS,
             is_open: false,
             tally: Arc::clone(&self.tally),
         };
-        (Self { is_open: false, customers: HashSet::new(), ..self }, right)
+        (Self { is_open: false, ..self }, right)
     }
 
     fn members(&self) -> impl Iterator<Item = &Member> {
@@ -316,18 +308,26 @@ pub(super) fn key(services: &Services) -> Vec<ServiceName> {
     names
 }
 
-/// The same for the same set of customers in any order; a hint, [`is_same`] decides.
-fn fingerprint(scope: &Scope) -> u64 {
-    let Scope::Include(customers) = scope else { return 0 };
-    customers.ids().iter().fold(0, |sum, id| {
-        let mut hasher = DefaultHasher::new();
-        id.hash(&mut hasher);
-        sum.wrapping_add(hasher.finish())
-    })
+fn customer_count(scope: &Scope) -> usize {
+    match scope {
+        Scope::Include(customers) => customers.count(),
+        Scope::Exclude(_) | Scope::All(_) => 0,
+    }
 }
 
+/// Whether both name the same customers, in any order.
 fn is_same(one: &Scope, other: &Scope) -> bool {
     let (Scope::Include(one), Scope::Include(other)) = (one, other) else { return false };
+    if one.count() != other.count() {
+        return false;
+    }
+    let first = &one.ids()[0];
+    if one.count() == 1 || one.ids() == other.ids() {
+        return one.ids() == other.ids();
+    }
+    if !other.ids().contains(first) {
+        return false; // the usual case, told without a set
+    }
     let one: HashSet<_> = one.ids().iter().collect();
-    one.len() == other.count() && other.ids().iter().all(|id| one.contains(id))
+    other.ids().iter().all(|id| one.contains(id))
 }

@@ -1,6 +1,7 @@
 //! The loop that empties the queue, and the way of a batch to Central and back.
 
 use std::{
+    borrow::Cow,
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
@@ -134,7 +135,7 @@ impl Dispatch {
     }
 
     /// Takes a request into the queue, or says at once why not.
-    pub(super) fn join(&self, unassignment: &Unassignment, mut member: Member, now: Instant) -> Result<(), Error> {
+    pub(super) fn join(&self, wanted: &Arc<Unassignment>, mut member: Member, now: Instant) -> Result<(), Error> {
         if let Err(retry_after) = lock(&self.breaker).look(now) {
             self.tracing.metrics().shed(Shed::BreakerOpen);
             return Err(Error::Down { retry_after });
@@ -146,7 +147,7 @@ impl Dispatch {
             return Err(Error::RateLimited { wait: next_turn - now, is_answer: false });
         }
         let mut queue = lock(&self.queue);
-        let prospect = queue.prospect(&member.caller, &unassignment.scope, &unassignment.services);
+        let prospect = queue.prospect(&member.caller, &wanted.scope, &wanted.services);
         let at = next_turn + expected_wait(prospect.turns_ahead, per_second.min(self.calls_per_second()));
         if at > patience {
             self.tracing.metrics().shed(Shed::QueueFull);
@@ -154,7 +155,7 @@ impl Dispatch {
             return Err(Error::Overloaded { retry_after });
         }
         member.waiting = Some(Waiting::start(&self.tracing, &member.origin));
-        queue.join(prospect, &unassignment.scope, &unassignment.services, member);
+        queue.join(prospect, wanted, member);
         drop(queue);
         self.joined.notify_one();
         Ok(())
@@ -173,7 +174,7 @@ impl Dispatch {
                 all.for_each(|batch| batch.failed(Error::from(none), None));
                 continue;
             }
-            let next = lock(&self.queue).next();
+            let next = lock(&self.queue).next(Instant::now());
             match next {
                 Some(batch) => drop(tokio::spawn(Arc::clone(&self).carry(batch, slot))),
                 None => self.quota.give_back(),
@@ -242,12 +243,13 @@ impl Dispatch {
             // Turn before token: a token fetched first could be an old one by the time there is a turn.
             let token = self.tokens.newer_than(attempts.refused_generation, &batch.origins()).await?;
             batch.board(Instant::now());
-            let (Some(scope), Some(give_up)) = (batch.scope(), batch.give_up()) else {
+            let (Some(scope), Some(services), Some(give_up)) = (batch.scope(), batch.services(), batch.give_up())
+            else {
                 self.quota.give_back();
                 return Err(Error::Abandoned);
             };
-            let scope = part.map_or(scope, |part| Scope::Include(part.clone()));
-            let body = Body::Json(wire::unassign_body(&scope, batch.services()));
+            let scope = part.map_or(scope, |part| Cow::Owned(Scope::Include(part.clone())));
+            let body = Body::Json(wire::unassign_body(&scope, services));
             let origins = batch.origins();
             self.tracing.metrics().members_per_call(origins.len());
             let call =

@@ -12,7 +12,7 @@ use super::{
     Error,
     batch::{self, Batch, Member},
 };
-use crate::license::{Caller, Scope, Services};
+use crate::license::{Caller, Scope, Services, Unassignment};
 
 /// The requests that wait.
 #[derive(Debug, Default)]
@@ -64,23 +64,25 @@ impl Queue {
     }
 
     /// Takes a request in, where `prospect` says.
-    pub(super) fn join(&mut self, prospect: Prospect, scope: &Scope, services: &Services, member: Member) {
+    pub(super) fn join(&mut self, prospect: Prospect, wanted: &Arc<Unassignment>, member: Member) {
+        let wanted = Arc::clone(wanted);
         let caller = member.caller.clone();
         let Some(spot) = prospect.joins else {
-            return self.lane(&caller).push_back(Batch::new(scope, services, member));
+            return self.lane(&caller).push_back(Batch::new(wanted, member));
         };
         if !prospect.moves {
-            return self.lanes[spot.lane].batches[spot.position].add(scope, member);
+            return self.lanes[spot.lane].batches[spot.position].add(wanted, member);
         }
         if let Some(mut batch) = self.lanes[spot.lane].batches.remove(spot.position) {
-            batch.add(scope, member);
+            batch.add(wanted, member);
             self.lane(&caller).push_back(batch);
             self.lanes.retain(|lane| !lane.batches.is_empty());
         }
     }
 
-    /// What is to be sent next. Those whose callers have gone, or whose answer is known, are not in it.
-    pub(super) fn next(&mut self) -> Option<Batch> {
+    /// What is to be sent next. Those whose callers have gone, who have waited too long after all, or whose answer is
+    /// known, are not in it.
+    pub(super) fn next(&mut self, now: Instant) -> Option<Batch> {
         loop {
             let mut lane = self.lanes.pop_front()?;
             let batch = lane.batches.pop_front();
@@ -89,6 +91,7 @@ impl Queue {
             }
             let Some(mut batch) = batch else { continue };
             batch.leave_if_shut();
+            batch.leave_before(now, &Arc::new(Error::Overloaded { retry_after: Duration::from_secs(1) }));
             match batch.verdict() {
                 _ if batch.is_empty() => {}
                 Some(error) => batch.failed(error, None),
@@ -140,13 +143,11 @@ impl Queue {
         &mut self.lanes[index].batches
     }
 
-    /// How many calls go out before the one at this spot.
+    /// How many calls go out before the one at this spot, if every caller who waits now keeps their lane full: whoever
+    /// is taken in must be served in time, whatever the others do meanwhile.
     fn turns_ahead(&self, spot: Spot) -> usize {
-        let before = |(index, lane): (usize, &Lane)| match index.cmp(&spot.lane) {
-            std::cmp::Ordering::Less => lane.batches.len().min(spot.position + 1),
-            std::cmp::Ordering::Equal | std::cmp::Ordering::Greater => lane.batches.len().min(spot.position),
-        };
-        self.lanes.iter().enumerate().map(before).sum()
+        let own_lane_is_new = usize::from(spot.lane == self.lanes.len());
+        (self.lanes.len() + own_lane_is_new) * spot.position + spot.lane
     }
 }
 
@@ -165,7 +166,7 @@ mod tests {
     use super::*;
     use crate::{
         central::{Accepted, Failed, SendGate, batch::AfterRefusal},
-        license::{CustomerId, Customers, MAX_CUSTOMERS, Outcome, ServiceName},
+        license::{CustomerId, Customers, MAX_CUSTOMERS, Outcome, Reason, ServiceName},
         telemetry::Origin,
     };
 
@@ -173,6 +174,10 @@ mod tests {
 
     fn services(names: &[&str]) -> Services {
         Services::new(names.iter().map(|name| ServiceName::new((*name).to_owned()).unwrap()).collect()).unwrap()
+    }
+
+    fn wanted(scope: Scope, names: &[&str]) -> Arc<Unassignment> {
+        Arc::new(Unassignment { scope, services: services(names), reason: Reason::default() })
     }
 
     fn customers(ids: impl IntoIterator<Item = usize>) -> Customers {
@@ -203,15 +208,15 @@ mod tests {
 
     /// Joins, and says how many calls go out before its own.
     fn join(queue: &mut Queue, caller: &str, scope: &Scope, names: &[&str]) -> (usize, Answer) {
-        let services = services(names);
-        let prospect = queue.prospect(&Caller::new(caller), scope, &services);
+        let wanted = wanted(scope.clone(), names);
+        let prospect = queue.prospect(&Caller::new(caller), scope, &wanted.services);
         let (member, answered, _) = member(caller, None);
-        queue.join(prospect, scope, &services, member);
+        queue.join(prospect, &wanted, member);
         (prospect.turns_ahead, answered)
     }
 
     fn ids(batch: &Batch) -> Vec<String> {
-        match batch.scope() {
+        match batch.scope().as_deref() {
             Some(Scope::Include(customers)) => customers.ids().iter().map(|id| id.as_str().to_owned()).collect(),
             other => panic!("{other:?}"),
         }
@@ -219,8 +224,8 @@ mod tests {
 
     /// What goes out, in order: the first service and how many requests share the call.
     fn order(queue: &mut Queue) -> Vec<(String, usize)> {
-        std::iter::from_fn(|| queue.next())
-            .map(|batch| (batch.services().names()[0].to_string(), batch.count()))
+        std::iter::from_fn(|| queue.next(Instant::now()))
+            .map(|batch| (batch.services().unwrap().names()[0].to_string(), batch.count()))
             .collect()
     }
 
@@ -235,10 +240,10 @@ mod tests {
         let (_, _second) = join(&mut queue, "b", &include([2, 3]), &["y", "x"]);
         let (_, _third) = join(&mut queue, "a", &include([4]), &["x"]);
         assert_eq!(queue.count(), 3);
-        let batch = queue.next().unwrap();
+        let batch = queue.next(Instant::now()).unwrap();
         assert_eq!(ids(&batch), ["c1", "c2", "c3"], "each customer once");
-        assert_eq!(batch.services().names().len(), 2);
-        assert_eq!(ids(&queue.next().unwrap()), ["c4"]);
+        assert_eq!(batch.services().unwrap().names().len(), 2);
+        assert_eq!(ids(&queue.next(Instant::now()).unwrap()), ["c4"]);
         assert!(queue.is_empty());
     }
 
@@ -250,7 +255,9 @@ mod tests {
         let _third = join(&mut queue, "a", &Scope::Exclude(customers([1])), &["x"]);
         let _fourth = join(&mut queue, "a", &Scope::Exclude(customers([1])), &["x"]);
         let _fifth = join(&mut queue, "a", &include([1]), &["x"]);
-        let scopes: Vec<_> = std::iter::from_fn(|| queue.next()).map(|batch| batch.scope().unwrap()).collect();
+        let scopes: Vec<_> = std::iter::from_fn(|| queue.next(Instant::now()))
+            .map(|batch| batch.scope().unwrap().into_owned())
+            .collect();
         let alone = [
             Scope::everyone(),
             Scope::everyone(),
@@ -265,12 +272,16 @@ mod tests {
     fn a_call_names_a_thousand_customers_at_most() {
         let mut queue = Queue::default();
         let _first = join(&mut queue, "a", &include(0..600), &["x"]);
-        let (ahead, _second) = join(&mut queue, "a", &include(500..1_100), &["x"]);
-        assert_eq!(ahead, 1, "there is no room for 500 more");
-        let (ahead, _third) = join(&mut queue, "a", &include(200..1_000), &["x"]);
+        let (ahead, _second) = join(&mut queue, "a", &include(600..1_001), &["x"]);
+        assert_eq!(ahead, 1, "there is no room for 401 more");
+        let (ahead, _third) = join(&mut queue, "a", &include(2_000..2_400), &["x"]);
         assert_eq!(ahead, 0, "there is for 400");
-        assert_eq!(ids(&queue.next().unwrap()).len(), MAX_CUSTOMERS);
-        assert_eq!(ids(&queue.next().unwrap()).len(), 600);
+        let (ahead, _fourth) = join(&mut queue, "a", &include((0..600).rev()), &["x"]);
+        assert_eq!(ahead, 0, "the same customers share a place");
+        let (ahead, _fifth) = join(&mut queue, "a", &include(0..599), &["x"]);
+        assert_eq!(ahead, 1, "who is named twice is counted twice");
+        assert_eq!(ids(&queue.next(Instant::now()).unwrap()).len(), MAX_CUSTOMERS);
+        assert_eq!(ids(&queue.next(Instant::now()).unwrap()).len(), 1_000, "401 and 599");
     }
 
     #[test]
@@ -315,14 +326,16 @@ mod tests {
         let mut queue = Queue::default();
         let mut answers: Vec<_> = (0..4).map(|id| join(&mut queue, "a", &include([id]), &["x"]).1).collect();
         answers.push(join(&mut queue, "a", &include([9]), &["z"]).1);
-        let AfterRefusal::Halve(left, right) = queue.next().unwrap().after(refusal()) else { panic!("four places") };
+        let AfterRefusal::Halve(left, right) = queue.next(Instant::now()).unwrap().after(refusal()) else {
+            panic!("four places")
+        };
         queue.put_back([left, right]);
         let (ahead, _answer) = join(&mut queue, "a", &include([5]), &["x"]);
         assert_eq!(ahead, 3);
-        assert_eq!(ids(&queue.next().unwrap()), ["c0", "c1"]);
-        assert_eq!(ids(&queue.next().unwrap()), ["c2", "c3"]);
-        assert_eq!(ids(&queue.next().unwrap()), ["c9"]);
-        assert_eq!(ids(&queue.next().unwrap()), ["c5"]);
+        assert_eq!(ids(&queue.next(Instant::now()).unwrap()), ["c0", "c1"]);
+        assert_eq!(ids(&queue.next(Instant::now()).unwrap()), ["c2", "c3"]);
+        assert_eq!(ids(&queue.next(Instant::now()).unwrap()), ["c9"]);
+        assert_eq!(ids(&queue.next(Instant::now()).unwrap()), ["c5"]);
     }
 
     #[test]
@@ -331,7 +344,7 @@ mod tests {
             let mut queue = Queue::default();
             let mut answers: Vec<_> = (0..1_000).map(|id| join(&mut queue, "a", &include([id]), &["x"]).1).collect();
             let mut calls = 0;
-            while let Some(batch) = queue.next() {
+            while let Some(batch) = queue.next(Instant::now()) {
                 calls += 1;
                 let is_refused = ids(&batch).iter().any(|id| unknown.contains(&id[1..].parse::<usize>().unwrap()));
                 if !is_refused {
@@ -357,7 +370,7 @@ mod tests {
         let mut queue = Queue::default();
         let mut answers: Vec<_> = (0..1_000).map(|id| join(&mut queue, "a", &include([id]), &["x"]).1).collect();
         let mut calls = 0;
-        while let Some(batch) = queue.next() {
+        while let Some(batch) = queue.next(Instant::now()) {
             calls += 1;
             match batch.after(Error::PermissionDenied) {
                 AfterRefusal::Tell(batch, error) => batch.failed(error, None),
@@ -373,19 +386,18 @@ mod tests {
     fn who_gave_up_stays_behind_and_is_not_sent() {
         let now = Instant::now();
         let mut queue = Queue::default();
-        let services = services(&["x"]);
         let mut add = |id, deadline| {
-            let scope = include([id]);
+            let wanted = wanted(include([id]), &["x"]);
             let (member, answered, gate) = member("a", deadline);
-            let prospect = queue.prospect(&member.caller, &scope, &services);
-            queue.join(prospect, &scope, &services, member);
+            let prospect = queue.prospect(&member.caller, &wanted.scope, &wanted.services);
+            queue.join(prospect, &wanted, member);
             (answered, gate)
         };
         let (_stays, gate) = add(1, None);
         let (mut left, shut) = add(2, None);
         let (mut late, _) = add(3, Some(now + Duration::from_millis(5)));
         assert!(shut.shut(), "nothing was sent for it");
-        let mut batch = queue.next().unwrap();
+        let mut batch = queue.next(Instant::now()).unwrap();
         batch.board(now);
         assert_eq!(ids(&batch), ["c1"]);
         assert!(!gate.shut(), "it is on its way");
@@ -398,13 +410,12 @@ mod tests {
     fn who_cannot_wait_is_told_and_the_others_stay() {
         let now = Instant::now();
         let mut queue = Queue::default();
-        let services = services(&["x"]);
         let mut answers: Vec<_> = [1, 3]
             .map(|seconds| {
                 let (member, answered, _) = member("a", Some(now + Duration::from_secs(seconds)));
-                let scope = include([1]);
-                let prospect = queue.prospect(&member.caller, &scope, &services);
-                queue.join(prospect, &scope, &services, member);
+                let wanted = wanted(include([1]), &["x"]);
+                let prospect = queue.prospect(&member.caller, &wanted.scope, &wanted.services);
+                queue.join(prospect, &wanted, member);
                 answered
             })
             .into();
