@@ -285,7 +285,7 @@ impl Batch {
         let right = Self {
             key: self.key.clone(),
             places: right,
-            customer_count: MAX_CUSTOMERS,
+            customer_count: 0, // nobody asks
             is_open: false,
             tally: Arc::clone(&self.tally),
         };

@@ -419,3 +419,19 @@ async fn requests_beyond_the_bound_are_refused_and_reads_keep_their_share() {
     }
     gateway.unassign(&customer(&sandbox, 2)).await.expect("there is room again");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_exchange_takes_a_turn_that_the_others_wait_for() {
+    let sandbox = central(1).await;
+    let quota = config::Quota { per_second: 1, ..DEFAULTS };
+    let gateway = Gateway::start_with(&sandbox, |config| config.quota = quota).await;
+    gateway.ready().await;
+    a_fresh_second(&sandbox).await;
+    sandbox.revoke_access_token();
+    let began = Instant::now();
+    assert_eq!(gateway.unassign(&customer(&sandbox, 0)).await.unwrap(), 2);
+    // The call that is refused, the exchange, the call: two turns between the first and the last.
+    let took = began.elapsed();
+    assert!((Duration::from_millis(1_950)..Duration::from_millis(2_500)).contains(&took), "{took:?}");
+    assert_eq!(sandbox.token_exchanges().len(), 1);
+}
