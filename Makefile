@@ -47,14 +47,14 @@ readme: ## paste into README.md what the program prints: settings and demo
 
 .PHONY: torture
 torture: ## kill, pause and race the token's custody for hours: KILLS=1000 ROUNDS=2000
-	scripts/install-packages
+	scripts/install-packages redis-server
 	LICENSE_GATEWAY_TEST_KILLS=$(or $(KILLS),1000) LICENSE_GATEWAY_TEST_ROUNDS=$(or $(ROUNDS),2000) \
 	  cargo nextest run $(LOCKED) $(TEST_FEATURES) --no-fail-fast -E 'test(killed) + test(replicas) + test(crashes)'
 
 # The same tests are part of `make test-rust`; here they stand alone and tell what they caught.
 .PHONY: planted-bugs
 planted-bugs: ## plant mistakes in the token's custody, one at a time: each must be noticed
-	scripts/install-packages
+	scripts/install-packages redis-server
 	if command -v cargo-nextest >/dev/null; then \
 	  cargo nextest run $(LOCKED) $(TEST_FEATURES) --no-fail-fast --success-output final -E 'test(replicas::planted)'; \
 	else \
@@ -77,7 +77,7 @@ ci: ## exactly what CI does, on this machine
 
 .PHONY: test-rust
 test-rust: ## the Rust tests, by nextest where it is installed
-	scripts/install-packages
+	scripts/install-packages redis-server
 	if command -v cargo-nextest >/dev/null; then \
 	  cargo nextest run $(LOCKED) $(TEST_FEATURES) $(NO_FAIL_FAST) && cargo test $(LOCKED) $(TEST_FEATURES) --doc --quiet; \
 	else \
