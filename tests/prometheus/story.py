@@ -40,6 +40,8 @@ class Story:
             self.quiet()
             self.another_tool_uses_the_token()
             self.quiet()
+            self.quiet()
+            self.quiet()
 
     def unassign(self, customer=CUSTOMERS[0], services=("advanced_ap",), timeout=20):
         request = {"include_customers": {"customer_ids": [customer]}, "services": list(services), "reason": "story"}
@@ -71,7 +73,7 @@ class Story:
 
     def everybody_at_once(self):
         """They wait for their turn and share calls."""
-        with self.callers(count=24, every=0.02):
+        with self.callers(count=16, every=0.8):
             self.quiet()
 
     def requests_that_cannot_be(self):
