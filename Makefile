@@ -38,7 +38,7 @@ demo: ## sandbox, gateway and one real call, told step by step
 	cargo run -q $(LOCKED) -- demo
 
 .PHONY: test
-test: test-rust test-foreign ## every test: Rust, then the foreign clients
+test: test-rust test-prometheus test-foreign ## every test: Rust, the shipped views, then the foreign clients
 
 .PHONY: readme
 readme: ## paste into README.md what the program prints: settings and demo
@@ -60,6 +60,14 @@ planted-bugs: ## plant mistakes in the token's custody, one at a time: each must
 	else \
 	  cargo test $(LOCKED) $(TEST_FEATURES) --test api replicas::planted -- --show-output; \
 	fi
+
+# Not part of any check: what CI checks are the queries, not the picture.
+.PHONY: dashboard-picture
+dashboard-picture: target/venv/complete target/venv-pictures/complete ## docs/images/dashboard.png, drawn from the dashboard's queries
+	scripts/install-packages prometheus
+	cargo build -q $(LOCKED)
+	$(PYTHON) tests/prometheus/check.py --pause 8 --save target/dashboard.json
+	target/venv-pictures/bin/python scripts/draw-dashboard target/dashboard.json docs/images/dashboard.png
 
 .PHONY: fmt
 fmt: target/node/complete ## format Rust and proto
@@ -89,6 +97,12 @@ test-rust: ## the Rust tests, by nextest where it is installed
 test-foreign: target/venv/complete target/node/complete ## Python, Node, buf and raw HTTP/2 against the real binary (ONLY=word)
 	cargo build $(LOCKED)
 	$(PYTHON) $(FOREIGN)/run.py $(ONLY)
+
+.PHONY: test-prometheus
+test-prometheus: target/venv/complete ## alerts, dashboard and /metrics at a real Prometheus, by promtool and by script
+	scripts/install-packages prometheus
+	cargo build $(LOCKED)
+	$(PYTHON) tests/prometheus/check.py
 
 .PHONY: lint-rust
 lint-rust: ## rustfmt and clippy, with and without the sandbox
@@ -130,6 +144,11 @@ tools: target/venv/complete target/node/complete $(DENY) ## install what the che
 target/venv/complete: $(FOREIGN)/requirements.txt
 	python3 -m venv --clear target/venv
 	target/venv/bin/pip install --quiet --no-input --disable-pip-version-check -r $<
+	touch $@
+
+target/venv-pictures/complete: scripts/draw-requirements.txt
+	python3 -m venv --clear target/venv-pictures
+	target/venv-pictures/bin/pip install --quiet --no-input --disable-pip-version-check -r $<
 	touch $@
 
 # Not `npm ci`: it insists on the buf binaries of every operating system, and some registries carry only a few of them.
