@@ -38,7 +38,7 @@ demo: ## sandbox, gateway and one real call, told step by step
 	cargo run -q $(LOCKED) -- demo
 
 .PHONY: test
-test: test-rust test-foreign ## every test: Rust, then the foreign clients
+test: test-rust test-prometheus test-foreign ## every test: Rust, the shipped views, then the foreign clients
 
 .PHONY: readme
 readme: ## paste into README.md what the program prints: settings and demo
@@ -58,19 +58,27 @@ performance: ## measure everything and paste it into docs/performance.md: five m
 
 .PHONY: torture
 torture: ## kill, pause and race the token's custody for hours: KILLS=1000 ROUNDS=2000
-	scripts/install-packages
+	scripts/install-packages redis-server
 	LICENSE_GATEWAY_TEST_KILLS=$(or $(KILLS),1000) LICENSE_GATEWAY_TEST_ROUNDS=$(or $(ROUNDS),2000) \
 	  cargo nextest run $(LOCKED) $(TEST_FEATURES) --no-fail-fast -E 'test(killed) + test(replicas) + test(crashes)'
 
 # The same tests are part of `make test-rust`; here they stand alone and tell what they caught.
 .PHONY: planted-bugs
 planted-bugs: ## plant mistakes in the token's custody, one at a time: each must be noticed
-	scripts/install-packages
+	scripts/install-packages redis-server
 	if command -v cargo-nextest >/dev/null; then \
 	  cargo nextest run $(LOCKED) $(TEST_FEATURES) --no-fail-fast --success-output final -E 'test(replicas::planted)'; \
 	else \
 	  cargo test $(LOCKED) $(TEST_FEATURES) --test api replicas::planted -- --show-output; \
 	fi
+
+# Not part of any check: what CI checks are the queries, not the picture.
+.PHONY: dashboard-picture
+dashboard-picture: target/venv/complete target/venv-pictures/complete ## docs/images/dashboard.png, drawn from the dashboard's queries
+	scripts/install-packages prometheus
+	cargo build -q $(LOCKED)
+	$(PYTHON) tests/prometheus/check.py --pause 8 --save target/dashboard.json
+	target/venv-pictures/bin/python scripts/draw-dashboard target/dashboard.json docs/images/dashboard.png
 
 .PHONY: fmt
 fmt: target/node/complete ## format Rust and proto
@@ -88,7 +96,7 @@ ci: ## exactly what CI does, on this machine
 
 .PHONY: test-rust
 test-rust: ## the Rust tests, by nextest where it is installed
-	scripts/install-packages
+	scripts/install-packages redis-server
 	if command -v cargo-nextest >/dev/null; then \
 	  cargo nextest run $(LOCKED) $(TEST_FEATURES) $(NO_FAIL_FAST) && cargo test $(LOCKED) $(TEST_FEATURES) --doc --quiet; \
 	else \
@@ -100,6 +108,12 @@ test-rust: ## the Rust tests, by nextest where it is installed
 test-foreign: target/venv/complete target/node/complete ## Python, Node, buf and raw HTTP/2 against the real binary (ONLY=word)
 	cargo build $(LOCKED)
 	$(PYTHON) $(FOREIGN)/run.py $(ONLY)
+
+.PHONY: test-prometheus
+test-prometheus: target/venv/complete ## alerts, dashboard and /metrics at a real Prometheus, by promtool and by script
+	scripts/install-packages prometheus
+	cargo build $(LOCKED)
+	$(PYTHON) tests/prometheus/check.py
 
 .PHONY: lint-rust
 lint-rust: ## rustfmt and clippy, with and without the sandbox
@@ -141,6 +155,11 @@ tools: target/venv/complete target/node/complete $(DENY) ## install what the che
 target/venv/complete: $(FOREIGN)/requirements.txt
 	python3 -m venv --clear target/venv
 	target/venv/bin/pip install --quiet --no-input --disable-pip-version-check -r $<
+	touch $@
+
+target/venv-pictures/complete: scripts/draw-requirements.txt
+	python3 -m venv --clear target/venv-pictures
+	target/venv-pictures/bin/pip install --quiet --no-input --disable-pip-version-check -r $<
 	touch $@
 
 # Not `npm ci`: it insists on the buf binaries of every operating system, and some registries carry only a few of them.

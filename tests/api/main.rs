@@ -36,3 +36,4 @@ mod telemetry;
 mod token_commands;
 mod tokens;
 mod traces;
+mod views;
