@@ -129,14 +129,14 @@ pub(super) const QUOTA_REMAINING: Metric = Metric {
     kind: MetricKind::Gauge,
     unit: "{call}",
     labels: &[METRIC_WINDOW],
-    meaning: "Calls that Central's quota has left, as far as is known.",
+    meaning: "Calls that Central's quota had left when it last said so.",
 };
 pub(super) const QUOTA_LIMIT: Metric = Metric {
     name: "license_gateway.quota.limit",
     kind: MetricKind::Gauge,
     unit: "{call}",
     labels: &[METRIC_WINDOW],
-    meaning: "Calls that Central's quota has in all, as far as is known.",
+    meaning: "Calls that Central's quota has in all, by its last word.",
 };
 pub(super) const THROTTLED: Metric = Metric {
     name: "license_gateway.throttled",
