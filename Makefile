@@ -80,6 +80,19 @@ dashboard-picture: target/venv/complete target/venv-pictures/complete ## docs/im
 	$(PYTHON) tests/prometheus/check.py --pause 8 --save target/dashboard.json
 	target/venv-pictures/bin/python scripts/draw-dashboard target/dashboard.json docs/images/dashboard.png
 
+# Not part of CI: Phoenix is 850 MB of packages. What CI checks of traces is in the Rust tests.
+.PHONY: trace-demo
+trace-demo: target/venv-phoenix/complete target/venv/complete ## the demo's traces at a real tracing backend, Phoenix
+	cargo build -q $(LOCKED)
+	$(PYTHON) -c 'import sys; sys.path.insert(0, "$(FOREIGN)"); import run; run.generate_stubs()'
+	target/venv-phoenix/bin/python tests/phoenix/check.py $(TRACE_PICTURE)
+
+.PHONY: trace-picture
+trace-picture: ## docs/images/trace.png: a screenshot of that trace in Phoenix, by Debian's chromium
+	scripts/install-packages chromium-headless-shell
+	$(MAKE) --no-print-directory trace-demo \
+	  TRACE_PICTURE='--browser chromium-headless-shell --picture docs/images/trace.png'
+
 .PHONY: fmt
 fmt: target/node/complete ## format Rust and proto
 	cargo fmt
@@ -155,6 +168,11 @@ tools: target/venv/complete target/node/complete $(DENY) ## install what the che
 target/venv/complete: $(FOREIGN)/requirements.txt
 	python3 -m venv --clear target/venv
 	target/venv/bin/pip install --quiet --no-input --disable-pip-version-check -r $<
+	touch $@
+
+target/venv-phoenix/complete: tests/phoenix/requirements.txt
+	python3 -m venv --clear target/venv-phoenix
+	target/venv-phoenix/bin/pip install --quiet --no-input --disable-pip-version-check -r $<
 	touch $@
 
 target/venv-pictures/complete: scripts/draw-requirements.txt

@@ -47,7 +47,7 @@ struct Alert<'a> {
     text: &'a str,
 }
 
-impl<'a> Alert<'a> {
+impl Alert<'_> {
     fn all() -> Vec<Self> {
         let alerts: Vec<_> = RULES
             .split("- alert: ")
@@ -150,14 +150,13 @@ fn names_of(query: &str, metrics: &BTreeMap<String, BTreeSet<String>>) -> (Vec<S
     let every_label: BTreeSet<_> = metrics.values().flatten().collect();
     let (mut problems, mut used) = (Vec::new(), BTreeSet::new());
     for (word, metric) in words(query) {
-        let is_known = match metric {
-            Some(metric) => metrics.get(&metric).is_some_and(|labels| labels.contains(&word)),
-            None => {
-                if metrics.contains_key(&word) {
-                    used.insert(word.clone());
-                }
-                metrics.contains_key(&word) || PROMQL.contains(&word.as_str()) || every_label.contains(&word)
-            }
+        let is_known = if let Some(metric) = metric {
+            metrics.get(&metric).is_some_and(|labels| labels.contains(&word))
+        } else if metrics.contains_key(&word) {
+            used.insert(word.clone());
+            true
+        } else {
+            PROMQL.contains(&word.as_str()) || every_label.contains(&word)
         };
         if !is_known {
             problems.push(format!("{word} in {query}"));
@@ -191,6 +190,8 @@ fn every_alert_says_what_a_person_needs_and_leads_to_its_entry() {
         assert!((20..=80).contains(&alert.get("summary").len()), "{name}: {}", alert.get("summary"));
         assert!(alert.get("description").len() >= 100, "{name}: {}", alert.get("description"));
         assert_eq!(alert.get("runbook"), format!("docs/runbook.md#{}", name.to_lowercase()));
+        let row = format!("| `{name}` | {} | ", alert.get("severity"));
+        assert!(TELEMETRY.contains(&row), "docs/telemetry.md has no row that begins with {row}");
     }
 }
 
