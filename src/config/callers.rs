@@ -375,7 +375,7 @@ impl Entries<'_> {
             DeValue::Integer(number) => u32::from_str_radix(number.as_str(), number.radix()).ok(),
             _ => None,
         };
-        if !number.is_some_and(|number| number > 0) {
+        if number.is_none_or(|number| number == 0) {
             let message = "is not a whole number above 0; to forbid a caller everything, remove the entry";
             self.problem(&format!("{name}.{key}"), value.span().start, message);
         }

@@ -1,7 +1,13 @@
 //! The server's own TLS: certificates that can be replaced while it runs, callers' certificates verified, handshakes that
 //! end in time.
 
-use std::{error::Error as _, fs, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    error::Error as _,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use tokio::{
@@ -233,10 +239,10 @@ fn server_config(files: &config::Tls, contents: &Contents) -> Result<ServerConfi
     Ok(config)
 }
 
-fn certificates(file: &PathBuf, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
+fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let certificates = certificates.map_err(|source| Error::Malformed { file: file.clone(), source })?;
-    if certificates.is_empty() { Err(Error::Empty { file: file.clone() }) } else { Ok(certificates) }
+    let certificates = certificates.map_err(|source| Error::Malformed { file: file.to_owned(), source })?;
+    if certificates.is_empty() { Err(Error::Empty { file: file.to_owned() }) } else { Ok(certificates) }
 }
 
 /// In one line, for the log.

@@ -73,6 +73,7 @@ fn without_a_policy_nobody_may_do_anything() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines)] // a table
 fn each_bad_policy_is_refused_in_sentences() {
     let files = Files::new();
     let entry = |line: &str| {

@@ -38,7 +38,7 @@ async fn knock(
 }
 
 #[tokio::test]
-#[allow(clippy::too_many_lines)] // a table
+#[allow(clippy::too_many_lines, clippy::type_complexity)] // a table
 async fn bad_credentials_are_never_accepted() {
     let (servers, clients) = (Authority::new("servers"), Authority::new("clients"));
     let sandbox = sandbox().await;
