@@ -5,6 +5,7 @@
 //! in the file, then in the list's defaults, and collects every problem on the way, so that a person mends a
 //! configuration once and not once per mistake.
 
+mod callers;
 mod cluster;
 mod otel;
 mod problem;
@@ -15,6 +16,7 @@ mod tests;
 mod token_store;
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     fs, io,
     net::SocketAddr,
@@ -24,8 +26,8 @@ use std::{
 
 use url::Url;
 
-use self::reader::{File, Reader};
 pub use self::{
+    callers::{CallerRules, Names, Policy, PolicySource, Rpc, ScopeWord, WhichCaller},
     otel::{
         Batch, Logs, Metrics, Otlp, Propagators, Protocol, RootSampler, Sampler, SpanLimits, StatusCodeName, Telemetry,
         Temporality, Traces,
@@ -33,6 +35,10 @@ pub use self::{
     problem::{Problem, Problems},
     reader::{Effective, Origin},
     token_store::{KubernetesStore, RedisStore, StoreKind, TokenStore},
+};
+use self::{
+    reader::{File, Reader},
+    settings::Setting,
 };
 
 /// The variable that names the configuration file where `--config` does not.
@@ -43,6 +49,12 @@ pub const FILE_VARIABLE: &str = "LICENSE_GATEWAY_CONFIG";
 pub struct Config {
     /// Section `server`.
     pub server: Server,
+    /// Section `tls`; none: plaintext.
+    pub tls: Option<Tls>,
+    /// `read_only` and `callers`.
+    pub policy: Policy,
+    /// Where the policy is read again; none: there is no file.
+    pub policy_source: Option<PolicySource>,
     /// Section `admin`.
     pub admin: Admin,
     /// Section `central`.
@@ -84,20 +96,25 @@ impl Loaded {
         path: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, Problems> {
-        let environment = environment.into_iter().collect();
+        let environment: BTreeMap<_, _> = environment.into_iter().collect();
         let Some(path) = path else {
             return Self::read(Reader::new(None, environment), None);
         };
         let name = path.display().to_string();
-        match fs::read_to_string(path) {
+        let source = policy_source(path, &environment);
+        let loaded = match fs::read_to_string(path) {
             Ok(text) => Self::read(Reader::new(Some(File { name: &name, text: &text }), environment), None),
             Err(error) => Self::read(Reader::without_file(environment), Some(unreadable(name, &error))),
-        }
+        };
+        loaded.map(|loaded| Self { config: Config { policy_source: Some(source), ..loaded.config }, ..loaded })
     }
 
     fn read(mut reader: Reader, file_problem: Option<Problem>) -> Result<Self, Problems> {
         let config = Config {
             server: server(&mut reader),
+            tls: tls(&mut reader),
+            policy: callers::read(&mut reader),
+            policy_source: None,
             admin: Admin { listen: reader.address("admin.listen") },
             central: central(&mut reader),
             credentials: credentials(&mut reader),
@@ -157,6 +174,19 @@ pub struct Server {
     pub max_streams_per_connection: u32,
     /// How many requests may be in the gateway at once.
     pub max_requests: usize,
+    /// Whether callers without an identity are wanted although others than this machine can reach the listener.
+    pub allow_anonymous_callers: bool,
+}
+
+/// The server's own TLS.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// The certificate with its chain, in PEM.
+    pub certificate_file: PathBuf,
+    /// Its private key, in PEM.
+    pub key_file: PathBuf,
+    /// The authorities whose clients are believed, in PEM; none: clients are not asked for certificates.
+    pub client_ca_file: Option<PathBuf>,
 }
 
 /// The listener for machines that look after the process.
@@ -271,7 +301,36 @@ fn server(reader: &mut Reader) -> Server {
         drain_timeout: reader.duration("server.drain_timeout"),
         max_streams_per_connection: reader.integer("server.max_streams_per_connection"),
         max_requests: reader.integer("server.max_requests"),
+        allow_anonymous_callers: reader.boolean("server.allow_anonymous_callers"),
     }
+}
+
+/// Both halves of the pair or none; clients' authorities only with the pair.
+fn tls(reader: &mut Reader) -> Option<Tls> {
+    let certificate_file = reader.text("tls.certificate_file", certificates);
+    let key_file = reader.text("tls.key_file", private_key);
+    let client_ca_file = reader.text("tls.client_ca_file", certificates).map(PathBuf::from);
+    let (certificate, key, client_ca) = ("tls.certificate_file", "tls.key_file", "tls.client_ca_file");
+    let is_set = |name| reader.place(name).is_some();
+    if is_set(client_ca) && !is_set(certificate) && !is_set(key) {
+        let message = "needs a certificate of the server; set `tls.certificate_file` and `tls.key_file` too";
+        reader.problem(client_ca, message.to_owned());
+        return None;
+    }
+    for (one, other) in [(certificate, key), (key, certificate)] {
+        if reader.place(one).is_some() && reader.place(other).is_none() {
+            reader.problem(one, format!("is of use only with `{other}`; set both or none"));
+        }
+    }
+    Some(Tls { certificate_file: certificate_file?.into(), key_file: key_file?.into(), client_ca_file })
+}
+
+/// Only the variables that are about the policy: the rest is not read again.
+fn policy_source(path: &Path, environment: &BTreeMap<String, String>) -> PolicySource {
+    let read_only = Setting::find("read_only").map(Setting::variable).unwrap_or_default();
+    let environment = environment.get_key_value(&read_only);
+    let environment = environment.into_iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+    PolicySource { file: path.to_owned(), environment }
 }
 
 fn central(reader: &mut Reader) -> Central {
@@ -399,7 +458,16 @@ fn certificates(text: &str) -> Result<String, String> {
     if pem.contains("-----BEGIN CERTIFICATE-----") {
         Ok(text.to_owned())
     } else {
-        Err("holds no certificate; it must be a PEM file of certificate authorities".to_owned())
+        Err("holds no certificate; it must be a PEM file of certificates".to_owned())
+    }
+}
+
+fn private_key(text: &str) -> Result<String, String> {
+    let pem = fs::read_to_string(text).map_err(|error| file_error(&error))?;
+    if pem.contains("PRIVATE KEY-----") {
+        Ok(text.to_owned())
+    } else {
+        Err("holds no private key; it must be a PEM file".to_owned())
     }
 }
 

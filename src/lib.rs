@@ -4,8 +4,9 @@
 //! The crate reads like the path of a request:
 //!
 //! 1. `main` parses the command and hands over to [`cli`], which loads [`config`] and starts [`telemetry`].
-//! 2. [`server`] accepts the RPC, opens its span, keeps its deadline and catches its panics.
-//! 3. [`service`] turns the message into an [`license::Unassignment`], or lists everything that is wrong with it.
+//! 2. [`server`] accepts the RPC (over TLS, if told so), opens its span, keeps its deadline and catches its panics.
+//! 3. [`service`] turns the message into an [`license::Unassignment`], or lists everything that is wrong with it, and
+//!    asks [`callers`] who is calling and whether they may.
 //! 4. [`central`] queues the request with others like it, makes the call when [`quota`] gives it a turn, decides whether
 //!    it may be repeated, and says what happened.
 //! 5. [`token`] gives the call a valid access token and keeps the refresh token from getting lost.
@@ -14,6 +15,7 @@
 //! Imports follow that path and never turn back. [`proto`], [`license`], [`exchange`], [`quota`],
 //! [`telemetry`] and [`config`] are leaves. `sandbox` stands outside: it plays Central for tests, demos and other teams.
 
+pub mod callers;
 pub mod central;
 pub mod cli;
 pub mod config;

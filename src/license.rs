@@ -65,6 +65,14 @@ impl Scope {
             Self::Exclude(_) | Self::All(_) => true,
         }
     }
+
+    /// Exactly those who are touched, where that is known.
+    pub fn listed(&self) -> Option<&Customers> {
+        match self {
+            Self::Include(customers) => Some(customers),
+            Self::Exclude(_) | Self::All(_) => None,
+        }
+    }
 }
 
 /// One to [`MAX_CUSTOMERS`] different customers, in the caller's order.

@@ -2,16 +2,19 @@
 
 mod admin;
 mod boundary;
+mod follow;
 mod health;
+mod tls;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
     sync::{oneshot, watch},
+    task::JoinHandle,
     time::{sleep, timeout},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     service::Routes,
     transport::{Server as GrpcServer, server::TcpIncoming},
@@ -21,9 +24,12 @@ use tracing::{error, info, warn};
 use self::{
     admin::{Admin, Insight},
     boundary::Boundary,
+    follow::follow_policy,
     health::{HealthService, LICENSING, Statuses},
+    tls::Tls,
 };
 use crate::{
+    callers::Callers,
     central::CentralClient,
     config::Config,
     exchange::SetupError,
@@ -53,6 +59,8 @@ const FLUSH_GRACE: Duration = Duration::from_secs(1);
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
+    tls: Option<Arc<Tls>>,
+    callers: Arc<Callers>,
     admin: Admin,
     config: Config,
     tracing: Tracing,
@@ -74,6 +82,9 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// The certificates cannot be used.
+    #[error("TLS cannot be set up")]
+    Tls(#[from] tls::Error),
     /// The token's custody cannot begin.
     #[error(transparent)]
     Token(#[from] StartError),
@@ -89,17 +100,25 @@ impl Server {
     /// Takes the addresses, opens the token store, and starts looking for a valid token. Returns before there is one:
     /// health says when the gateway is ready.
     pub async fn bind(config: Config, tracing: Tracing) -> Result<Self, Error> {
+        let tls = config.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
         let address = config.server.listen;
         let failed = |source: io::Error| Error::Bind { setting: "server.listen", address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         // The first line of the log: other programs read the chosen port from it.
-        info!(listen = %address, central = %config.central.base_url, "listening");
+        info!(listen = %address, central = %config.central.base_url, tls = protection(&config), "listening");
+        let callers = Arc::new(Callers::new(&config, address.ip()));
+        if config.policy.callers.is_empty() {
+            warn!("nobody may do anything: the configuration has no [[callers]]");
+        }
+        if callers.admits_anonymous() && !address.ip().to_canonical().is_loopback() {
+            warn!("callers without an identity are let in from the network: server.allow_anonymous_callers");
+        }
         let admin = Admin::bind(config.admin.listen).await?;
         let quota = Quota::new(&config.quota);
         let (tokens, keeper) = TokenCache::start(&config, quota.clone(), tracing.clone()).await?;
         let central = Arc::new(CentralClient::new(&config.central, tokens.clone(), quota, tracing.clone())?);
-        Ok(Self { listener, address, admin, config, tracing, tokens, keeper, central })
+        Ok(Self { listener, address, tls, callers, admin, config, tracing, tokens, keeper, central })
     }
 
     /// Where it listens.
@@ -126,20 +145,36 @@ impl Server {
         });
         drop(self.tokens);
 
-        let licensing = Licensing::new(self.central, self.config.central.allow_open_scopes, work.clone());
+        let followed: Vec<_> = [
+            self.config.policy_source.map(|source| tokio::spawn(follow_policy(source, Arc::clone(&self.callers)))),
+            self.tls.clone().map(|tls| tokio::spawn(tls.follow())),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        let licensing = Licensing::new(self.central, self.callers, self.config.central.allow_open_scopes, work.clone());
         let routes = routes(licensing, HealthService::new(statuses_seen), &boundary, self.tracing);
         let (end, ended) = oneshot::channel::<()>();
-        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
-        let mut serving = tokio::spawn(
-            GrpcServer::builder()
-                .max_concurrent_streams(self.config.server.max_streams_per_connection)
-                .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
-                .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-                .add_routes(routes)
-                .serve_with_incoming_shutdown(incoming, async {
-                    let _ = ended.await; // a dropped sender ends it too
-                }),
-        );
+        let ended = async {
+            let _ = ended.await; // a dropped sender ends it too
+        };
+        let server = GrpcServer::builder()
+            .max_concurrent_streams(self.config.server.max_streams_per_connection)
+            .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .add_routes(routes);
+        let closing = CancellationToken::new();
+        let _closed = closing.clone().drop_guard();
+        let mut serving = match self.tls {
+            None => {
+                let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+                tokio::spawn(server.serve_with_incoming_shutdown(incoming, ended))
+            }
+            Some(tls) => {
+                let incoming = tls.incoming(self.listener, closing.clone());
+                tokio::spawn(server.serve_with_incoming_shutdown(incoming, ended))
+            }
+        };
 
         tokio::select! {
             () = stop => {}
@@ -149,6 +184,8 @@ impl Server {
         info!(limit = ?limit, "draining: no new requests, what runs is finished");
         boundary.drain();
         showing.abort();
+        followed.iter().for_each(JoinHandle::abort);
+        closing.cancel();
         statuses.send_replace(None);
         let _ = end.send(());
         work.close();
@@ -171,6 +208,15 @@ impl Server {
             Err(_) => warn!(calls = work.len(), "not everything was finished within server.drain_timeout"),
         }
         Ok(())
+    }
+}
+
+/// What protects the listener, for the log.
+fn protection(config: &Config) -> &'static str {
+    match &config.tls {
+        None => "none",
+        Some(tls) if tls.client_ca_file.is_none() => "server",
+        Some(_) => "mutual",
     }
 }
 

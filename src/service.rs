@@ -6,7 +6,7 @@
 pub mod request;
 pub mod status;
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use tokio::{
     sync::OwnedSemaphorePermit,
@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 
 use self::status::{Failure, Violation};
 use crate::{
+    callers::{Callers, Identity, policy::Asked},
     central::{self, Accepted, Catalogue, CentralClient, Failed, SendGate},
     license::{Caller, OperationId, Outcome, Scope, Unassignment},
     proto::{
@@ -35,6 +36,7 @@ use crate::{
 pub struct Licensing {
     central: Arc<CentralClient>,
     catalogue: Arc<Catalogue>,
+    callers: Arc<Callers>,
     allow_open_scopes: bool,
     /// Holds the work that is on its way; the process waits for it before it exits.
     work: TaskTracker,
@@ -50,19 +52,22 @@ pub struct Deadline(pub Instant);
 pub struct Room(pub Arc<OwnedSemaphorePermit>);
 
 impl Licensing {
-    /// The service over one Central. What it sets in motion is tracked by `work`.
-    pub fn new(central: Arc<CentralClient>, allow_open_scopes: bool, work: TaskTracker) -> Self {
-        Self { catalogue: Arc::new(Catalogue::new(Arc::clone(&central))), central, allow_open_scopes, work }
+    /// The service over one Central, for these callers. What it sets in motion is tracked by `work`.
+    pub fn new(central: Arc<CentralClient>, callers: Arc<Callers>, allow_open_scopes: bool, work: TaskTracker) -> Self {
+        Self { catalogue: Arc::new(Catalogue::new(Arc::clone(&central))), central, callers, allow_open_scopes, work }
     }
 
     async fn unassign(
         &self,
         message: UnassignLicensesRequest,
+        identity: &Identity,
         caller: Caller,
         extensions: &Extensions,
     ) -> Result<UnassignLicensesResponse, Failure> {
         let (operation_id, deadline) = (operation_id(extensions), deadline(extensions));
         let unassignment = Unassignment::try_from(message).map_err(Failure::InvalidRequest)?;
+        let asked = Asked::Unassign(&unassignment);
+        let mut admission = self.callers.admit(identity, asked, Instant::now()).map_err(Failure::PolicyDenied)?;
         if unassignment.scope.is_open() && !self.allow_open_scopes {
             return Err(Failure::OpenScopeDenied);
         }
@@ -84,7 +89,11 @@ impl Licensing {
             let room = extensions.get::<Room>().cloned();
             async move {
                 let _room = room;
+                admission.begin();
                 let result = central.unassign(&unassignment, caller, &gate, deadline).await;
+                if matches!(&result, Err(failed) if failed.outcome() == Outcome::NotApplied) {
+                    admission.give_back();
+                }
                 record(&unassignment, &result);
                 result
             }
@@ -104,6 +113,13 @@ impl Licensing {
             Ok(Err(failed)) => Err(Failure::Change(failed)),
             Err(_) => Err(Failure::Bug { nothing_was_sent: gate.shut() }),
         }
+    }
+
+    /// Who is calling, by the certificate of the connection.
+    fn identify<T>(&self, request: &Request<T>) -> Result<Identity, Failure> {
+        let certificates = request.peer_certs();
+        let certificate = certificates.as_ref().and_then(|chain| chain.first());
+        self.callers.identify(certificate.map(AsRef::as_ref)).map_err(Failure::CallerUnauthenticated)
     }
 
     /// Refuses names that Central does not list, where the list can be had.
@@ -127,10 +143,15 @@ impl LicensingService for Licensing {
         &self,
         request: Request<UnassignLicensesRequest>,
     ) -> Result<Response<UnassignLicensesResponse>, Status> {
-        let caller = caller(&request);
+        let identity = self.identify(&request);
+        let address = request.remote_addr();
         let (_, extensions, message) = request.into_parts();
         let operation_id = operation_id(&extensions);
-        match self.unassign(message, caller, &extensions).await {
+        let result = match identity {
+            Ok(identity) => self.unassign(message, &identity, caller(&identity, address), &extensions).await,
+            Err(failure) => Err(failure),
+        };
+        match result {
             Ok(response) => Ok(Response::new(response)),
             Err(failure) => Err(status::respond(&failure, operation_id)),
         }
@@ -141,6 +162,12 @@ impl LicensingService for Licensing {
         request: Request<ListServicesRequest>,
     ) -> Result<Response<ListServicesResponse>, Status> {
         let operation_id = operation_id(request.extensions());
+        let admitted = self.identify(&request).and_then(|identity| {
+            self.callers.admit(&identity, Asked::ListServices, Instant::now()).map_err(Failure::PolicyDenied)
+        });
+        if let Err(failure) = admitted {
+            return Err(status::respond(&failure, operation_id));
+        }
         let list = self.catalogue.list();
         let result = match deadline(request.extensions()) {
             Some(deadline) => timeout_at(deadline, list).await.map_err(|_| Failure::ReadDeadlineExceeded),
@@ -160,9 +187,12 @@ fn operation_id(extensions: &Extensions) -> OperationId {
     extensions.get().copied().unwrap_or_else(OperationId::new)
 }
 
-/// Until callers have identities, a connection is a caller.
-fn caller<T>(request: &Request<T>) -> Caller {
-    Caller::new(&request.remote_addr().map(|address| address.to_string()).unwrap_or_default())
+/// Whoever has an identity takes turns as one; of the others, every connection is a caller.
+fn caller(identity: &Identity, address: Option<SocketAddr>) -> Caller {
+    match identity {
+        Identity::Certificate(name) => Caller::new(name),
+        Identity::Anonymous => Caller::new(&address.map(|address| format!("anonymous {address}")).unwrap_or_default()),
+    }
 }
 
 fn deadline(extensions: &Extensions) -> Option<Instant> {

@@ -1,15 +1,20 @@
 //! How the commands reach a running gateway.
 
-use std::{error::Error as _, fs, path::PathBuf, time::Duration};
+use std::{
+    error::Error as _,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Args;
 use http::Uri;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 /// Which gateway, and how to trust it.
 #[derive(Debug, Args)]
 pub(super) struct Gateway {
-    /// Where the gateway listens: http://host:port, or https:// where TLS is in front of it
+    /// Where the gateway listens: http://host:port, or https:// where it has TLS
     #[arg(long, env = "LICENSE_GATEWAY_ADDRESS", default_value = "http://127.0.0.1:50051", value_parser = address)]
     #[arg(value_name = "URL")]
     address: Uri,
@@ -17,6 +22,14 @@ pub(super) struct Gateway {
     /// A PEM file with the certificate authorities to trust for https:// instead of the system's
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
+
+    /// A PEM file with the certificate that tells the gateway who you are
+    #[arg(long, value_name = "FILE", requires = "key_file")]
+    cert_file: Option<PathBuf>,
+
+    /// A PEM file with the private key of that certificate
+    #[arg(long, value_name = "FILE", requires = "cert_file")]
+    key_file: Option<PathBuf>,
 }
 
 /// Why there is no connection. Nothing was sent.
@@ -49,17 +62,27 @@ impl Gateway {
     fn endpoint(&self) -> Result<Endpoint, ConnectError> {
         let endpoint = Endpoint::from(self.address.clone());
         let secure = self.address.scheme_str() == Some("https");
+        if !secure {
+            let files =
+                [("--ca-file", &self.ca_file), ("--cert-file", &self.cert_file), ("--key-file", &self.key_file)];
+            return match files.iter().find(|(_, file)| file.is_some()) {
+                Some((option, _)) => {
+                    Err(ConnectError::Usage(format!("{option} is of use only with an https:// address")))
+                }
+                None => Ok(endpoint),
+            };
+        }
+        let tls = ClientTlsConfig::new();
         let tls = match &self.ca_file {
-            Some(_) if !secure => {
-                return Err(ConnectError::Usage("--ca-file is of use only with an https:// address".to_owned()));
+            Some(file) => tls.ca_certificate(Certificate::from_pem(read("--ca-file", file)?)),
+            None => tls.with_native_roots(),
+        };
+        let tls = match (&self.cert_file, &self.key_file) {
+            (Some(certificate), Some(key)) => {
+                tls.identity(Identity::from_pem(read("--cert-file", certificate)?, read("--key-file", key)?))
             }
-            Some(file) => {
-                let pem = fs::read(file)
-                    .map_err(|error| ConnectError::Usage(format!("--ca-file {}: {error}", file.display())))?;
-                ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem))
-            }
-            None if secure => ClientTlsConfig::new().with_native_roots(),
-            None => return Ok(endpoint),
+            // clap wants both or none.
+            _ => tls,
         };
         endpoint
             .tls_config(tls)
@@ -80,6 +103,8 @@ impl Gateway {
             "The host name cannot be resolved. Is it spelled right?"
         } else if causes.contains("InvalidContentType") || causes.contains("corrupt message") {
             "What listens there does not speak TLS. Try http:// in place of https://."
+        } else if causes.contains("UnknownCA") || causes.contains("CertificateRequired") {
+            "It does not believe your certificate (--cert-file). Is it of an authority that the gateway trusts?"
         } else if causes.contains("certificate") {
             "Its certificate is not trusted. Name the authority that issued it with --ca-file."
         } else {
@@ -87,6 +112,10 @@ impl Gateway {
         };
         format!("cannot connect to {}: {causes}. {hint}", self.name())
     }
+}
+
+fn read(option: &str, file: &Path) -> Result<Vec<u8>, ConnectError> {
+    fs::read(file).map_err(|error| ConnectError::Usage(format!("{option} {}: {error}", file.display())))
 }
 
 /// An error and what caused it, once each.

@@ -15,6 +15,7 @@ use toml::{
 use url::Url;
 
 use super::{
+    callers::{self, CallerRules},
     problem::Problem,
     settings::{Allowed, SETTINGS, Setting, Unset, VARIABLE_PREFIX},
 };
@@ -36,6 +37,8 @@ pub(super) struct Reader {
     incomplete: bool,
     /// The lines that are not TOML. What the parser makes of them is not judged.
     garbled: Vec<String>,
+    /// The one list among the settings.
+    callers: Vec<CallerRules>,
     effective: Vec<Effective>,
     problems: Vec<Problem>,
 }
@@ -102,6 +105,7 @@ impl Reader {
             given: HashMap::new(),
             incomplete: false,
             garbled: Vec::new(),
+            callers: Vec::new(),
             effective: Vec::new(),
             problems: Vec::new(),
         };
@@ -226,6 +230,11 @@ impl Reader {
         }
     }
 
+    /// What the file's list of callers says.
+    pub(super) fn take_callers(&mut self) -> Vec<CallerRules> {
+        std::mem::take(&mut self.callers)
+    }
+
     /// Where the setting's value stands, if it is set.
     pub(super) fn place(&self, name: &str) -> Option<String> {
         self.given.get(name).map(|given| given.origin.to_string())
@@ -330,6 +339,15 @@ impl Reader {
     fn take_section(&mut self, file: File<'_>, section: &Spanned<impl AsRef<str>>, value: &Spanned<DeValue<'_>>) {
         let place = file.place(section.span().start);
         let section = section.get_ref().as_ref();
+        if section == "callers" {
+            let (callers, problems) = callers::parse(file, value);
+            self.callers = callers;
+            self.problems.extend(problems);
+            return;
+        }
+        if Setting::find(section).is_some() {
+            return self.take_setting(section, value.get_ref(), place);
+        }
         let known = SETTINGS.iter().any(|setting| setting.section() == section);
         match value.get_ref() {
             DeValue::Table(table) if known => {
@@ -343,7 +361,9 @@ impl Reader {
                 self.problems.push(Problem::new(section, message).at(place));
             }
             DeValue::Table(_) => {
-                let suggestion = match closest(section, SETTINGS.iter().map(Setting::section)) {
+                let sections = SETTINGS.iter().filter(|setting| setting.name.contains('.')).map(Setting::section);
+                let suggestion = match closest(section, sections.chain(["callers"])) {
+                    Some("callers") => "did you mean [[callers]]?".to_owned(),
                     Some(section) => format!("did you mean [{section}]?"),
                     None => LIST_HINT.to_owned(),
                 };
@@ -385,7 +405,7 @@ impl Reader {
 const LIST_HINT: &str = "`license-gateway check-config --list` shows what there is";
 
 impl File<'_> {
-    fn place(&self, offset: usize) -> String {
+    pub(super) fn place(&self, offset: usize) -> String {
         format!("{}:{}", self.name, self.text[..offset].matches('\n').count() + 1)
     }
 
@@ -457,7 +477,7 @@ fn closest_setting(name: &str) -> Option<&'static Setting> {
 }
 
 /// The candidate that is the word but for a few letters, or begins as it does.
-fn closest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn closest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
     candidates
         .map(|candidate| {

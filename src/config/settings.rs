@@ -59,6 +59,13 @@ pub enum Allowed {
 /// Everything that can be set, section by section.
 pub const SETTINGS: &[Setting] = &[
     Setting {
+        name: "read_only",
+        unset: Unset::Default("false"),
+        allowed: Allowed::Boolean,
+        meaning: "Whether every change is refused, whoever asks. Stands at the top of the file, before the first \
+                  section; read again when the file changes.",
+    },
+    Setting {
         name: "server.listen",
         unset: Unset::Default("0.0.0.0:50051"),
         allowed: Allowed::Address,
@@ -82,6 +89,33 @@ pub const SETTINGS: &[Setting] = &[
         allowed: Allowed::Integer { min: 1, max: 100_000 },
         meaning: "How many requests may be in the gateway at once, those that wait for Central included. More are \
                   refused at once.",
+    },
+    Setting {
+        name: "server.allow_anonymous_callers",
+        unset: Unset::Default("false"),
+        allowed: Allowed::Boolean,
+        meaning: "Whether callers without an identity are let in where others than this machine can reach \
+                  `server.listen`, or where `tls.client_ca_file` is set. They also need a `[[callers]]` entry with the \
+                  identity `anonymous`.",
+    },
+    Setting {
+        name: "tls.certificate_file",
+        unset: Unset::Means("plaintext"),
+        allowed: Allowed::Text("path of a PEM file"),
+        meaning: "The server's certificate and its chain. Read again when it changes, with its key.",
+    },
+    Setting {
+        name: "tls.key_file",
+        unset: Unset::Means("plaintext"),
+        allowed: Allowed::Text("path of a PEM file"),
+        meaning: "The private key of that certificate.",
+    },
+    Setting {
+        name: "tls.client_ca_file",
+        unset: Unset::Means("callers are not asked for certificates"),
+        allowed: Allowed::Text("path of a PEM file"),
+        meaning: "The certificate authorities whose callers are believed: a caller's identity is the URI, else the DNS \
+                  name, of its certificate. Read again when it changes.",
     },
     Setting {
         name: "admin.listen",

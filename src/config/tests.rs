@@ -1,5 +1,7 @@
 //! Tables of configurations: what each one means, or the sentence that refuses it.
 
+mod callers;
+
 use std::{collections::HashSet, fs};
 
 use tempfile::TempDir;
@@ -16,6 +18,8 @@ impl Files {
         files.write("seed", "r3fr3sh\n");
         files.write("empty", " \n");
         files.write("ca.pem", "-----BEGIN CERTIFICATE-----\n");
+        files.write("server.pem", "-----BEGIN CERTIFICATE-----\n");
+        files.write("server.key", "-----BEGIN PRIVATE KEY-----\n");
         files.write("client.pem", "-----BEGIN CERTIFICATE-----\n");
         files.write("client.key", "-----BEGIN PRIVATE KEY-----\n");
         files
@@ -83,9 +87,11 @@ fn smallest_configuration_gets_every_default() {
 fn full_file_is_read_into_every_field() {
     let files = Files::new();
     let text = format!(
-        r#"
+        r#"read_only = true
+
         [server]
         listen = "[::1]:0"
+        allow_anonymous_callers = true
         drain_timeout = "1m 30s"
         max_streams_per_connection = 0x10
         [central]
@@ -130,7 +136,9 @@ fn full_file_is_read_into_every_field() {
     assert_eq!(config.token_store.path, PathBuf::from(files.path("")));
     assert_eq!(config.log.filter, "warn,license_gateway=debug");
     assert_eq!(config.log.format, LogFormat::Json);
-    assert_eq!(effective[0].origin, Origin::File("gateway.toml:3".to_owned()));
+    assert!(config.policy.read_only && config.server.allow_anonymous_callers);
+    assert_eq!(effective[0].origin, Origin::File("gateway.toml:1".to_owned()));
+    assert_eq!(effective[1].origin, Origin::File("gateway.toml:4".to_owned()));
 }
 
 #[test]
@@ -211,7 +219,7 @@ fn each_bad_configuration_is_refused_in_a_sentence() {
     .chain([
         (
             files.minimal("").replace("cluster = \"us-2\"", &format!("cluster = \"us-2\"\nca_file = \"{empty}\"")),
-            format!("central.ca_file (gateway.toml:16): \"{empty}\" holds no certificate; it must be a PEM file of certificate authorities"),
+            format!("central.ca_file (gateway.toml:16): \"{empty}\" holds no certificate; it must be a PEM file of certificates"),
         ),
         (
             files.minimal("").replace("cluster = \"us-2\"", &format!("cluster = \"us-2\"\nca_file = \"{absent}\"")),
@@ -345,7 +353,7 @@ fn each_bad_token_store_is_refused_in_sentences() {
         (redis("username = \"u\""), vec!["token_store.username (gateway.toml:4): needs a password; set `token_store.password_file` too".to_owned()]),
         (redis("password_file = \"hunter2\""), vec![format!("token_store.password_file (gateway.toml:4): {HIDDEN} does not exist; create the file or correct the path")]),
         (redis(&format!("password_file = \"{empty}\"")), vec![format!("token_store.password_file (gateway.toml:4): \"{empty}\" is an empty file; write the secret into it")]),
-        (redis(&format!("ca_file = \"{secret}\"")), vec![format!("token_store.ca_file (gateway.toml:4): \"{secret}\" holds no certificate; it must be a PEM file of certificate authorities")]),
+        (redis(&format!("ca_file = \"{secret}\"")), vec![format!("token_store.ca_file (gateway.toml:4): \"{secret}\" holds no certificate; it must be a PEM file of certificates")]),
         (redis(&format!("client_certificate_file = \"{key}\"\nclient_key_file = \"{absent}\"")), vec![
             format!("token_store.client_certificate_file (gateway.toml:4): \"{key}\" holds no certificate; it must be a PEM file"),
             format!("token_store.client_key_file (gateway.toml:5): \"{absent}\" does not exist; create the file or correct the path"),
@@ -543,7 +551,7 @@ fn environment_alone_is_enough_and_wins_over_the_file() {
     let text = files.minimal("server.listen = \"nonsense\"\n");
     let loaded = valid(&text, &[("LICENSE_GATEWAY__SERVER__LISTEN", "127.0.0.1:0")]);
     assert_eq!(loaded.config.server.listen.to_string(), "127.0.0.1:0");
-    assert_eq!(loaded.effective[0].origin, Origin::Environment("LICENSE_GATEWAY__SERVER__LISTEN".to_owned()));
+    assert_eq!(loaded.effective[1].origin, Origin::Environment("LICENSE_GATEWAY__SERVER__LISTEN".to_owned()));
 }
 
 #[test]

@@ -17,6 +17,7 @@ use tonic_types::pb;
 use tracing::{debug, error, info, warn};
 
 use crate::{
+    callers::{Unidentified, policy::Denied},
     central::{self, Failed, Parts},
     license::{CustomerId, OperationId, Outcome},
     proto::PartialOutcome,
@@ -36,6 +37,10 @@ const SOON: Duration = Duration::from_secs(1);
 pub enum Failure {
     /// The message is not a valid request.
     InvalidRequest(Vec<Violation>),
+    /// Nobody knows who is calling.
+    CallerUnauthenticated(Unidentified),
+    /// The policy does not let this caller do this.
+    PolicyDenied(Denied),
     /// The configuration allows no scope whose customers are not listed.
     OpenScopeDenied,
     /// The caller's deadline passed.
@@ -130,6 +135,13 @@ fn row(failure: &Failure) -> Row {
             Row::new(Code::InvalidArgument, "INVALID_REQUEST", NotApplied, message)
                 .detail("google.rpc.BadRequest", &bad_request(violations))
         }
+        Failure::CallerUnauthenticated(unidentified) => {
+            Row::new(Code::Unauthenticated, "CALLER_UNAUTHENTICATED", NotApplied, unidentified.to_string())
+        }
+        Failure::PolicyDenied(denied) => Row {
+            repeat_after: denied.repeat_after().map(|wait| wait.max(SOON)),
+            ..Row::new(Code::PermissionDenied, "POLICY_DENIED", NotApplied, denied.to_string())
+        },
         Failure::OpenScopeDenied => Row::new(
             Code::PermissionDenied,
             "POLICY_DENIED",
@@ -353,6 +365,8 @@ fn log(failure: &Failure, row: &Row) {
         // There may be thousands a second.
         Failure::Overloaded => debug!(reason, outcome, "a request was refused: {}", row.message),
         Failure::InvalidRequest(_)
+        | Failure::CallerUnauthenticated(_)
+        | Failure::PolicyDenied(_)
         | Failure::OpenScopeDenied
         | Failure::Draining
         | Failure::MessageTooLarge
@@ -435,7 +449,18 @@ mod tests {
     use tonic_types::StatusExt as _;
 
     use super::*;
-    use crate::{central::Error, exchange, token};
+    use crate::{
+        callers::{
+            Identity,
+            policy::{Asked, decide},
+            usage::Hour,
+        },
+        central::Error,
+        config::{CallerRules, Policy, WhichCaller},
+        exchange,
+        license::{Customers, Reason, Scope, ServiceName, Services, Unassignment},
+        token,
+    };
 
     fn change(error: Error) -> Failure {
         Failure::Change(Failed { error: Arc::new(error), calls: 1, parts: None })
@@ -443,6 +468,22 @@ mod tests {
 
     fn id(id: &str) -> CustomerId {
         CustomerId::new(id.to_owned()).unwrap()
+    }
+
+    /// What somebody is told who may touch none, or one and has done so.
+    fn denied(entries: usize) -> Denied {
+        let anyone =
+            || CallerRules { max_customers_per_hour: Some(1), ..CallerRules::everything(WhichCaller::Anonymous) };
+        let policy = Policy { read_only: false, callers: (0..entries).map(|_| anyone()).collect() };
+        let unassignment = Unassignment {
+            scope: Scope::Include(Customers::new(vec![id("a")]).unwrap()),
+            services: Services::new(vec![ServiceName::new("s".to_owned()).unwrap()]).unwrap(),
+            reason: Reason::default(),
+        };
+        let now = tokio::time::Instant::now();
+        let mut hour = Hour::default();
+        hour.take(1, now);
+        decide(&policy, &Identity::Anonymous, Asked::Unassign(&unassignment), &hour, now).unwrap_err()
     }
 
     /// An error of the HTTP client, the only way to get one.
@@ -472,6 +513,15 @@ mod tests {
             (
                 Failure::InvalidRequest(vec![violation]),
                 (InvalidArgument, "INVALID_REQUEST", "not_applied", None, -1, &["BadRequest"]),
+            ),
+            (
+                Failure::CallerUnauthenticated(Unidentified::NoCertificate),
+                (Code::Unauthenticated, "CALLER_UNAUTHENTICATED", "not_applied", None, -1, &[]),
+            ),
+            (Failure::PolicyDenied(denied(0)), (PermissionDenied, "POLICY_DENIED", "not_applied", None, -1, &[])),
+            (
+                Failure::PolicyDenied(denied(1)),
+                (PermissionDenied, "POLICY_DENIED", "not_applied", None, 3_660_000, retry),
             ),
             (Failure::OpenScopeDenied, (PermissionDenied, "POLICY_DENIED", "not_applied", None, -1, &[])),
             (

@@ -168,7 +168,11 @@ pub fn config(sandbox: &Sandbox, dir: &Path) -> config::Config {
             drain_timeout: Duration::from_secs(10),
             max_streams_per_connection: 1_000,
             max_requests: 2_000,
+            allow_anonymous_callers: false,
         },
+        tls: None,
+        policy: anyone_may_do_anything(),
+        policy_source: None,
         admin: config::Admin { listen: SocketAddr::from(([127, 0, 0, 1], 0)) },
         central: config::Central {
             base_url: sandbox.base_url().parse().expect("a URL"),
@@ -194,6 +198,17 @@ pub fn config(sandbox: &Sandbox, dir: &Path) -> config::Config {
         telemetry: config::Telemetry::default(),
     }
 }
+
+/// For tests that are about something else. They listen on a loopback address.
+fn anyone_may_do_anything() -> config::Policy {
+    let anyone = config::CallerRules::everything(config::WhichCaller::Anonymous);
+    config::Policy { read_only: false, callers: vec![anyone] }
+}
+
+/// The same in a configuration file.
+pub const ANYONE_MAY_DO_ANYTHING: &str = "[[callers]]\nidentity = \"anonymous\"\n\
+     rpcs = [\"UnassignLicenses\", \"PreviewUnassignLicenses\", \"ListServices\"]\n\
+     scopes = [\"include\", \"exclude\", \"all\"]\nservices = \"*\"\ncustomers = \"*\"\n";
 
 /// What these `OTEL_*` variables say.
 pub fn otel(variables: &[(&str, &str)]) -> config::Telemetry {
@@ -386,7 +401,8 @@ fn config_toml(config: &config::Config) -> String {
          [credentials]\nclient_id = \"{}\"\nclient_secret_file = \"{}\"\nrefresh_token_file = \"{}\"\n\
          [token_store]\npath = \"{}\"\n\
          [quota]\nper_second = 10000\nreserve = 0\n\
-         [log]\nformat = \"json\"\n",
+         [log]\nformat = \"json\"\n\
+         {ANYONE_MAY_DO_ANYTHING}",
         config.central.base_url,
         config.credentials.client_id,
         config.credentials.client_secret_file.display(),

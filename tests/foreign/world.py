@@ -176,6 +176,13 @@ class Gateway(Process):
 
             [log]
             format = "json"
+
+            [[callers]]
+            identity = "anonymous"
+            rpcs = ["UnassignLicenses", "PreviewUnassignLicenses", "ListServices"]
+            scopes = ["include", "exclude", "all"]
+            services = "*"
+            customers = "*"
             """
         )
         # What a case sets goes the other way, through the environment.

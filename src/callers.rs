@@ -1,0 +1,176 @@
+//! Who is calling, and what they may do. The service asks [`Callers`] before anything is sent; the decision itself is
+//! [`policy::decide`], which is pure.
+
+pub mod certificate;
+pub mod policy;
+pub mod usage;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use arc_swap::ArcSwap;
+use tokio::time::Instant;
+
+use self::{
+    certificate::NameError,
+    policy::{Asked, Denied},
+    usage::{Hour, Minute},
+};
+use crate::config::{Config, Policy, WhichCaller};
+
+/// Who asks, as far as it was proved.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Identity {
+    /// The name in a client's certificate that was verified.
+    Certificate(Arc<str>),
+    /// Nobody said who they are, and that is allowed here.
+    Anonymous,
+}
+
+/// Why a caller has no identity where one is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unidentified {
+    /// No certificate was shown.
+    #[error("this gateway wants to know its callers; show a client certificate of an authority that it trusts")]
+    NoCertificate,
+    /// The gateway asks nobody for a certificate.
+    #[error(
+        "this gateway cannot know its callers and does not serve the unknown; an operator must set tls.client_ca_file"
+    )]
+    NoWayToIdentify,
+    /// The certificate is genuine but names nobody.
+    #[error("the client certificate is genuine, but {0}")]
+    Nameless(#[from] NameError),
+}
+
+/// The policy that holds now, and what callers have used of it.
+#[derive(Debug)]
+pub struct Callers {
+    policy: ArcSwap<Policy>,
+    admits_anonymous: bool,
+    asks_for_certificates: bool,
+    usage: Mutex<HashMap<Identity, Hour>>,
+}
+
+impl Callers {
+    /// By this configuration, on a listener of this address.
+    pub fn new(config: &Config, listen: IpAddr) -> Self {
+        let asks_for_certificates = config.tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some());
+        let is_local = listen.to_canonical().is_loopback() && !asks_for_certificates;
+        Self {
+            policy: ArcSwap::from_pointee(config.policy.clone()),
+            admits_anonymous: is_local || config.server.allow_anonymous_callers,
+            asks_for_certificates,
+            usage: Mutex::default(),
+        }
+    }
+
+    /// Whether callers without an identity are let in.
+    pub fn admits_anonymous(&self) -> bool {
+        self.admits_anonymous
+    }
+
+    /// The policy that holds now.
+    pub fn policy(&self) -> Arc<Policy> {
+        self.policy.load_full()
+    }
+
+    /// From now on, this policy holds.
+    pub fn replace(&self, policy: Policy) {
+        self.policy.store(Arc::new(policy));
+    }
+
+    /// Who shows this certificate. One that was shown and names nobody never makes its caller anonymous.
+    pub fn identify(&self, certificate: Option<&[u8]>) -> Result<Identity, Unidentified> {
+        match certificate {
+            Some(certificate) => Ok(Identity::Certificate(certificate::name(certificate)?.into())),
+            None if self.admits_anonymous => Ok(Identity::Anonymous),
+            None if self.asks_for_certificates => Err(Unidentified::NoCertificate),
+            None => Err(Unidentified::NoWayToIdentify),
+        }
+    }
+
+    /// Lets a request in, and counts its customers, or says what is missing.
+    pub fn admit(self: &Arc<Self>, identity: &Identity, asked: Asked<'_>, now: Instant) -> Result<Admission, Denied> {
+        let policy = self.policy.load();
+        // Deciding and counting are one step: two requests must not both take what is left.
+        let mut usage = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        let nothing = Hour::default();
+        policy::decide(&policy, identity, asked, usage.get(identity).unwrap_or(&nothing), now)?;
+        let counted = match asked {
+            Asked::Unassign(unassignment) => {
+                unassignment.scope.listed().map_or(0, |customers| customers.count() as u64)
+            }
+            Asked::Preview(_) | Asked::ListServices => 0,
+        };
+        // Only who stands in the policy gets here, so there are no more entries than callers.
+        let minute = (counted > 0).then(|| usage.entry(identity.clone()).or_default().take(counted, now));
+        let counted = minute.map(|minute| Counted { identity: identity.clone(), minute, customers: counted });
+        Ok(Admission { callers: Arc::clone(self), counted, has_begun: false })
+    }
+}
+
+/// A request that was let in. If it is dropped before something may have been sent, its customers are given back.
+#[derive(Debug)]
+pub struct Admission {
+    callers: Arc<Callers>,
+    counted: Option<Counted>,
+    has_begun: bool,
+}
+
+#[derive(Debug)]
+struct Counted {
+    identity: Identity,
+    minute: Minute,
+    customers: u64,
+}
+
+impl Admission {
+    /// From now on something may be sent: what becomes of it counts, unless somebody says otherwise.
+    pub fn begin(&mut self) {
+        self.has_begun = true;
+    }
+
+    /// Surely nothing was done: its customers do not count.
+    pub fn give_back(mut self) {
+        self.has_begun = false;
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        let Some(Counted { identity, minute, customers }) = self.counted.take() else { return };
+        if self.has_begun {
+            return;
+        }
+        let mut usage = self.callers.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(hour) = usage.get_mut(&identity) {
+            hour.give_back(minute, customers);
+        }
+    }
+}
+
+impl Identity {
+    /// Whether an entry is about this caller. Exact: a certificate with the name `anonymous` is not anonymous.
+    pub fn is(&self, entry: &WhichCaller) -> bool {
+        match (self, entry) {
+            (Self::Certificate(name), WhichCaller::Named(named)) => **name == **named,
+            (Self::Anonymous, WhichCaller::Anonymous) => true,
+            (Self::Certificate(_), WhichCaller::Anonymous) | (Self::Anonymous, WhichCaller::Named(_)) => false,
+        }
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // Signed by an authority of ours, but in its subject's own words.
+            Self::Certificate(name) => write!(f, "\"{}\"", name.escape_debug()),
+            Self::Anonymous => f.write_str("anonymous"),
+        }
+    }
+}

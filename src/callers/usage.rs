@@ -1,0 +1,123 @@
+//! How many customers a caller has touched within the last hour. In memory: a restart begins anew, and replicas do not
+//! tell each other.
+
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::Instant;
+
+const HOUR: Duration = Duration::from_hours(1);
+/// What comes within a minute is counted together, so that a caller of thousands of requests takes no more memory.
+const MINUTE: Duration = Duration::from_mins(1);
+
+/// The last hour of one caller, and up to a minute more: it never forgets too early.
+#[derive(Debug, Clone, Default)]
+pub struct Hour(VecDeque<(Minute, u64)>);
+
+/// Where something was counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Minute(Instant);
+
+impl Hour {
+    /// How many customers count now.
+    pub fn taken(&self, now: Instant) -> u64 {
+        self.counting(now).map(|(_, customers)| customers).sum()
+    }
+
+    /// How long until this many customers fit below `max`; none: never.
+    pub fn wait_for(&self, customers: u64, max: u64, now: Instant) -> Option<Duration> {
+        let allowed = max.checked_sub(customers)?;
+        let mut taken = self.taken(now);
+        let mut wait = Duration::ZERO;
+        for (Minute(began), count) in self.counting(now) {
+            if taken <= allowed {
+                break;
+            }
+            taken -= count;
+            wait = (*began + MINUTE + HOUR).saturating_duration_since(now);
+        }
+        Some(wait)
+    }
+
+    /// Counts customers.
+    pub fn take(&mut self, customers: u64, now: Instant) -> Minute {
+        while self.0.front().is_some_and(|(minute, _)| !minute.counts(now)) {
+            self.0.pop_front();
+        }
+        match self.0.back_mut() {
+            Some((minute, count)) if now < minute.0 + MINUTE => {
+                *count += customers;
+                *minute
+            }
+            _ => {
+                self.0.push_back((Minute(now), customers));
+                Minute(now)
+            }
+        }
+    }
+
+    /// Takes back what was counted there.
+    pub fn give_back(&mut self, minute: Minute, customers: u64) {
+        if let Some((_, count)) = self.0.iter_mut().find(|(other, _)| *other == minute) {
+            *count = count.saturating_sub(customers);
+        }
+    }
+
+    fn counting(&self, now: Instant) -> impl Iterator<Item = &(Minute, u64)> {
+        self.0.iter().filter(move |(minute, _)| minute.counts(now))
+    }
+}
+
+impl Minute {
+    fn counts(self, now: Instant) -> bool {
+        now < self.0 + MINUTE + HOUR
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn customers_count_for_an_hour_at_least_and_a_minute_more_at_most() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut hour = Hour::default();
+        hour.take(3, at(0));
+        hour.take(4, at(59));
+        hour.take(5, at(60));
+        assert_eq!(hour.taken(at(60)), 12);
+        assert_eq!(hour.taken(at(59 + 3_600)), 12, "59 s and an hour: what came last in the first minute still counts");
+        assert_eq!(hour.taken(at(60 + 3_600)), 5);
+        assert_eq!(hour.taken(at(120 + 3_600)), 0);
+        hour.take(1, at(10_000));
+        assert_eq!(hour.0.len(), 1, "what does not count is forgotten");
+    }
+
+    #[test]
+    fn what_is_given_back_does_not_count() {
+        let now = Instant::now();
+        let mut hour = Hour::default();
+        let minute = hour.take(3, now);
+        hour.take(4, now);
+        hour.give_back(minute, 3);
+        assert_eq!(hour.taken(now), 4);
+        hour.give_back(minute, 100);
+        assert_eq!(hour.taken(now), 0);
+        hour.give_back(Minute(now + MINUTE), 1);
+    }
+
+    #[test]
+    fn the_wait_ends_when_there_is_room() {
+        let start = Instant::now();
+        let mut hour = Hour::default();
+        hour.take(6, start);
+        hour.take(4, start + MINUTE);
+        let now = start + MINUTE;
+        assert_eq!(hour.wait_for(1, 10, now), Some(HOUR));
+        assert_eq!(hour.wait_for(6, 10, now), Some(HOUR));
+        assert_eq!(hour.wait_for(7, 10, now), Some(HOUR + MINUTE));
+        assert_eq!(hour.wait_for(10, 10, now), Some(HOUR + MINUTE));
+        assert_eq!(hour.wait_for(11, 10, now), None);
+        assert_eq!(hour.wait_for(1, 11, now), Some(Duration::ZERO));
+    }
+}

@@ -1,0 +1,384 @@
+//! The policy: `read_only` and the list `[[callers]]`. Read with everything else at the start, and alone whenever the
+//! file changes.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    fs,
+    path::PathBuf,
+};
+
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::{
+    Problems,
+    problem::Problem,
+    reader::{File, Reader, closest},
+};
+use crate::license::{CustomerId, ServiceName};
+
+/// What callers may do. What does not stand here is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Policy {
+    /// Whether every change is refused, whoever asks for it.
+    pub read_only: bool,
+    /// Everyone who may do something; each identity stands once.
+    pub callers: Vec<CallerRules>,
+}
+
+/// What one caller may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallerRules {
+    /// Whom this is about.
+    pub identity: WhichCaller,
+    /// What they may call.
+    pub rpcs: HashSet<Rpc>,
+    /// Which scopes they may use.
+    pub scopes: HashSet<ScopeWord>,
+    /// Whose services they may touch.
+    pub services: Names<ServiceName>,
+    /// Which customers they may touch.
+    pub customers: Names<CustomerId>,
+    /// How many customers one request may name; none: as many as the contract allows.
+    pub max_customers_per_request: Option<u32>,
+    /// How many customers they may touch within an hour; none: no limit.
+    pub max_customers_per_hour: Option<u32>,
+}
+
+/// Whom an entry is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum WhichCaller {
+    /// Whoever shows a certificate with exactly this name.
+    Named(String),
+    /// Whoever shows none. `anonymous`.
+    Anonymous,
+}
+
+/// A method of the contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Rpc {
+    /// `UnassignLicenses`.
+    UnassignLicenses,
+    /// `PreviewUnassignLicenses`.
+    PreviewUnassignLicenses,
+    /// `ListServices`.
+    ListServices,
+}
+
+/// A scope without its customers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ScopeWord {
+    /// `include`.
+    Include,
+    /// `exclude`.
+    Exclude,
+    /// `all`.
+    All,
+}
+
+/// Names that are allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Names<T> {
+    /// Whatever there is; somebody wrote `"*"`.
+    Any,
+    /// Exactly these.
+    Only(BTreeSet<T>),
+}
+
+const RPCS: [(&str, Rpc); 3] = [
+    ("UnassignLicenses", Rpc::UnassignLicenses),
+    ("PreviewUnassignLicenses", Rpc::PreviewUnassignLicenses),
+    ("ListServices", Rpc::ListServices),
+];
+const SCOPES: [(&str, ScopeWord); 3] =
+    [("include", ScopeWord::Include), ("exclude", ScopeWord::Exclude), ("all", ScopeWord::All)];
+const KEYS: [&str; 7] =
+    ["identity", "rpcs", "scopes", "services", "customers", "max_customers_per_request", "max_customers_per_hour"];
+
+/// The identity of an entry that is about callers without one.
+const ANONYMOUS: &str = "anonymous";
+/// As long as a SPIFFE id may be.
+const MAX_IDENTITY_LENGTH: usize = 2_048;
+
+impl Rpc {
+    /// The method's name in the contract.
+    pub fn name(self) -> &'static str {
+        word(&RPCS, self)
+    }
+}
+
+impl ScopeWord {
+    /// The word of the configuration.
+    pub fn as_str(self) -> &'static str {
+        word(&SCOPES, self)
+    }
+}
+
+fn word<T: Copy + PartialEq>(words: &[(&'static str, T)], meaning: T) -> &'static str {
+    words.iter().find(|(_, other)| *other == meaning).map_or("", |(word, _)| word)
+}
+
+impl CallerRules {
+    /// Somebody who may do all that the contract has. For the demo and for tests.
+    pub fn everything(identity: WhichCaller) -> Self {
+        Self {
+            identity,
+            rpcs: RPCS.iter().map(|(_, rpc)| *rpc).collect(),
+            scopes: SCOPES.iter().map(|(_, scope)| *scope).collect(),
+            services: Names::Any,
+            customers: Names::Any,
+            max_customers_per_request: None,
+            max_customers_per_hour: None,
+        }
+    }
+}
+
+/// Where the policy stands, to be read again.
+#[derive(Debug, Clone)]
+pub struct PolicySource {
+    /// The configuration file.
+    pub file: PathBuf,
+    /// The variables that the process started with, as far as they are about the policy.
+    pub(super) environment: Vec<(String, String)>,
+}
+
+impl PolicySource {
+    /// The policy of a file with this content, or everything that is wrong with the file as far as it can be told
+    /// without looking at what the other settings lead to.
+    pub fn read(&self, text: &str) -> Result<Policy, Problems> {
+        let name = self.file.display().to_string();
+        let environment = self.environment.iter().cloned().collect();
+        let mut reader = Reader::new(Some(File { name: &name, text }), environment);
+        let policy = read(&mut reader);
+        let (_, problems) = reader.finish();
+        if problems.is_empty() { Ok(policy) } else { Err(Problems(problems)) }
+    }
+
+    /// What the file holds now.
+    pub fn text(&self) -> std::io::Result<String> {
+        fs::read_to_string(&self.file)
+    }
+}
+
+pub(super) fn read(reader: &mut Reader) -> Policy {
+    Policy { read_only: reader.boolean("read_only"), callers: reader.take_callers() }
+}
+
+/// The list as the file has it, and what is wrong with it.
+pub(super) fn parse(file: File<'_>, value: &Spanned<DeValue<'_>>) -> (Vec<CallerRules>, Vec<Problem>) {
+    let mut entries = Entries { file, problems: Vec::new() };
+    let DeValue::Array(array) = value.get_ref() else {
+        entries.problem("callers", value.span().start, "is a list; write [[callers]] above each entry");
+        return (Vec::new(), entries.problems);
+    };
+    let mut callers: Vec<CallerRules> = Vec::new();
+    for (position, entry) in array.iter().enumerate() {
+        let name = format!("callers[{position}]");
+        let DeValue::Table(table) = entry.get_ref() else {
+            entries.problem(&name, entry.span().start, "is no entry; write [[callers]] above each");
+            continue;
+        };
+        let Some(caller) = entries.caller(&name, entry.span().start, table) else { continue };
+        if callers.iter().any(|other| other.identity == caller.identity) {
+            entries.problem(
+                &format!("{name}.identity"),
+                entry.span().start,
+                "stands in an entry above already; make one entry of both",
+            );
+        }
+        callers.push(caller);
+    }
+    (callers, entries.problems)
+}
+
+struct Entries<'a> {
+    file: File<'a>,
+    problems: Vec<Problem>,
+}
+
+impl Entries<'_> {
+    fn problem(&mut self, name: &str, offset: usize, message: impl Into<String>) {
+        self.problems.push(Problem::new(name, message).at(self.file.place(offset)));
+    }
+
+    fn caller(&mut self, name: &str, offset: usize, table: &DeTable<'_>) -> Option<CallerRules> {
+        for (key, _) in table {
+            let (text, at) = (key.get_ref().as_ref(), key.span().start);
+            if !KEYS.contains(&text) {
+                let hint = match closest(text, KEYS.into_iter()) {
+                    Some(key) => format!("did you mean `{key}`?"),
+                    None => format!("an entry has {}", KEYS.join(", ")),
+                };
+                self.problem(&format!("{name}.{}", text.escape_debug()), at, format!("is not known; {hint}"));
+            }
+        }
+        let before = self.problems.len();
+        let identity = self.identity(name, offset, table);
+        let rpcs = self.words(name, "rpcs", offset, table, &RPCS);
+        // Who only asks for the list of services has no customers to name.
+        let names_customers = rpcs.iter().any(|rpc| *rpc != Rpc::ListServices);
+        let (mut scopes, mut services, mut customers) =
+            (HashSet::new(), Names::Only(BTreeSet::new()), Names::Only(BTreeSet::new()));
+        if names_customers || table.get("scopes").is_some() {
+            scopes = self.words(name, "scopes", offset, table, &SCOPES);
+        }
+        if names_customers || table.get("services").is_some() {
+            services = self.names(name, "services", offset, table, |text| {
+                ServiceName::new(text).map_err(|error| error.to_string())
+            });
+        }
+        if names_customers || table.get("customers").is_some() {
+            customers = self.names(name, "customers", offset, table, |text| {
+                CustomerId::new(text).map_err(|error| error.to_string())
+            });
+        }
+        let is_open = scopes.contains(&ScopeWord::Exclude) || scopes.contains(&ScopeWord::All);
+        if is_open && customers != Names::Any && self.problems.len() == before {
+            self.problem(
+                &format!("{name}.scopes"),
+                offset,
+                "`exclude` and `all` reach customers that nobody lists; they need customers = \"*\"",
+            );
+        }
+        let max_customers_per_request = self.number(name, "max_customers_per_request", table);
+        let max_customers_per_hour = self.number(name, "max_customers_per_hour", table);
+        Some(CallerRules {
+            identity: identity?,
+            rpcs,
+            scopes,
+            services,
+            customers,
+            max_customers_per_request,
+            max_customers_per_hour,
+        })
+    }
+
+    fn identity(&mut self, name: &str, offset: usize, table: &DeTable<'_>) -> Option<WhichCaller> {
+        let name = format!("{name}.identity");
+        let Some(value) = table.get("identity") else {
+            self.problem(
+                &name,
+                offset,
+                "is missing; write the URI or the DNS name of the caller's certificate, or \"anonymous\"",
+            );
+            return None;
+        };
+        match value.get_ref() {
+            DeValue::String(text) if text == ANONYMOUS => Some(WhichCaller::Anonymous),
+            DeValue::String(text)
+                if !text.is_empty()
+                    && text.len() <= MAX_IDENTITY_LENGTH
+                    && text.chars().all(|c| c.is_ascii_graphic() && c != '*') =>
+            {
+                Some(WhichCaller::Named(text.to_string()))
+            }
+            _ => {
+                let message =
+                    "is no identity: visible ASCII characters in quotes; it is compared exactly, without wildcards";
+                self.problem(&name, value.span().start, message);
+                None
+            }
+        }
+    }
+
+    fn words<T: Copy + Eq + std::hash::Hash>(
+        &mut self,
+        name: &str,
+        key: &str,
+        offset: usize,
+        table: &DeTable<'_>,
+        words: &[(&'static str, T)],
+    ) -> HashSet<T> {
+        let allowed = words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
+        let list = self.list(name, key, offset, table, &format!("a list of {allowed}"));
+        let mut found = HashSet::new();
+        for (position, (text, at)) in list.into_iter().enumerate() {
+            match words.iter().find(|(word, _)| *word == text) {
+                Some((_, meaning)) => {
+                    found.insert(*meaning);
+                }
+                None => self.problem(&format!("{name}.{key}[{position}]"), at, format!("is not one of {allowed}")),
+            }
+        }
+        found
+    }
+
+    fn names<T: Ord>(
+        &mut self,
+        name: &str,
+        key: &str,
+        offset: usize,
+        table: &DeTable<'_>,
+        parse: impl Fn(String) -> Result<T, String>,
+    ) -> Names<T> {
+        if table.get(key).is_some_and(|value| matches!(value.get_ref(), DeValue::String(text) if text == "*")) {
+            return Names::Any;
+        }
+        let list = self.list(name, key, offset, table, "a list of exact names, or \"*\" for all there are");
+        let mut found = BTreeSet::new();
+        for (position, (text, at)) in list.into_iter().enumerate() {
+            let name = format!("{name}.{key}[{position}]");
+            if text.contains('*') {
+                self.problem(
+                    &name,
+                    at,
+                    format!("holds a wildcard; names are compared exactly, and all is {key} = \"*\""),
+                );
+                continue;
+            }
+            match parse(text) {
+                Ok(parsed) => {
+                    found.insert(parsed);
+                }
+                Err(problem) => self.problem(&name, at, problem),
+            }
+        }
+        Names::Only(found)
+    }
+
+    /// The texts of a list that must not be empty, with their places.
+    fn list(
+        &mut self,
+        name: &str,
+        key: &str,
+        offset: usize,
+        table: &DeTable<'_>,
+        wanted: &str,
+    ) -> Vec<(String, usize)> {
+        let name = format!("{name}.{key}");
+        let Some(value) = table.get(key) else {
+            self.problem(&name, offset, format!("is missing; write {wanted}"));
+            return Vec::new();
+        };
+        let DeValue::Array(array) = value.get_ref() else {
+            self.problem(&name, value.span().start, format!("is of the wrong type; write {wanted}"));
+            return Vec::new();
+        };
+        if array.is_empty() {
+            self.problem(&name, value.span().start, format!("is empty, which allows nothing; write {wanted}"));
+        }
+        let mut texts = Vec::new();
+        for (position, entry) in array.iter().enumerate() {
+            match entry.get_ref() {
+                DeValue::String(text) => texts.push((text.to_string(), entry.span().start)),
+                _ => self.problem(&format!("{name}[{position}]"), entry.span().start, "is not a string in quotes"),
+            }
+        }
+        texts
+    }
+
+    fn number(&mut self, name: &str, key: &str, table: &DeTable<'_>) -> Option<u32> {
+        let value = table.get(key)?;
+        let number = match value.get_ref() {
+            DeValue::Integer(number) => u32::from_str_radix(number.as_str(), number.radix()).ok(),
+            _ => None,
+        };
+        if number.is_none_or(|number| number == 0) {
+            let message = "is not a whole number above 0; to forbid a caller everything, remove the entry";
+            self.problem(&format!("{name}.{key}"), value.span().start, message);
+        }
+        number
+    }
+}

@@ -1,0 +1,54 @@
+//! Files that change while the gateway runs: the policy, certificates and keys. They are looked at, not waited for:
+//! whatever puts them in place (an editor, a rename, a projected volume), the next look sees it.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{task::spawn_blocking, time::sleep};
+use tracing::{info, warn};
+
+use crate::{callers::Callers, config::PolicySource};
+
+/// How often. Often enough that nobody who presses the switch waits for it.
+const EVERY: Duration = Duration::from_millis(200);
+
+/// Looks for ever, and tells what is there whenever it is not what was there before.
+pub(super) async fn follow<T: PartialEq + Send + 'static>(
+    look: impl Fn() -> T + Clone + Send + 'static,
+    mut changed: impl FnMut(&T),
+) {
+    let mut seen = None;
+    loop {
+        // Files may be on a disk that does not answer.
+        if let Ok(now) = spawn_blocking(look.clone()).await
+            && seen.as_ref() != Some(&now)
+        {
+            changed(&now);
+            seen = Some(now);
+        }
+        sleep(EVERY).await;
+    }
+}
+
+/// Keeps the policy as the configuration file has it.
+pub(super) async fn follow_policy(source: PolicySource, callers: Arc<Callers>) {
+    let look = {
+        let source = source.clone();
+        move || source.text().map_err(|error| error.to_string())
+    };
+    follow(look, |text| {
+        let file = source.file.display();
+        let policy = match text {
+            Ok(text) => source.read(text).map_err(|problems| problems.to_string()),
+            Err(error) => Err(format!("cannot be read: {error}")),
+        };
+        match policy {
+            Ok(policy) if policy == *callers.policy() => {}
+            Ok(policy) => {
+                info!(%file, callers = policy.callers.len(), read_only = policy.read_only, "a new policy holds");
+                callers.replace(policy);
+            }
+            Err(problem) => warn!(%file, problem, "the policy cannot be loaded; the one before still holds"),
+        }
+    })
+    .await;
+}

@@ -1,0 +1,257 @@
+//! The server's own TLS: certificates that can be replaced while it runs, callers' certificates verified, handshakes that
+//! end in time.
+
+use std::{
+    error::Error as _,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
+    time::{sleep, timeout},
+};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        self, RootCertStore, ServerConfig,
+        crypto::aws_lc_rs,
+        pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject as _},
+        server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier},
+    },
+    server::TlsStream,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::follow::follow;
+use crate::config;
+
+/// How long a peer may take for its handshake. One that says nothing holds nothing for longer.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many handshakes may be under way; more wait in the listener's backlog.
+const MAX_HANDSHAKES: usize = 1_024;
+/// A pause after a failed accept: without file descriptors the next one fails as well.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why certificates cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file cannot be read.
+    #[error("{file} cannot be read")]
+    Unreadable {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        source: Arc<io::Error>,
+    },
+    /// A file holds something else.
+    #[error("{file} is no PEM file of the right kind")]
+    Malformed {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        source: pem::Error,
+    },
+    /// A file holds no certificate.
+    #[error("{file} holds no certificate")]
+    Empty {
+        /// Which.
+        file: PathBuf,
+    },
+    /// Certificate and key do not fit together, or are of no use.
+    #[error("the certificate in {certificate} and the key in {key} cannot be used together")]
+    Pair {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// The key's.
+        key: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+    /// The authorities are of no use.
+    #[error("the certificate authorities in {file} cannot be used")]
+    Authorities {
+        /// Which file.
+        file: PathBuf,
+        /// Why.
+        source: AuthorityError,
+    },
+}
+
+/// Why authorities are of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// One is no authority.
+    #[error(transparent)]
+    Certificate(#[from] rustls::Error),
+    /// They are no ground to verify anything on.
+    #[error(transparent)]
+    Verifier(#[from] VerifierBuilderError),
+}
+
+/// What the next handshake will be made with.
+#[derive(Debug)]
+pub(super) struct Tls {
+    files: config::Tls,
+    current: ArcSwap<ServerConfig>,
+}
+
+impl Tls {
+    /// With what the files hold now.
+    pub(super) fn new(files: config::Tls) -> Result<Self, Error> {
+        let current = ArcSwap::from_pointee(server_config(&files, &Contents::read(&files)?)?);
+        Ok(Self { files, current })
+    }
+
+    /// Keeps up with the files, for ever. What cannot be used is refused, and what was there before stays.
+    pub(super) async fn follow(self: Arc<Self>) {
+        let look = {
+            let tls = Arc::clone(&self);
+            move || Contents::read(&tls.files).map_err(|error| chain(&error))
+        };
+        let mut is_first = true;
+        follow(look, |contents| {
+            // What was there at the start is in use already; between the two it may have changed.
+            let what = if std::mem::take(&mut is_first) { "in use" } else { "replaced" };
+            let made = match contents {
+                Ok(contents) => server_config(&self.files, contents).map_err(|error| chain(&error)),
+                Err(error) => Err(error.clone()),
+            };
+            match made {
+                Ok(made) => {
+                    self.current.store(Arc::new(made));
+                    info!(certificate = %self.files.certificate_file.display(), "TLS certificates {what}");
+                }
+                Err(problem) => warn!(problem, "TLS certificates cannot be used; the ones before stay in use"),
+            }
+        })
+        .await;
+    }
+
+    /// Connections whose handshake is done, until `closing`.
+    pub(super) fn incoming(
+        self: Arc<Self>,
+        listener: TcpListener,
+        closing: CancellationToken,
+    ) -> ReceiverStream<io::Result<TlsStream<TcpStream>>> {
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = closing.cancelled() => {}
+                () = self.accept(listener, sender) => {}
+            }
+        });
+        ReceiverStream::new(receiver)
+    }
+
+    async fn accept(&self, listener: TcpListener, done: mpsc::Sender<io::Result<TlsStream<TcpStream>>>) {
+        let room = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+        loop {
+            let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    warn!(error = &error as &(dyn std::error::Error + 'static), "cannot accept a connection");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let acceptor = TlsAcceptor::from(self.current.load_full());
+            let done = done.clone();
+            tokio::spawn(async move {
+                let _place = place;
+                let _ = stream.set_nodelay(true); // a connection that is gone already shows below
+                match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+                    Ok(Ok(stream)) => {
+                        let _ = done.send(Ok(stream)).await; // fails when nobody serves any more
+                    }
+                    // Anybody can make these; they are not worth a line each.
+                    Ok(Err(error)) => {
+                        debug!(%peer, error = &error as &(dyn std::error::Error + 'static), "a TLS handshake failed");
+                    }
+                    Err(_) => debug!(%peer, "a TLS handshake took too long"),
+                }
+            });
+        }
+    }
+}
+
+/// What the files hold. Not to be printed: a private key is in it.
+#[derive(PartialEq)]
+struct Contents {
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+    client_ca: Option<Vec<u8>>,
+}
+
+impl Contents {
+    fn read(files: &config::Tls) -> Result<Self, Error> {
+        let read = |file: &PathBuf| {
+            fs::read(file).map_err(|source| Error::Unreadable { file: file.clone(), source: Arc::new(source) })
+        };
+        Ok(Self {
+            certificate: read(&files.certificate_file)?,
+            key: read(&files.key_file)?,
+            client_ca: files.client_ca_file.as_ref().map(read).transpose()?,
+        })
+    }
+}
+
+fn server_config(files: &config::Tls, contents: &Contents) -> Result<ServerConfig, Error> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions() // 1.2 and 1.3
+        .expect("aws-lc has cipher suites for both versions");
+    let builder = match (&files.client_ca_file, &contents.client_ca) {
+        (Some(file), Some(pem)) => {
+            let failed = |source| Error::Authorities { file: file.clone(), source };
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates(file, pem)? {
+                roots.add(certificate).map_err(|error| failed(error.into()))?;
+            }
+            // Whoever shows no certificate gets an answer that says what is missing, and health without one.
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .allow_unauthenticated()
+                .build()
+                .map_err(|error| failed(error.into()))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+        _ => builder.with_no_client_auth(),
+    };
+    let chain = certificates(&files.certificate_file, &contents.certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(&contents.key)
+        .map_err(|source| Error::Malformed { file: files.key_file.clone(), source })?;
+    let mut config = builder.with_single_cert(chain, key).map_err(|source| Error::Pair {
+        certificate: files.certificate_file.clone(),
+        key: files.key_file.clone(),
+        source,
+    })?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    // A session that is taken up again would not have its client's certificate looked at again.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let certificates = certificates.map_err(|source| Error::Malformed { file: file.to_owned(), source })?;
+    if certificates.is_empty() { Err(Error::Empty { file: file.to_owned() }) } else { Ok(certificates) }
+}
+
+/// In one line, for the log.
+fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
