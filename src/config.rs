@@ -5,6 +5,7 @@
 //! in the file, then in the list's defaults, and collects every problem on the way, so that a person mends a
 //! configuration once and not once per mistake.
 
+mod audit;
 mod cluster;
 mod otel;
 mod problem;
@@ -26,6 +27,7 @@ use url::Url;
 
 use self::reader::{File, Reader};
 pub use self::{
+    audit::{Audit, AuditPlace},
     otel::{
         Batch, Logs, Metrics, Otlp, Propagators, Protocol, RootSampler, Sampler, SpanLimits, StatusCodeName, Telemetry,
         Temporality, Traces,
@@ -53,6 +55,8 @@ pub struct Config {
     pub token_store: TokenStore,
     /// Section `quota`.
     pub quota: Quota,
+    /// Section `audit`.
+    pub audit: Audit,
     /// Section `log`.
     pub log: Log,
     /// The standard `OTEL_*` variables.
@@ -103,6 +107,7 @@ impl Loaded {
             credentials: credentials(&mut reader),
             token_store: token_store::read(&mut reader),
             quota: quota(&mut reader),
+            audit: audit::read(&mut reader),
             log: log(&mut reader),
             telemetry: otel::read(&mut reader),
         };

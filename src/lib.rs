@@ -8,12 +8,14 @@
 //! 3. [`service`] turns the message into an [`license::Unassignment`], or lists everything that is wrong with it.
 //! 4. [`central`] queues the request with others like it, makes the call when [`quota`] gives it a turn, decides whether
 //!    it may be repeated, and says what happened.
-//! 5. [`token`] gives the call a valid access token and keeps the refresh token from getting lost.
-//! 6. [`service::status`] turns what happened into the one status that the caller sees.
+//! 5. [`audit`] has written down what the call is meant to do before it is made, and what became of it after.
+//! 6. [`token`] gives the call a valid access token and keeps the refresh token from getting lost.
+//! 7. [`service::status`] turns what happened into the one status that the caller sees.
 //!
-//! Imports follow that path and never turn back. [`proto`], [`license`], [`exchange`], [`quota`],
+//! Imports follow that path and never turn back. [`proto`], [`license`], [`audit`], [`exchange`], [`quota`],
 //! [`telemetry`] and [`config`] are leaves. `sandbox` stands outside: it plays Central for tests, demos and other teams.
 
+pub mod audit;
 pub mod central;
 pub mod cli;
 pub mod config;

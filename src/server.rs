@@ -24,6 +24,7 @@ use self::{
     health::{HealthService, LICENSING, Statuses},
 };
 use crate::{
+    audit::{OpenError, Trail},
     central::CentralClient,
     config::Config,
     exchange::SetupError,
@@ -59,6 +60,7 @@ pub struct Server {
     tokens: TokenCache,
     keeper: KeeperHandle,
     central: Arc<CentralClient>,
+    trail: Trail,
 }
 
 /// Why a gateway cannot start or go on.
@@ -77,6 +79,9 @@ pub enum Error {
     /// The token's custody cannot begin.
     #[error(transparent)]
     Token(#[from] StartError),
+    /// The audit trail cannot be opened.
+    #[error(transparent)]
+    Audit(#[from] OpenError),
     /// The HTTP client cannot be made.
     #[error(transparent)]
     Http(#[from] SetupError),
@@ -86,7 +91,7 @@ pub enum Error {
 }
 
 impl Server {
-    /// Takes the addresses, opens the token store, and starts looking for a valid token. Returns before there is one:
+    /// Takes the addresses, opens the audit trail and the token store, and starts looking for a valid token. Returns before there is one:
     /// health says when the gateway is ready.
     pub async fn bind(config: Config, tracing: Tracing) -> Result<Self, Error> {
         let address = config.server.listen;
@@ -96,10 +101,13 @@ impl Server {
         // The first line of the log: other programs read the chosen port from it.
         info!(listen = %address, central = %config.central.base_url, "listening");
         let admin = Admin::bind(config.admin.listen).await?;
+        // Before anything is asked of Central: what a crash cut short has its outcome now.
+        let trail = Trail::open(&config.audit, tracing.metrics().clone()).await?;
         let quota = Quota::new(&config.quota);
         let (tokens, keeper) = TokenCache::start(&config, quota.clone(), tracing.clone()).await?;
-        let central = Arc::new(CentralClient::new(&config.central, tokens.clone(), quota, tracing.clone())?);
-        Ok(Self { listener, address, admin, config, tracing, tokens, keeper, central })
+        let client = CentralClient::new(&config.central, tokens.clone(), quota, trail.clone(), tracing.clone())?;
+        let central = Arc::new(client);
+        Ok(Self { listener, address, admin, config, tracing, tokens, keeper, central, trail })
     }
 
     /// Where it listens.
@@ -126,7 +134,8 @@ impl Server {
         });
         drop(self.tokens);
 
-        let licensing = Licensing::new(self.central, self.config.central.allow_open_scopes, work.clone());
+        let licensing =
+            Licensing::new(self.central, self.config.central.allow_open_scopes, self.trail.clone(), work.clone());
         let routes = routes(licensing, HealthService::new(statuses_seen), &boundary, self.tracing);
         let (end, ended) = oneshot::channel::<()>();
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
@@ -163,6 +172,7 @@ impl Server {
                 () = answered => serving.abort(),
             }
             work.wait().await;
+            self.trail.close().await;
             self.keeper.stop().await
         });
         match drained.await {

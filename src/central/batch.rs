@@ -16,6 +16,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{Accepted, Error, Failed, Parts, SendGate};
 use crate::{
+    audit::{Operation, record::Intent},
     license::{Caller, CustomerId, Customers, MAX_CUSTOMERS, Scope, ServiceName, Services},
     telemetry::{Origin, queue::Waiting},
 };
@@ -31,6 +32,8 @@ const UNIFORM_AFTER: u32 = 4;
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) caller: Caller,
+    /// What the audit trail says of it.
+    pub(super) operation: Arc<Operation>,
     pub(super) gate: Arc<SendGate>,
     pub(super) origin: Origin,
     /// Its wait, until it is on its way for the first time.
@@ -163,6 +166,18 @@ impl Batch {
         }
     }
 
+    /// What the call that they have boarded is meant to do for each of them.
+    pub(super) fn intents(&self, part: Option<&Customers>) -> Vec<Intent> {
+        let travelling = self.count();
+        self.members().map(|member| member.operation.intent(member.calls, travelling, part)).collect()
+    }
+
+    /// The call is not made after all: everybody gets out, and callers may still give up.
+    pub(super) fn alight(&mut self) {
+        self.members_mut().for_each(|member| member.calls -= 1);
+        self.reopen();
+    }
+
     /// Those who cannot wait until `at` are told the error now.
     pub(super) fn leave_before(&mut self, at: Instant, error: &Arc<Error>) {
         self.leave(|member| (member.give_up <= at).then(|| Arc::clone(error)));
@@ -231,11 +246,11 @@ impl Batch {
         self.members().for_each(|member| member.gate.keep());
     }
 
-    /// Central accepted it: everybody is told.
-    pub(super) fn accepted(self) {
+    /// Central accepted it, with this status: everybody is told.
+    pub(super) fn accepted(self, http_status: u16) {
         self.tally.accepted.fetch_add(1, Relaxed);
         for member in self.places.into_iter().flat_map(|place| place.members) {
-            let _ = member.answer.send(Ok(Accepted { calls: member.calls }));
+            let _ = member.answer.send(Ok(Accepted { calls: member.calls, http_status }));
         }
     }
 

@@ -22,6 +22,7 @@ use super::{
     wire::{self, Complaint},
 };
 use crate::{
+    audit::Trail,
     config,
     exchange::{self, Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},
     license::{Customers, Outcome, Scope, ServiceName, Unassignment},
@@ -49,6 +50,7 @@ pub(super) struct Dispatch {
     tracing: Tracing,
     tokens: TokenCache,
     quota: Quota,
+    trail: Trail,
     queue: Arc<Mutex<Queue>>,
     /// Something joined the queue.
     joined: Notify,
@@ -85,6 +87,7 @@ impl Dispatch {
         settings: &config::Central,
         tokens: TokenCache,
         quota: Quota,
+        trail: Trail,
         tracing: Tracing,
     ) -> Result<Self, SetupError> {
         let (queue, breaker) = (Arc::<Mutex<Queue>>::default(), Arc::<Mutex<Breaker>>::default());
@@ -106,6 +109,7 @@ impl Dispatch {
             tracing,
             tokens,
             quota,
+            trail,
             queue,
             joined: Notify::new(),
             in_flight: Arc::new(Semaphore::new(settings.max_in_flight)),
@@ -184,7 +188,7 @@ impl Dispatch {
     /// Takes a batch to Central, and its members their answers. It has its turn.
     async fn carry(self: Arc<Self>, mut batch: Batch, slot: OwnedSemaphorePermit) {
         let error = match self.send(&mut batch, None, Some(slot)).await {
-            Ok(()) => return batch.accepted(),
+            Ok(answer) => return batch.accepted(answer.status),
             Err(error) => error,
         };
         match batch.after(error) {
@@ -202,11 +206,12 @@ impl Dispatch {
     /// Only a closed scope: each half of an `exclude` list would hit the customers that the other half spares.
     async fn carry_in_parts(&self, mut batch: Batch, customers: Customers) {
         let mut waiting: VecDeque<Customers> = halves(&customers).into();
-        let mut parts = Parts::default();
+        let (mut parts, mut http_status) = (Parts::default(), 200);
         while let Some(part) = waiting.pop_front() {
             match self.send(&mut batch, Some(&part), None).await {
-                Ok(()) => {
+                Ok(answer) => {
                     batch.keep();
+                    http_status = answer.status;
                     parts.applied.extend_from_slice(part.ids());
                 }
                 Err(Error::TooLarge { .. }) if part.count() > 1 => {
@@ -218,7 +223,7 @@ impl Dispatch {
                 }
             }
         }
-        batch.accepted();
+        batch.accepted(http_status);
     }
 
     /// Sends a batch, or a part of its only scope, until there is an answer that stands. Repeats only what surely did
@@ -228,7 +233,7 @@ impl Dispatch {
         batch: &mut Batch,
         part: Option<&Customers>,
         mut slot: Option<OwnedSemaphorePermit>,
-    ) -> Result<(), Error> {
+    ) -> Result<Answer, Error> {
         let mut attempts = Attempts::default();
         loop {
             let slot = if let Some(slot) = slot.take() {
@@ -248,11 +253,20 @@ impl Dispatch {
             };
             let scope = part.map_or(scope, |part| Scope::Include(part.clone()));
             let body = Body::Json(wire::unassign_body(&scope, batch.services()));
+            // Durable before anything is sent. Nobody boards or leaves meanwhile: the gates are passed.
+            if self.trail.intend(batch.intents(part)).await.is_err() {
+                batch.alight();
+                self.quota.give_back();
+                return Err(Error::AuditUnavailable);
+            }
             let origins = batch.origins();
             self.tracing.metrics().members_per_call(origins.len());
             let call =
                 Call { method: Method::DELETE, path: UNASSIGN_ALL, body, token: &token, origins: &origins, give_up };
-            let Err(refused) = self.call(call, &mut attempts).await else { return Ok(()) };
+            let refused = match self.call(call, &mut attempts).await {
+                Ok(answer) => return Ok(answer),
+                Err(refused) => refused,
+            };
             drop(slot);
             if refused.error.outcome() == Outcome::NotApplied {
                 batch.reopen();

@@ -164,8 +164,9 @@ mod tests {
 
     use super::*;
     use crate::{
+        audit::Operation,
         central::{Accepted, Failed, SendGate, batch::AfterRefusal},
-        license::{CustomerId, Customers, MAX_CUSTOMERS, Outcome, ServiceName},
+        license::{CustomerId, Customers, MAX_CUSTOMERS, OperationId, Outcome, Reason, ServiceName, Unassignment},
         telemetry::Origin,
     };
 
@@ -184,12 +185,19 @@ mod tests {
         Scope::Include(customers(ids))
     }
 
+    fn operation(caller: &str) -> Arc<Operation> {
+        let unassignment = Unassignment { scope: include([1]), services: services(&["s"]), reason: Reason::default() };
+        let (id, caller) = (OperationId::new(), Caller::new(caller));
+        Arc::new(Operation { id, caller, identified_by: "connection", unassignment, trace_id: None })
+    }
+
     fn member(caller: &str, deadline: Option<Instant>) -> (Member, Answer, Arc<SendGate>) {
         let (answer, answered) = oneshot::channel();
         let gate = Arc::new(SendGate::new());
         let give_up = deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(10));
         let member = Member {
             caller: Caller::new(caller),
+            operation: operation(caller),
             gate: Arc::clone(&gate),
             origin: Origin::none(),
             waiting: None,
@@ -335,7 +343,7 @@ mod tests {
                 calls += 1;
                 let is_refused = ids(&batch).iter().any(|id| unknown.contains(&id[1..].parse::<usize>().unwrap()));
                 if !is_refused {
-                    batch.accepted();
+                    batch.accepted(200);
                     continue;
                 }
                 match batch.after(refusal()) {
