@@ -120,7 +120,11 @@ impl Trail {
             config::AuditPlace::Directory(path) => {
                 let max_file_bytes = settings.max_file_bytes;
                 let opened = spawn_blocking(move || Directory::open(&path, max_file_bytes, Timestamp::now())).await;
-                let (directory, cut_short) = opened.expect("opening a trail does not panic")?;
+                let (directory, cut_short) = opened.map_err(|panic| OpenError::Io {
+                    action: "open",
+                    path: PathBuf::from("audit.path"),
+                    source: io::Error::other(panic),
+                })??;
                 for operation_id in cut_short {
                     let outcome = Outcome::Unknown.as_str();
                     warn!(%operation_id, outcome, cause = "crash", "unassign cut short by a crash");

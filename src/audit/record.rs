@@ -80,6 +80,7 @@ pub(crate) struct Intent {
 /// The kind of a scope, spelled as in the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(clippy::enum_variant_names)] // the contract's own names
 pub(crate) enum ScopeWord {
     IncludeCustomers,
     ExcludeCustomers,

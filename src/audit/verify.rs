@@ -139,7 +139,7 @@ impl Check {
                         Err(_) => {
                             self.flaw(format!("{place}: {flaw}"));
                             // One record is lost here; those after it are not out of place for that.
-                            self.skip(line, flaw);
+                            self.skip(line, &flaw);
                         }
                     }
                 }
@@ -151,8 +151,8 @@ impl Check {
     }
 
     /// Goes on behind a record that was edited in place, by the hash that it had.
-    fn skip(&mut self, line: &[u8], flaw: Flaw) {
-        if flaw != Flaw::Edited {
+    fn skip(&mut self, line: &[u8], flaw: &Flaw) {
+        if *flaw != Flaw::Edited {
             return;
         }
         let hash = line.len().checked_sub(66).and_then(|from| line.get(from..from + 64));
