@@ -57,9 +57,10 @@ performance: ## measure everything and paste it into docs/performance.md: five m
 	scripts/paste-performance target/performance.md
 
 .PHONY: torture
-torture: ## kill, pause and race the token's custody for hours: KILLS=1000 ROUNDS=2000
+torture: ## kill, pause and race the token's custody and the audit trail for hours: KILLS=1000 ROUNDS=2000
 	scripts/install-packages redis-server
-	LICENSE_GATEWAY_TEST_KILLS=$(or $(KILLS),1000) LICENSE_GATEWAY_TEST_ROUNDS=$(or $(ROUNDS),2000) \
+	LICENSE_GATEWAY_TEST_KILLS=$(or $(KILLS),1000) LICENSE_GATEWAY_TEST_AUDIT_KILLS=$(or $(KILLS),1000) \
+	  LICENSE_GATEWAY_TEST_ROUNDS=$(or $(ROUNDS),2000) \
 	  cargo nextest run $(LOCKED) $(TEST_FEATURES) --no-fail-fast -E 'test(killed) + test(replicas) + test(crashes)'
 
 # The same tests are part of `make test-rust`; here they stand alone and tell what they caught.

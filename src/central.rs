@@ -26,9 +26,10 @@ pub use self::{
     gate::SendGate,
 };
 use crate::{
+    audit::{Operation, Trail},
     config,
     exchange::SetupError,
-    license::{Caller, CustomerId, Customers, Outcome, ServiceName, Unassignment},
+    license::{CustomerId, Customers, Outcome, ServiceName},
     quota::Quota,
     telemetry::{Origin, Tracing},
     token::TokenCache,
@@ -47,6 +48,8 @@ pub struct CentralClient {
 pub struct Accepted {
     /// How many calls carried it, refused ones included.
     pub calls: u32,
+    /// The status of the last answer.
+    pub http_status: u16,
 }
 
 /// A request failed, wholly or in part.
@@ -79,14 +82,15 @@ impl Failed {
 }
 
 impl CentralClient {
-    /// A client that takes its tokens from `tokens` and its turns from `quota`. Must be called inside a tokio runtime.
+    /// A client that takes its tokens from `tokens` and its turns from `quota`, and sends nothing that `trail` did not take. Must be called inside a tokio runtime.
     pub fn new(
         settings: &config::Central,
         tokens: TokenCache,
         quota: Quota,
+        trail: Trail,
         tracing: Tracing,
     ) -> Result<Self, SetupError> {
-        let dispatch = Arc::new(Dispatch::new(settings, tokens, quota, tracing)?);
+        let dispatch = Arc::new(Dispatch::new(settings, tokens, quota, trail, tracing)?);
         let task = tokio::spawn(Arc::clone(&dispatch).run());
         Ok(Self { dispatch, task })
     }
@@ -101,8 +105,7 @@ impl CentralClient {
     /// If the task that carried the request panicked: nobody knows then what became of it.
     pub async fn unassign(
         &self,
-        unassignment: &Arc<Unassignment>,
-        caller: Caller,
+        operation: &Arc<Operation>,
         gate: &Arc<SendGate>,
         deadline: Option<Instant>,
     ) -> Result<Accepted, Failed> {
@@ -113,7 +116,8 @@ impl CentralClient {
         let (answer, answered) = oneshot::channel();
         let now = Instant::now();
         let member = Member {
-            caller,
+            caller: operation.caller.clone(),
+            operation: Arc::clone(operation),
             gate: Arc::clone(gate),
             origin: Origin::current(),
             waiting: None,
@@ -122,7 +126,7 @@ impl CentralClient {
             answer,
             calls: 0,
         };
-        self.dispatch.join(unassignment, member, now).map_err(Failed::unsent)?;
+        self.dispatch.join(member, now).map_err(Failed::unsent)?;
         answered.await.expect("whoever carries a request answers it, or has panicked")
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Only this module and those below it write to standard output as people read it; the gateway itself logs.
 
+mod audit;
 mod check_config;
 mod client;
 #[cfg(feature = "sandbox")]
@@ -44,6 +45,7 @@ Examples:
   license-gateway check-config --config gateway.toml
   license-gateway serve --config gateway.toml
   license-gateway token status --config gateway.toml
+  license-gateway audit show --config gateway.toml --since 24h
   license-gateway services
   license-gateway unassign --include 0123456789abcdef0123456789abcdef --service advanced_ap --reason TICKET-42";
 
@@ -66,6 +68,9 @@ enum Command {
     /// Look at the account's tokens, or put a new refresh token in; never shows a secret
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Read the audit trail: show what was done, or check that nobody changed it
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Ask a running gateway whether it is serving
     Health(health::Health),
 }
@@ -98,6 +103,7 @@ impl Cli {
             Command::Sandbox(sandbox) => finish(sandbox.run()),
             Command::CheckConfig(check_config) => check_config.run(),
             Command::Token(token) => finish(token.run()),
+            Command::Audit(audit) => audit.run(),
             Command::Health(health) => finish(health.run()),
         }
     }

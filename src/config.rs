@@ -5,6 +5,7 @@
 //! in the file, then in the list's defaults, and collects every problem on the way, so that a person mends a
 //! configuration once and not once per mistake.
 
+mod audit;
 mod callers;
 mod cluster;
 mod otel;
@@ -27,6 +28,7 @@ use std::{
 use url::Url;
 
 pub use self::{
+    audit::{Audit, AuditPlace},
     callers::{CallerRules, Names, Policy, PolicySource, Rpc, ScopeWord, WhichCaller},
     otel::{
         Batch, Logs, Metrics, Otlp, Propagators, Protocol, RootSampler, Sampler, SpanLimits, StatusCodeName, Telemetry,
@@ -65,6 +67,8 @@ pub struct Config {
     pub token_store: TokenStore,
     /// Section `quota`.
     pub quota: Quota,
+    /// Section `audit`.
+    pub audit: Audit,
     /// Section `log`.
     pub log: Log,
     /// The standard `OTEL_*` variables.
@@ -120,6 +124,7 @@ impl Loaded {
             credentials: credentials(&mut reader),
             token_store: token_store::read(&mut reader),
             quota: quota(&mut reader),
+            audit: audit::read(&mut reader),
             log: log(&mut reader),
             telemetry: otel::read(&mut reader),
         };

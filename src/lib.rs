@@ -9,12 +9,14 @@
 //!    asks [`callers`] who is calling and whether they may.
 //! 4. [`central`] queues the request with others like it, makes the call when [`quota`] gives it a turn, decides whether
 //!    it may be repeated, and says what happened.
-//! 5. [`token`] gives the call a valid access token and keeps the refresh token from getting lost.
-//! 6. [`service::status`] turns what happened into the one status that the caller sees.
+//! 5. [`audit`] has written down what the call is meant to do before it is made, and what became of it after.
+//! 6. [`token`] gives the call a valid access token and keeps the refresh token from getting lost.
+//! 7. [`service::status`] turns what happened into the one status that the caller sees.
 //!
-//! Imports follow that path and never turn back. [`proto`], [`license`], [`exchange`], [`quota`],
+//! Imports follow that path and never turn back. [`proto`], [`license`], [`audit`], [`exchange`], [`quota`],
 //! [`telemetry`] and [`config`] are leaves. `sandbox` stands outside: it plays Central for tests, demos and other teams.
 
+pub mod audit;
 pub mod callers;
 pub mod central;
 pub mod cli;

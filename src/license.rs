@@ -24,6 +24,11 @@ impl Caller {
     pub fn new(name: &str) -> Self {
         Self(name.into())
     }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 /// One accepted request: whose licences, of which services, and why.
@@ -295,6 +300,11 @@ impl OperationId {
     #[allow(clippy::new_without_default)] // two defaults would differ
     pub fn new() -> Self {
         Self(Uuid::now_v7())
+    }
+
+    /// The UUID itself.
+    pub fn as_uuid(self) -> Uuid {
+        self.0
     }
 }
 

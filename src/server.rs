@@ -29,6 +29,7 @@ use self::{
     tls::Tls,
 };
 use crate::{
+    audit::{OpenError, Trail},
     callers::Callers,
     central::CentralClient,
     config::Config,
@@ -67,6 +68,7 @@ pub struct Server {
     tokens: TokenCache,
     keeper: KeeperHandle,
     central: Arc<CentralClient>,
+    trail: Trail,
 }
 
 /// Why a gateway cannot start or go on.
@@ -88,6 +90,9 @@ pub enum Error {
     /// The token's custody cannot begin.
     #[error(transparent)]
     Token(#[from] StartError),
+    /// The audit trail cannot be opened.
+    #[error(transparent)]
+    Audit(#[from] OpenError),
     /// The HTTP client cannot be made.
     #[error(transparent)]
     Http(#[from] SetupError),
@@ -97,7 +102,7 @@ pub enum Error {
 }
 
 impl Server {
-    /// Takes the addresses, opens the token store, and starts looking for a valid token. Returns before there is one:
+    /// Takes the addresses, opens the audit trail and the token store, and starts looking for a valid token. Returns before there is one:
     /// health says when the gateway is ready.
     pub async fn bind(config: Config, tracing: Tracing) -> Result<Self, Error> {
         let tls = config.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
@@ -115,10 +120,13 @@ impl Server {
             warn!("callers without an identity are let in from the network: server.allow_anonymous_callers");
         }
         let admin = Admin::bind(config.admin.listen).await?;
+        // Before anything is asked of Central: what a crash cut short has its outcome now.
+        let trail = Trail::open(&config.audit, tracing.metrics().clone()).await?;
         let quota = Quota::new(&config.quota);
         let (tokens, keeper) = TokenCache::start(&config, quota.clone(), tracing.clone()).await?;
-        let central = Arc::new(CentralClient::new(&config.central, tokens.clone(), quota, tracing.clone())?);
-        Ok(Self { listener, address, tls, callers, admin, config, tracing, tokens, keeper, central })
+        let client = CentralClient::new(&config.central, tokens.clone(), quota, trail.clone(), tracing.clone())?;
+        let central = Arc::new(client);
+        Ok(Self { listener, address, tls, callers, admin, config, tracing, tokens, keeper, central, trail })
     }
 
     /// Where it listens.
@@ -152,7 +160,13 @@ impl Server {
         .into_iter()
         .flatten()
         .collect();
-        let licensing = Licensing::new(self.central, self.callers, self.config.central.allow_open_scopes, work.clone());
+        let licensing = Licensing::new(
+            self.central,
+            self.callers,
+            self.config.central.allow_open_scopes,
+            self.trail.clone(),
+            work.clone(),
+        );
         let routes = routes(licensing, HealthService::new(statuses_seen), &boundary, self.tracing);
         let (end, ended) = oneshot::channel::<()>();
         let ended = async {
@@ -200,6 +214,7 @@ impl Server {
                 () = answered => serving.abort(),
             }
             work.wait().await;
+            self.trail.close().await;
             self.keeper.stop().await
         });
         match drained.await {

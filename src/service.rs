@@ -18,6 +18,10 @@ use tracing::{debug, info, warn};
 
 use self::status::{Failure, Violation};
 use crate::{
+    audit::{
+        Operation, Receipt, Trail,
+        record::{Ended, PartIds},
+    },
     callers::{Callers, Identity, policy::Asked},
     central::{self, Accepted, Catalogue, CentralClient, Failed, SendGate},
     license::{Caller, OperationId, Outcome, Scope, Unassignment},
@@ -31,6 +35,12 @@ use crate::{
     },
 };
 
+/// What says who a caller is, until callers have identities.
+const CONNECTION: &str = "connection";
+
+/// More customers than these make a line of the log that collectors cut; the audit trail has all of them.
+const MOST_LOGGED: usize = 100;
+
 /// The licensing service.
 #[derive(Debug, Clone)]
 pub struct Licensing {
@@ -38,6 +48,7 @@ pub struct Licensing {
     catalogue: Arc<Catalogue>,
     callers: Arc<Callers>,
     allow_open_scopes: bool,
+    trail: Trail,
     /// Holds the work that is on its way; the process waits for it before it exits.
     work: TaskTracker,
 }
@@ -52,9 +63,16 @@ pub struct Deadline(pub Instant);
 pub struct Room(pub Arc<OwnedSemaphorePermit>);
 
 impl Licensing {
-    /// The service over one Central, for these callers. What it sets in motion is tracked by `work`.
-    pub fn new(central: Arc<CentralClient>, callers: Arc<Callers>, allow_open_scopes: bool, work: TaskTracker) -> Self {
-        Self { catalogue: Arc::new(Catalogue::new(Arc::clone(&central))), central, callers, allow_open_scopes, work }
+    /// The service over one Central, for these callers, recorded in `trail`. What it sets in motion is tracked by `work`.
+    pub fn new(
+        central: Arc<CentralClient>,
+        callers: Arc<Callers>,
+        allow_open_scopes: bool,
+        trail: Trail,
+        work: TaskTracker,
+    ) -> Self {
+        let catalogue = Arc::new(Catalogue::new(Arc::clone(&central)));
+        Self { catalogue, central, callers, allow_open_scopes, trail, work }
     }
 
     async fn unassign(
@@ -81,20 +99,23 @@ impl Licensing {
 
         let gate = Arc::new(SendGate::new());
         let _leave = ShutOnDrop(Arc::clone(&gate));
-        let unassignment = Arc::new(unassignment);
-        let work = self.work.spawn(Origin::current().run({
-            let (central, gate, unassignment) =
-                (Arc::clone(&self.central), Arc::clone(&gate), Arc::clone(&unassignment));
+        let origin = Origin::current();
+        let trace_id = origin.trace_id();
+        let operation =
+            Arc::new(Operation { id: operation_id, caller, identified_by: CONNECTION, unassignment, trace_id });
+        let work = self.work.spawn(origin.run({
+            let (central, gate, operation) = (Arc::clone(&self.central), Arc::clone(&gate), Arc::clone(&operation));
+            let unfinished = Unfinished::new(&operation, self.trail.clone());
             // What was sent and is not answered takes up room, also when its caller has gone.
             let room = extensions.get::<Room>().cloned();
             async move {
                 let _room = room;
                 admission.begin();
-                let result = central.unassign(&unassignment, caller, &gate, deadline).await;
+                let result = central.unassign(&operation, &gate, deadline).await;
                 if matches!(&result, Err(failed) if failed.outcome() == Outcome::NotApplied) {
                     admission.give_back();
                 }
-                record(&unassignment, &result);
+                record(unfinished, &result).await;
                 result
             }
         }));
@@ -108,7 +129,7 @@ impl Licensing {
         match finished {
             Ok(Ok(accepted)) => {
                 rpc::report(Verdict { outcome: Outcome::Applied.as_str(), reason: None });
-                Ok(response(operation_id, &unassignment, accepted))
+                Ok(response(operation_id, &operation.unassignment, accepted))
             }
             Ok(Err(failed)) => Err(Failure::Change(failed)),
             Err(_) => Err(Failure::Bug { nothing_was_sent: gate.shut() }),
@@ -214,39 +235,126 @@ fn response(operation_id: OperationId, unassignment: &Unassignment, accepted: Ac
     }
 }
 
-/// The operation's record: one line, whether or not the caller is still there to hear it.
-fn record(unassignment: &Unassignment, result: &Result<Accepted, Failed>) {
-    let scope = match &unassignment.scope {
-        Scope::Include(customers) => format!("include {} customers", customers.count()),
-        Scope::Exclude(customers) => format!("exclude {} customers", customers.count()),
-        Scope::All(_) => "all customers".to_owned(),
+/// The operation's end in the trail, and its one line in the log, whether or not the caller is still there to hear it.
+async fn record(unfinished: Unfinished, result: &Result<Accepted, Failed>) {
+    let operation = Arc::clone(&unfinished.operation);
+    let ended = unfinished.end(result);
+    let duration_ms = ended.duration_ms;
+    // Refused before it began; there may be thousands a second, and a metric counts them.
+    let is_refused = matches!(result, Err(failed) if matches!(*failed.error, central::Error::Overloaded { .. }) && failed.calls == 0);
+    let receipt = unfinished.tell(ended).await;
+    let (audit_seq, audit_hash) = match &receipt {
+        Some(Receipt { seq, hash }) => (Some(*seq), Some(hash.as_str())),
+        None => (None, None),
     };
-    let services: Vec<_> = unassignment.services.names().iter().map(ToString::to_string).collect();
+    let (scope, customers) = scope_in_words(&operation.unassignment.scope);
+    let services: Vec<_> = operation.unassignment.services.names().iter().map(ToString::to_string).collect();
     let services = services.join(",");
-    let reason = unassignment.reason.as_str();
+    let (reason, caller) = (operation.unassignment.reason.as_str(), operation.caller.as_str());
+    let identified_by = operation.identified_by;
     match result {
         Ok(accepted) => info!(
             outcome = Outcome::Applied.as_str(),
+            caller,
+            identified_by,
             scope,
+            customers,
             services,
             reason,
             calls = accepted.calls,
+            http_status = accepted.http_status,
+            duration_ms,
+            audit_seq,
+            audit_hash,
             "unassign finished"
         ),
-        // Refused before it began; there may be thousands a second, and a metric counts them.
-        Err(failed) if matches!(*failed.error, central::Error::Overloaded { .. }) => {
+        Err(failed) if is_refused => {
             debug!(outcome = failed.outcome().as_str(), scope, services, reason, "unassign refused");
         }
         Err(failed) => warn!(
             outcome = failed.outcome().as_str(),
+            caller,
+            identified_by,
             scope,
+            customers,
             services,
             reason,
             calls = failed.calls,
             http_status = failed.error.http_status(),
+            duration_ms,
+            audit_seq,
+            audit_hash,
             error = &*failed.error as &(dyn std::error::Error + 'static),
             "unassign finished"
         ),
+    }
+}
+
+/// A scope for the log: what it is, and the customers that it names, as far as a line can take them.
+fn scope_in_words(scope: &Scope) -> (String, Option<String>) {
+    let (words, customers) = match scope {
+        Scope::Include(customers) => (format!("include {} customers", customers.count()), customers),
+        Scope::Exclude(customers) => (format!("exclude {} customers", customers.count()), customers),
+        Scope::All(_) => return ("all customers".to_owned(), None),
+    };
+    let mut ids: Vec<_> = customers.ids().iter().take(MOST_LOGGED).map(ToString::to_string).collect();
+    let more = customers.count().saturating_sub(MOST_LOGGED);
+    if more > 0 {
+        ids.push(format!("and {more} more"));
+    }
+    (words, Some(ids.join(",")))
+}
+
+/// An operation whose end the trail must hear of, whatever happens to the task that does its work.
+struct Unfinished {
+    operation: Arc<Operation>,
+    trail: Trail,
+    began: Instant,
+    is_told: bool,
+}
+
+impl Unfinished {
+    fn new(operation: &Arc<Operation>, trail: Trail) -> Self {
+        Self { operation: Arc::clone(operation), trail, began: Instant::now(), is_told: false }
+    }
+
+    /// How it ended.
+    fn end(&self, result: &Result<Accepted, Failed>) -> Ended {
+        let (outcome, cause, http_status, calls, parts) = match result {
+            Ok(accepted) => (Outcome::Applied, None, Some(accepted.http_status), accepted.calls, None),
+            Err(failed) => (
+                failed.outcome(),
+                Some(status::reason(failed)),
+                failed.error.http_status(),
+                failed.calls,
+                failed.parts.as_ref(),
+            ),
+        };
+        Ended {
+            operation_id: self.operation.id.as_uuid(),
+            outcome: outcome.as_str().to_owned(),
+            cause: cause.map(str::to_owned),
+            http_status,
+            calls: Some(calls),
+            duration_ms: u64::try_from(self.began.elapsed().as_millis()).ok(),
+            parts: parts.map(|parts| PartIds::new(&parts.applied, &parts.not_applied, &parts.unknown)),
+            trace_id: self.operation.trace_id.clone(),
+        }
+    }
+
+    async fn tell(mut self, ended: Ended) -> Option<Receipt> {
+        self.is_told = true;
+        self.trail.ended(ended).await
+    }
+}
+
+/// The work panicked, or was cut off with the process: nobody knows what became of it.
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.is_told {
+            let cause = if std::thread::panicking() { "GATEWAY_INTERNAL" } else { "cut off" };
+            self.trail.ended_unheard(Ended::cut_short(self.operation.id.as_uuid(), cause));
+        }
     }
 }
 

@@ -329,6 +329,12 @@ impl Origin {
         self.0.get::<OperationId>().copied()
     }
 
+    /// The trace that the work belongs to, sampled or not: 32 hexadecimal digits.
+    pub fn trace_id(&self) -> Option<String> {
+        let context = self.span_context();
+        context.is_valid().then(|| context.trace_id().to_string())
+    }
+
     fn is_sampled(&self) -> bool {
         self.span_context().is_sampled()
     }

@@ -16,6 +16,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{Accepted, Error, Failed, Parts, SendGate};
 use crate::{
+    audit::{Operation, record::Intent},
     license::{Caller, Customers, MAX_CUSTOMERS, Scope, ServiceName, Services, Unassignment},
     telemetry::{Origin, queue::Waiting},
 };
@@ -31,6 +32,8 @@ const UNIFORM_AFTER: u32 = 4;
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) caller: Caller,
+    /// What the audit trail says of it.
+    pub(super) operation: Arc<Operation>,
     pub(super) gate: Arc<SendGate>,
     pub(super) origin: Origin,
     /// Its wait, until it is on its way for the first time.
@@ -55,8 +58,14 @@ impl Member {
 #[derive(Debug)]
 struct Place {
     /// What the first of them asked for.
-    wanted: Arc<Unassignment>,
+    wanted: Arc<Operation>,
     members: Vec<Member>,
+}
+
+impl Place {
+    fn scope(&self) -> &Scope {
+        &self.wanted.unassignment.scope
+    }
 }
 
 /// What goes out as one call.
@@ -96,12 +105,14 @@ pub(super) enum AfterRefusal {
 
 impl Batch {
     /// A batch of one request.
-    pub(super) fn new(wanted: Arc<Unassignment>, member: Member) -> Self {
+    pub(super) fn new(member: Member) -> Self {
+        let wanted = Arc::clone(&member.operation);
+        let Unassignment { scope, services, .. } = &wanted.unassignment;
         Self {
-            key: key(&wanted.services),
-            is_open: matches!(wanted.scope, Scope::Include(_)),
-            customer_count: customer_count(&wanted.scope),
-            places: vec![Place { wanted, members: vec![member] }],
+            key: key(services),
+            is_open: matches!(scope, Scope::Include(_)),
+            customer_count: customer_count(scope),
+            places: vec![Place { wanted: Arc::clone(&wanted), members: vec![member] }],
             tally: Arc::default(),
         }
     }
@@ -113,17 +124,19 @@ impl Batch {
             && matches!(scope, Scope::Include(_))
             && self.key == key
             && (self.customer_count + customer_count(scope) <= MAX_CUSTOMERS
-                || self.places.iter().any(|place| is_same(&place.wanted.scope, scope)))
+                || self.places.iter().any(|place| is_same(place.scope(), scope)))
     }
 
     /// Adds a request that it [`takes`](Self::takes). Who asks for the same as somebody else shares their place.
-    pub(super) fn add(&mut self, wanted: Arc<Unassignment>, member: Member) {
-        let same = self.places.iter_mut().find(|place| is_same(&place.wanted.scope, &wanted.scope));
+    pub(super) fn add(&mut self, member: Member) {
+        let wanted = Arc::clone(&member.operation);
+        let scope = &wanted.unassignment.scope;
+        let same = self.places.iter_mut().find(|place| is_same(place.scope(), scope));
         if let Some(place) = same {
             place.members.push(member);
         } else {
-            self.customer_count += customer_count(&wanted.scope);
-            self.places.push(Place { wanted, members: vec![member] });
+            self.customer_count += customer_count(scope);
+            self.places.push(Place { wanted: Arc::clone(&wanted), members: vec![member] });
         }
     }
 
@@ -151,6 +164,18 @@ impl Batch {
                 waiting.ended();
             }
         }
+    }
+
+    /// What the call that they have boarded is meant to do for each of them.
+    pub(super) fn intents(&self, part: Option<&Customers>) -> Vec<Intent> {
+        let travelling = self.count();
+        self.members().map(|member| member.operation.intent(member.calls, travelling, part)).collect()
+    }
+
+    /// The call is not made after all: everybody gets out, and callers may still give up.
+    pub(super) fn alight(&mut self) {
+        self.members_mut().for_each(|member| member.calls -= 1);
+        self.reopen();
     }
 
     /// Those who cannot wait until `at` are told the error now.
@@ -195,9 +220,9 @@ impl Batch {
     pub(super) fn scope(&self) -> Option<Cow<'_, Scope>> {
         let (first, others) = self.places.split_first()?;
         if others.is_empty() {
-            return Some(Cow::Borrowed(&first.wanted.scope));
+            return Some(Cow::Borrowed(first.scope()));
         }
-        let closed = self.places.iter().filter_map(|place| match &place.wanted.scope {
+        let closed = self.places.iter().filter_map(|place| match place.scope() {
             Scope::Include(customers) => Some(customers),
             Scope::Exclude(_) | Scope::All(_) => None,
         });
@@ -206,7 +231,7 @@ impl Batch {
 
     /// The services of all, as the first of them spelled their order. None if nobody is left.
     pub(super) fn services(&self) -> Option<&Services> {
-        self.places.first().map(|place| &place.wanted.services)
+        self.places.first().map(|place| &place.wanted.unassignment.services)
     }
 
     /// Whose work it is.
@@ -224,11 +249,11 @@ impl Batch {
         self.members().for_each(|member| member.gate.keep());
     }
 
-    /// Central accepted it: everybody is told.
-    pub(super) fn accepted(self) {
+    /// Central accepted it, with this status: everybody is told.
+    pub(super) fn accepted(self, http_status: u16) {
         self.tally.accepted.fetch_add(1, Relaxed);
         for member in self.places.into_iter().flat_map(|place| place.members) {
-            let _ = member.answer.send(Ok(Accepted { calls: member.calls }));
+            let _ = member.answer.send(Ok(Accepted { calls: member.calls, http_status }));
         }
     }
 

@@ -23,9 +23,10 @@ use super::{
     wire::{self, Complaint},
 };
 use crate::{
+    audit::Trail,
     config,
     exchange::{self, Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},
-    license::{Customers, Outcome, Scope, ServiceName, Unassignment},
+    license::{Customers, Outcome, Scope, ServiceName},
     quota::{Heard, Purpose, Quota},
     telemetry::{
         Origin, Tracing,
@@ -50,6 +51,7 @@ pub(super) struct Dispatch {
     tracing: Tracing,
     tokens: TokenCache,
     quota: Quota,
+    trail: Trail,
     queue: Arc<Mutex<Queue>>,
     /// Something joined the queue.
     joined: Notify,
@@ -86,6 +88,7 @@ impl Dispatch {
         settings: &config::Central,
         tokens: TokenCache,
         quota: Quota,
+        trail: Trail,
         tracing: Tracing,
     ) -> Result<Self, SetupError> {
         let (queue, breaker) = (Arc::<Mutex<Queue>>::default(), Arc::<Mutex<Breaker>>::default());
@@ -107,6 +110,7 @@ impl Dispatch {
             tracing,
             tokens,
             quota,
+            trail,
             queue,
             joined: Notify::new(),
             in_flight: Arc::new(Semaphore::new(settings.max_in_flight)),
@@ -135,7 +139,7 @@ impl Dispatch {
     }
 
     /// Takes a request into the queue, or says at once why not.
-    pub(super) fn join(&self, wanted: &Arc<Unassignment>, mut member: Member, now: Instant) -> Result<(), Error> {
+    pub(super) fn join(&self, mut member: Member, now: Instant) -> Result<(), Error> {
         if let Err(retry_after) = lock(&self.breaker).look(now) {
             self.tracing.metrics().shed(Shed::BreakerOpen);
             return Err(Error::Down { retry_after });
@@ -146,6 +150,7 @@ impl Dispatch {
         if next_turn > patience {
             return Err(Error::RateLimited { wait: next_turn - now, is_answer: false });
         }
+        let wanted = &member.operation.unassignment;
         let mut queue = lock(&self.queue);
         let prospect = queue.prospect(&member.caller, &wanted.scope, &wanted.services);
         let at = next_turn + expected_wait(prospect.turns_ahead, per_second.min(self.calls_per_second()));
@@ -155,7 +160,7 @@ impl Dispatch {
             return Err(Error::Overloaded { retry_after });
         }
         member.waiting = Some(Waiting::start(&self.tracing, &member.origin));
-        queue.join(prospect, wanted, member);
+        queue.join(prospect, member);
         drop(queue);
         self.joined.notify_one();
         Ok(())
@@ -185,7 +190,7 @@ impl Dispatch {
     /// Takes a batch to Central, and its members their answers. It has its turn.
     async fn carry(self: Arc<Self>, mut batch: Batch, slot: OwnedSemaphorePermit) {
         let error = match self.send(&mut batch, None, Some(slot)).await {
-            Ok(()) => return batch.accepted(),
+            Ok(answer) => return batch.accepted(answer.status),
             Err(error) => error,
         };
         match batch.after(error) {
@@ -203,11 +208,12 @@ impl Dispatch {
     /// Only a closed scope: each half of an `exclude` list would hit the customers that the other half spares.
     async fn carry_in_parts(&self, mut batch: Batch, customers: Customers) {
         let mut waiting: VecDeque<Customers> = halves(&customers).into();
-        let mut parts = Parts::default();
+        let (mut parts, mut http_status) = (Parts::default(), 200);
         while let Some(part) = waiting.pop_front() {
             match self.send(&mut batch, Some(&part), None).await {
-                Ok(()) => {
+                Ok(answer) => {
                     batch.keep();
+                    http_status = answer.status;
                     parts.applied.extend_from_slice(part.ids());
                 }
                 Err(Error::TooLarge { .. }) if part.count() > 1 => {
@@ -219,7 +225,7 @@ impl Dispatch {
                 }
             }
         }
-        batch.accepted();
+        batch.accepted(http_status);
     }
 
     /// Sends a batch, or a part of its only scope, until there is an answer that stands. Repeats only what surely did
@@ -229,7 +235,7 @@ impl Dispatch {
         batch: &mut Batch,
         part: Option<&Customers>,
         mut slot: Option<OwnedSemaphorePermit>,
-    ) -> Result<(), Error> {
+    ) -> Result<Answer, Error> {
         let mut attempts = Attempts::default();
         loop {
             let slot = if let Some(slot) = slot.take() {
@@ -250,11 +256,20 @@ impl Dispatch {
             };
             let scope = part.map_or(scope, |part| Cow::Owned(Scope::Include(part.clone())));
             let body = Body::Json(wire::unassign_body(&scope, services));
+            // Durable before anything is sent. Nobody boards or leaves meanwhile: the gates are passed.
+            if self.trail.intend(batch.intents(part)).await.is_err() {
+                batch.alight();
+                self.quota.give_back();
+                return Err(Error::AuditUnavailable);
+            }
             let origins = batch.origins();
             self.tracing.metrics().members_per_call(origins.len());
             let call =
                 Call { method: Method::DELETE, path: UNASSIGN_ALL, body, token: &token, origins: &origins, give_up };
-            let Err(refused) = self.call(call, &mut attempts).await else { return Ok(()) };
+            let refused = match self.call(call, &mut attempts).await {
+                Ok(answer) => return Ok(answer),
+                Err(refused) => refused,
+            };
             drop(slot);
             if refused.error.outcome() == Outcome::NotApplied {
                 batch.reopen();

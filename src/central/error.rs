@@ -117,6 +117,9 @@ pub enum Error {
     /// Our own limit on one call (`central.timeout`) passed.
     #[error("Central did not answer within central.timeout")]
     TimedOut(#[source] exchange::Error),
+    /// Nothing was sent: the audit trail did not take what was about to be.
+    #[error("the audit trail cannot be written, and nothing is sent without it")]
+    AuditUnavailable,
     /// The caller gave up before anything was sent; nobody hears this.
     #[error("the caller gave up before anything was sent to Central")]
     Abandoned,
@@ -147,6 +150,7 @@ impl Error {
             | Self::Unreachable(_)
             | Self::Down { .. }
             | Self::Overloaded { .. }
+            | Self::AuditUnavailable
             | Self::Abandoned
             | Self::DeadlineBeforeSending => Outcome::NotApplied,
             Self::Unavailable { .. }
@@ -182,6 +186,7 @@ impl Error {
             | Self::Unreadable { .. }
             | Self::Down { .. }
             | Self::Overloaded { .. }
+            | Self::AuditUnavailable
             | Self::Abandoned
             | Self::DeadlineBeforeSending => false,
         }
@@ -209,6 +214,7 @@ impl Error {
             | Self::Overloaded { .. }
             | Self::ConnectionLost(_)
             | Self::TimedOut(_)
+            | Self::AuditUnavailable
             | Self::Abandoned
             | Self::DeadlineBeforeSending => None,
         }

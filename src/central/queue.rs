@@ -12,7 +12,7 @@ use super::{
     Error,
     batch::{self, Batch, Member},
 };
-use crate::license::{Caller, Scope, Services, Unassignment};
+use crate::license::{Caller, Scope, Services};
 
 /// The requests that wait.
 #[derive(Debug, Default)]
@@ -64,17 +64,16 @@ impl Queue {
     }
 
     /// Takes a request in, where `prospect` says.
-    pub(super) fn join(&mut self, prospect: Prospect, wanted: &Arc<Unassignment>, member: Member) {
-        let wanted = Arc::clone(wanted);
+    pub(super) fn join(&mut self, prospect: Prospect, member: Member) {
         let caller = member.caller.clone();
         let Some(spot) = prospect.joins else {
-            return self.lane(&caller).push_back(Batch::new(wanted, member));
+            return self.lane(&caller).push_back(Batch::new(member));
         };
         if !prospect.moves {
-            return self.lanes[spot.lane].batches[spot.position].add(wanted, member);
+            return self.lanes[spot.lane].batches[spot.position].add(member);
         }
         if let Some(mut batch) = self.lanes[spot.lane].batches.remove(spot.position) {
-            batch.add(wanted, member);
+            batch.add(member);
             self.lane(&caller).push_back(batch);
             self.lanes.retain(|lane| !lane.batches.is_empty());
         }
@@ -165,8 +164,9 @@ mod tests {
 
     use super::*;
     use crate::{
+        audit::Operation,
         central::{Accepted, Failed, SendGate, batch::AfterRefusal},
-        license::{CustomerId, Customers, MAX_CUSTOMERS, Outcome, Reason, ServiceName},
+        license::{CustomerId, Customers, MAX_CUSTOMERS, OperationId, Outcome, Reason, ServiceName, Unassignment},
         telemetry::Origin,
     };
 
@@ -174,10 +174,6 @@ mod tests {
 
     fn services(names: &[&str]) -> Services {
         Services::new(names.iter().map(|name| ServiceName::new((*name).to_owned()).unwrap()).collect()).unwrap()
-    }
-
-    fn wanted(scope: Scope, names: &[&str]) -> Arc<Unassignment> {
-        Arc::new(Unassignment { scope, services: services(names), reason: Reason::default() })
     }
 
     fn customers(ids: impl IntoIterator<Item = usize>) -> Customers {
@@ -189,12 +185,22 @@ mod tests {
         Scope::Include(customers(ids))
     }
 
-    fn member(caller: &str, deadline: Option<Instant>) -> (Member, Answer, Arc<SendGate>) {
+    fn wanted(scope: Scope, names: &[&str]) -> Unassignment {
+        Unassignment { scope, services: services(names), reason: Reason::default() }
+    }
+
+    fn operation(caller: &str, unassignment: Unassignment) -> Arc<Operation> {
+        let (id, caller) = (OperationId::new(), Caller::new(caller));
+        Arc::new(Operation { id, caller, identified_by: "connection", unassignment, trace_id: None })
+    }
+
+    fn member(caller: &str, wanted: Unassignment, deadline: Option<Instant>) -> (Member, Answer, Arc<SendGate>) {
         let (answer, answered) = oneshot::channel();
         let gate = Arc::new(SendGate::new());
         let give_up = deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(10));
         let member = Member {
             caller: Caller::new(caller),
+            operation: operation(caller, wanted),
             gate: Arc::clone(&gate),
             origin: Origin::none(),
             waiting: None,
@@ -210,8 +216,8 @@ mod tests {
     fn join(queue: &mut Queue, caller: &str, scope: &Scope, names: &[&str]) -> (usize, Answer) {
         let wanted = wanted(scope.clone(), names);
         let prospect = queue.prospect(&Caller::new(caller), scope, &wanted.services);
-        let (member, answered, _) = member(caller, None);
-        queue.join(prospect, &wanted, member);
+        let (member, answered, _) = member(caller, wanted, None);
+        queue.join(prospect, member);
         (prospect.turns_ahead, answered)
     }
 
@@ -348,7 +354,7 @@ mod tests {
                 calls += 1;
                 let is_refused = ids(&batch).iter().any(|id| unknown.contains(&id[1..].parse::<usize>().unwrap()));
                 if !is_refused {
-                    batch.accepted();
+                    batch.accepted(200);
                     continue;
                 }
                 match batch.after(refusal()) {
@@ -388,9 +394,9 @@ mod tests {
         let mut queue = Queue::default();
         let mut add = |id, deadline| {
             let wanted = wanted(include([id]), &["x"]);
-            let (member, answered, gate) = member("a", deadline);
-            let prospect = queue.prospect(&member.caller, &wanted.scope, &wanted.services);
-            queue.join(prospect, &wanted, member);
+            let prospect = queue.prospect(&Caller::new("a"), &wanted.scope, &wanted.services);
+            let (member, answered, gate) = member("a", wanted, deadline);
+            queue.join(prospect, member);
             (answered, gate)
         };
         let (_stays, gate) = add(1, None);
@@ -412,10 +418,10 @@ mod tests {
         let mut queue = Queue::default();
         let mut answers: Vec<_> = [1, 3]
             .map(|seconds| {
-                let (member, answered, _) = member("a", Some(now + Duration::from_secs(seconds)));
                 let wanted = wanted(include([1]), &["x"]);
-                let prospect = queue.prospect(&member.caller, &wanted.scope, &wanted.services);
-                queue.join(prospect, &wanted, member);
+                let prospect = queue.prospect(&Caller::new("a"), &wanted.scope, &wanted.services);
+                let (member, answered, _) = member("a", wanted, Some(now + Duration::from_secs(seconds)));
+                queue.join(prospect, member);
                 answered
             })
             .into();

@@ -149,6 +149,7 @@ fn configuration(sandbox: &Sandbox, directory: &Path) -> Result<config::Config, 
         ("CREDENTIALS__CLIENT_SECRET_FILE", secret.display().to_string()),
         ("CREDENTIALS__REFRESH_TOKEN_FILE", seed.display().to_string()),
         ("TOKEN_STORE__PATH", directory.join("state").display().to_string()),
+        ("AUDIT__PATH", directory.join("audit").display().to_string()),
     ];
     let variables = variables.map(|(name, value)| (format!("{}{name}", config::settings::VARIABLE_PREFIX), value));
     // Where spans go is the user's to say; everything else is the demo's.

@@ -312,6 +312,19 @@ pub const SETTINGS: &[Setting] = &[
         meaning: "How many of the day's calls are kept for exchanges of tokens.",
     },
     Setting {
+        name: "audit.path",
+        unset: Unset::Default("./state/audit"),
+        allowed: Allowed::Text("path of a directory, made where it is missing; or `stdout`"),
+        meaning: "Where the audit trail is kept: what is sent to Central, written before it is sent, and what became of \
+                  it. One process, one directory.",
+    },
+    Setting {
+        name: "audit.max_file_bytes",
+        unset: Unset::Default("16777216"),
+        allowed: Allowed::Integer { min: 4_096, max: 1_073_741_824 },
+        meaning: "How large a file of the audit trail grows before the next one is begun.",
+    },
+    Setting {
         name: "log.filter",
         unset: Unset::Default("info"),
         allowed: Allowed::Text("directives such as `info,license_gateway=debug`"),

@@ -73,6 +73,8 @@ fn smallest_configuration_gets_every_default() {
     assert_eq!(config.credentials.grant_placement, GrantPlacement::Form);
     assert_eq!(config.token_store.path, Path::new("./state"));
     assert!(matches!(config.token_store.kind, StoreKind::File));
+    assert_eq!(config.audit.place, AuditPlace::Directory("./state/audit".into()));
+    assert_eq!(config.audit.max_file_bytes, 16 * 1024 * 1024);
     assert_eq!(config.log.filter, "info");
     assert_eq!(config.log.format, LogFormat::Auto);
     assert!(config.telemetry.traces.otlp.is_none() && config.telemetry.metrics.otlp.is_none());
@@ -110,6 +112,9 @@ fn full_file_is_read_into_every_field() {
         [token_store]
         kind = "file"
         path = "{store}"
+        [audit]
+        path = "stdout"
+        max_file_bytes = 4096
         [log]
         filter = "warn,license_gateway=debug"
         format = "json"
@@ -131,6 +136,7 @@ fn full_file_is_read_into_every_field() {
     assert_eq!(config.central.proxy_url.map(String::from), Some("http://proxy.test:3128/".to_owned()));
     assert!(config.central.allow_plaintext);
     assert!(config.central.allow_open_scopes);
+    assert_eq!((config.audit.place, config.audit.max_file_bytes), (AuditPlace::Stdout, 4096));
     assert_eq!(config.credentials.refresh_token_file, Some(files.path("seed").into()));
     assert_eq!(config.credentials.grant_placement, GrantPlacement::Query);
     assert_eq!(config.token_store.path, PathBuf::from(files.path("")));

@@ -326,6 +326,12 @@ fn central_row(error: &central::Error) -> Row {
         )
         .detail("google.rpc.QuotaFailure", &quota_failure("requests waiting"))
         .repeat_after((*retry_after).max(SOON)),
+        // The caller's library must not try again on its own: a person has to make room, or mend a disk.
+        Error::AuditUnavailable => row(
+            Code::FailedPrecondition,
+            "AUDIT_UNAVAILABLE",
+            "the gateway cannot write its audit trail, and sends nothing without it; an operator must look at the gateway",
+        ),
         Error::ConnectionLost(_) => row(
             Code::Unavailable,
             "CENTRAL_CONNECTION_LOST",
@@ -340,6 +346,11 @@ fn central_row(error: &central::Error) -> Row {
             row(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the deadline passed before anything was sent to Central")
         }
     }
+}
+
+/// The reason that the caller reads, for whoever else tells of a failure.
+pub fn reason(failed: &Failed) -> &'static str {
+    central_row(&failed.error).reason
 }
 
 /// The status that the caller sees. Also tells the log and the trace, once.
@@ -498,8 +509,8 @@ mod tests {
     #[allow(clippy::too_many_lines)] // a table
     async fn table() -> Vec<(Failure, Expected)> {
         use Code::{
-            Aborted, DeadlineExceeded, Internal, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted,
-            Unavailable, Unimplemented,
+            Aborted, DeadlineExceeded, FailedPrecondition, Internal, InvalidArgument, NotFound, PermissionDenied,
+            ResourceExhausted, Unavailable, Unimplemented,
         };
         let ten = Duration::from_secs(10);
         let violation = Violation { field: "scope".to_owned(), problem: "is missing".to_owned() };
@@ -631,6 +642,7 @@ mod tests {
                 change(Error::TimedOut(exchange::Error::TimedOut(transport_error().await))),
                 (DeadlineExceeded, "CENTRAL_TIMEOUT", "unknown", None, -1, &[]),
             ),
+            (change(Error::AuditUnavailable), (FailedPrecondition, "AUDIT_UNAVAILABLE", "not_applied", None, -1, &[])),
             (
                 change(Error::DeadlineBeforeSending),
                 (DeadlineExceeded, "DEADLINE_EXCEEDED", "not_applied", None, -1, &[]),

@@ -628,7 +628,18 @@ fn wrong_command_lines_end_with_64() {
 
 #[test]
 fn help_and_version_are_no_errors() {
-    let commands = ["serve", "sandbox", "unassign", "services", "check-config", "health", "token status", "token seed"];
+    let commands = [
+        "serve",
+        "sandbox",
+        "unassign",
+        "services",
+        "check-config",
+        "health",
+        "token status",
+        "token seed",
+        "audit verify",
+        "audit show",
+    ];
     let helps = commands.map(|name| name.split(' ').chain(["--help"]).collect());
     for arguments in helps.into_iter().chain([vec!["--help"], vec!["help"], vec!["--version"]]) {
         let ran = run(&arguments);

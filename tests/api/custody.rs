@@ -9,7 +9,7 @@ mod interrupted;
 mod login;
 mod records;
 mod seeds;
-mod storage;
+pub mod storage;
 
 use std::{
     fmt::{Debug, Write as _},

@@ -7,6 +7,8 @@ mod admin;
 #[cfg(feature = "kubernetes-store")]
 #[allow(dead_code)] // the tests of the store itself use the rest
 mod api_server;
+
+mod audit;
 mod callers;
 mod collector;
 mod collector_trouble;

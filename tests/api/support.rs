@@ -194,6 +194,10 @@ pub fn config(sandbox: &Sandbox, dir: &Path) -> config::Config {
         token_store: config::TokenStore { path: dir.join("state"), kind: config::StoreKind::File },
         // No limit that anybody notices; the tests of the quota set their own.
         quota: config::Quota { per_second: 10_000, replicas: 1, reserve: 0 },
+        audit: config::Audit {
+            place: config::AuditPlace::Directory(dir.join("audit")),
+            max_file_bytes: 16 * 1024 * 1024,
+        },
         log: config::Log { filter: "info".to_owned(), format: config::LogFormat::Json },
         telemetry: config::Telemetry::default(),
     }
@@ -392,6 +396,14 @@ pub fn config_file(sandbox: &Sandbox, dir: &Path) -> PathBuf {
     file
 }
 
+/// Where the trail is.
+pub fn audit_path(config: &config::Config) -> PathBuf {
+    match &config.audit.place {
+        config::AuditPlace::Directory(path) => path.clone(),
+        config::AuditPlace::Stdout => panic!("no directory"),
+    }
+}
+
 #[allow(clippy::unnecessary_debug_formatting)] // quoted, as TOML wants it
 fn config_toml(config: &config::Config) -> String {
     format!(
@@ -400,6 +412,7 @@ fn config_toml(config: &config::Config) -> String {
          [central]\nbase_url = \"{}\"\nallow_plaintext = true\ntimeout = \"10s\"\n\
          [credentials]\nclient_id = \"{}\"\nclient_secret_file = \"{}\"\nrefresh_token_file = \"{}\"\n\
          [token_store]\npath = \"{}\"\n\
+         [audit]\npath = \"{}\"\n\
          [quota]\nper_second = 10000\nreserve = 0\n\
          [log]\nformat = \"json\"\n\
          {ANYONE_MAY_DO_ANYTHING}",
@@ -408,5 +421,6 @@ fn config_toml(config: &config::Config) -> String {
         config.credentials.client_secret_file.display(),
         config.credentials.refresh_token_file.as_ref().expect("a seed").display(),
         config.token_store.path.display(),
+        audit_path(config).display(),
     )
 }

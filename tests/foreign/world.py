@@ -174,6 +174,9 @@ class Gateway(Process):
             [token_store]
             path = {json.dumps(str(folder / "state"))}
 
+            [audit]
+            path = {json.dumps(str(folder / "audit"))}
+
             [log]
             format = "json"
 

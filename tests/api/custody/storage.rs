@@ -346,7 +346,7 @@ fn listing(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// Leaves not one byte free.
-fn fill(directory: &Path) -> PathBuf {
+pub fn fill(directory: &Path) -> PathBuf {
     let path = directory.join("filler");
     let mut file = fs::File::options().create(true).append(true).open(&path).unwrap();
     for size in [16 * 1024, 1] {
@@ -359,10 +359,10 @@ fn fill(directory: &Path) -> PathBuf {
 }
 
 /// A tmpfs over a directory; gone when this is dropped.
-struct Mounted(PathBuf);
+pub struct Mounted(pub PathBuf);
 
 impl Mounted {
-    fn over(directory: &Path, options: &str) -> Self {
+    pub fn over(directory: &Path, options: &str) -> Self {
         fs::create_dir_all(directory).unwrap();
         let mount = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(directory).output();
         let done = mount.as_ref().is_ok_and(|output| output.status.success());

@@ -1,0 +1,164 @@
+//! The records of a trail as operations, for people. Called by `license-gateway audit show`; checks nothing.
+
+use std::{collections::HashMap, fs, path::Path};
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{
+    OpenError, chain, files,
+    record::{Ended, Event, Intent, Record, ScopeWord},
+};
+
+/// One operation, put together from its records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Shown {
+    pub(crate) operation_id: Uuid,
+    /// When its first call was about to be made; none where that file is not here.
+    pub(crate) at: Option<Timestamp>,
+    /// The intents of its calls.
+    pub(crate) intents: Vec<Intent>,
+    /// None: it has not ended, or its gateway has, and none was started since.
+    pub(crate) ended: Option<Ended>,
+    /// Its records, as they stand in the files.
+    pub(crate) lines: Vec<String>,
+}
+
+/// Which operations are wanted.
+#[derive(Debug, Default)]
+pub(crate) struct Filter {
+    /// Whose name begins so.
+    pub(crate) operation: Option<String>,
+    /// Those that may have hit this customer.
+    pub(crate) customer: Option<String>,
+    /// That began no earlier.
+    pub(crate) since: Option<Timestamp>,
+}
+
+/// The operations of a directory's trail, in the order of their first records.
+pub(crate) fn read(directory: &Path, filter: &Filter) -> Result<Vec<Shown>, OpenError> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| OpenError::Io { action: "read", path, source }
+    };
+    let mut shown = Vec::new();
+    let mut places = HashMap::new();
+    for file in files::list(directory).map_err(io(directory))? {
+        let bytes = fs::read(&file.path).map_err(io(&file.path))?;
+        for (_, line) in files::lines(&bytes).0 {
+            // What is no record is `verify`'s affair.
+            if let Ok((record, _)) = chain::open(line) {
+                gather(&mut shown, &mut places, record, line);
+            }
+        }
+    }
+    shown.retain(|operation| filter.takes(operation));
+    Ok(shown)
+}
+
+fn gather(shown: &mut Vec<Shown>, places: &mut HashMap<Uuid, usize>, record: Record, line: &[u8]) {
+    let operation_id = match &record.event {
+        Event::Opened(_) => return,
+        Event::Intent(intent) => intent.operation_id,
+        Event::Outcome(ended) => ended.operation_id,
+    };
+    let place = *places.entry(operation_id).or_insert_with(|| {
+        shown.push(Shown { operation_id, at: None, intents: Vec::new(), ended: None, lines: Vec::new() });
+        shown.len() - 1
+    });
+    let operation = &mut shown[place];
+    operation.lines.push(String::from_utf8_lossy(line).into_owned());
+    match record.event {
+        Event::Opened(_) => {}
+        Event::Intent(intent) => {
+            operation.at.get_or_insert(record.at);
+            operation.intents.push(intent);
+        }
+        Event::Outcome(ended) => operation.ended = Some(ended),
+    }
+}
+
+impl Filter {
+    fn takes(&self, operation: &Shown) -> bool {
+        let named = |prefix: &String| operation.operation_id.to_string().starts_with(&prefix.to_lowercase());
+        let hit = |customer: &String| operation.intents.iter().any(|intent| may_hit(intent, customer));
+        self.operation.as_ref().is_none_or(named)
+            && self.customer.as_ref().is_none_or(hit)
+            && self.since.is_none_or(|since| operation.at.is_some_and(|at| at >= since))
+    }
+}
+
+/// Whether a call can have taken something from this customer.
+fn may_hit(intent: &Intent, customer: &str) -> bool {
+    let is_named = || intent.customers.iter().any(|named| named == customer);
+    match intent.scope {
+        ScopeWord::IncludeCustomers => is_named(),
+        ScopeWord::ExcludeCustomers => !is_named(),
+        ScopeWord::AllCustomers => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn intent(scope: ScopeWord, customers: &[&str]) -> Intent {
+        Intent {
+            operation_id: Uuid::from_u128(0xab),
+            call: 1,
+            travelling: 1,
+            caller: "c".to_owned(),
+            identified_by: "connection".to_owned(),
+            scope,
+            customers: customers.iter().map(ToString::to_string).collect(),
+            services: Vec::new(),
+            reason: String::new(),
+            trace_id: None,
+        }
+    }
+
+    #[test]
+    fn a_customer_is_asked_for_by_what_can_have_hit_them() {
+        use ScopeWord::{AllCustomers, ExcludeCustomers, IncludeCustomers};
+        let table = [
+            (IncludeCustomers, &["a", "b"][..], "a", true),
+            (IncludeCustomers, &["b"], "a", false),
+            (ExcludeCustomers, &["a"], "a", false),
+            (ExcludeCustomers, &["b"], "a", true),
+            (AllCustomers, &[], "a", true),
+        ];
+        for (scope, customers, customer, expected) in table {
+            assert_eq!(may_hit(&intent(scope, customers), customer), expected, "{scope:?} {customers:?}");
+        }
+    }
+
+    #[test]
+    fn every_filter_narrows_what_is_shown() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let operation = Shown {
+            operation_id: Uuid::from_u128(0xab << 120),
+            at: Some(at(100)),
+            intents: vec![intent(ScopeWord::IncludeCustomers, &["a"])],
+            ended: None,
+            lines: Vec::new(),
+        };
+        let filter = |operation: Option<&str>, customer: Option<&str>, since: Option<i64>| Filter {
+            operation: operation.map(str::to_owned),
+            customer: customer.map(str::to_owned),
+            since: since.map(at),
+        };
+        let table = [
+            (filter(None, None, None), true),
+            (filter(Some("AB0"), None, None), true),
+            (filter(Some("ac"), None, None), false),
+            (filter(None, Some("a"), None), true),
+            (filter(None, Some("z"), None), false),
+            (filter(None, None, Some(100)), true),
+            (filter(None, None, Some(101)), false),
+            (filter(Some("ab"), Some("a"), Some(101)), false),
+        ];
+        for (filter, expected) in table {
+            assert_eq!(filter.takes(&operation), expected, "{filter:?}");
+        }
+    }
+}

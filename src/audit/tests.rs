@@ -1,0 +1,335 @@
+//! Trails in real directories: gone on with after crashes, and changed in every way that must be found.
+
+use std::{fs, path::Path};
+
+use jiff::Timestamp;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::{
+    OpenError,
+    chain::{self, Chain},
+    directory::Directory,
+    files,
+    record::{Ended, Event, Intent, ScopeWord},
+    verify::{Report, verify},
+};
+
+const LARGE: u64 = 1 << 30;
+
+fn intent(n: u128) -> Event {
+    Event::Intent(Intent {
+        operation_id: Uuid::from_u128(n),
+        call: 1,
+        travelling: 1,
+        caller: "caller".to_owned(),
+        identified_by: "connection".to_owned(),
+        scope: ScopeWord::IncludeCustomers,
+        customers: vec!["c1".to_owned()],
+        services: vec!["s".to_owned()],
+        reason: String::new(),
+        trace_id: None,
+    })
+}
+
+fn outcome(n: u128) -> Event {
+    Event::Outcome(Ended { outcome: "applied".to_owned(), cause: None, ..Ended::cut_short(Uuid::from_u128(n), "") })
+}
+
+fn open(dir: &Path, max_file_bytes: u64) -> (Directory, Vec<Uuid>) {
+    Directory::open(dir, max_file_bytes, Timestamp::UNIX_EPOCH).unwrap()
+}
+
+fn append(directory: &mut Directory, events: Vec<Event>) -> Vec<Chain> {
+    directory.append(events, Timestamp::UNIX_EPOCH).unwrap()
+}
+
+fn file(dir: &Path, number: u64) -> std::path::PathBuf {
+    dir.join(files::name(number))
+}
+
+fn check(dir: &Path) -> Report {
+    verify(dir, false, &[]).unwrap()
+}
+
+fn is_whole(dir: &Path) {
+    let report = check(dir);
+    assert!(report.flaws.is_empty(), "{report:?}");
+}
+
+/// Ten records in one file: its first one, and the intents and outcomes of 1 to 4 and an intent of 5.
+fn ten_records() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut directory, _) = open(dir.path(), LARGE);
+    for n in 1..5 {
+        append(&mut directory, vec![intent(n)]);
+        append(&mut directory, vec![outcome(n)]);
+    }
+    append(&mut directory, vec![intent(5)]);
+    dir
+}
+
+#[test]
+fn a_restart_goes_on_with_the_chain_and_gives_open_intents_their_outcome() {
+    let dir = ten_records();
+    let (mut directory, cut_short) = open(dir.path(), LARGE);
+    assert_eq!(cut_short, [Uuid::from_u128(5)]);
+    assert!(!directory.is_open(Uuid::from_u128(5)));
+    append(&mut directory, vec![intent(6), outcome(6)]);
+    drop(directory);
+    let report = check(dir.path());
+    assert_eq!((report.flaws.as_slice(), report.files, report.records, report.open), (&[][..], 2, 14, 0));
+    let text = fs::read_to_string(file(dir.path(), 2)).unwrap();
+    assert!(text.lines().nth(1).unwrap().contains("\"outcome\":\"unknown\",\"cause\":\"crash\""), "{text}");
+    assert!(open(dir.path(), LARGE).1.is_empty(), "nothing is cut short twice");
+}
+
+#[test]
+fn one_process_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = open(dir.path(), LARGE);
+    let second = Directory::open(dir.path(), LARGE, Timestamp::UNIX_EPOCH);
+    assert!(matches!(second, Err(OpenError::Held { .. })));
+    drop(first);
+    open(dir.path(), LARGE);
+}
+
+#[test]
+fn files_follow_each_other_when_they_are_full_and_carry_what_is_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut directory, _) = open(dir.path(), 1);
+    append(&mut directory, vec![intent(1)]);
+    append(&mut directory, vec![intent(2)]);
+    append(&mut directory, vec![outcome(1)]);
+    drop(directory);
+    let names: Vec<_> = files::list(dir.path()).unwrap().into_iter().map(|file| file.name).collect();
+    assert_eq!(names.len(), 4, "{names:?}");
+    assert!(names.is_sorted());
+    is_whole(dir.path());
+    // The intent stands two files before the last one.
+    assert_eq!(open(dir.path(), LARGE).1, [Uuid::from_u128(2)]);
+    is_whole(dir.path());
+}
+
+#[test]
+fn whatever_a_crash_cuts_off_is_kept_apart_and_no_flaw() {
+    let whole = ten_records();
+    let bytes = fs::read(file(whole.path(), 1)).unwrap();
+    let last = bytes[..bytes.len() - 1].iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
+    // The last record was not acknowledged: the head is the one before it.
+    let head = {
+        let (_, chain) = chain::open(files::lines(&bytes[..last]).0.last().unwrap().1).unwrap();
+        files::head_line(&chain)
+    };
+    let first = bytes.iter().position(|byte| *byte == b'\n').unwrap();
+    for cut in (last..bytes.len()).step_by(7).chain([last, last + 1, bytes.len() - 1]) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(file(dir.path(), 1), &bytes[..cut]).unwrap();
+        fs::write(dir.path().join(files::HEAD), &head).unwrap();
+        is_whole(dir.path());
+        let (directory, cut_short) = open(dir.path(), LARGE);
+        assert!(cut_short.is_empty(), "the intent that was cut off was never acknowledged: {cut}");
+        drop(directory);
+        let report = check(dir.path());
+        assert!(report.flaws.is_empty(), "{cut}: {report:?}");
+        assert_eq!(report.notes.len(), usize::from(cut > last), "{report:?}");
+        assert_eq!(fs::read(file(dir.path(), 1)).unwrap(), &bytes[..cut], "left as it is");
+    }
+    // While a process begins its very first file.
+    for cut in [0, 1, first] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(file(dir.path(), 1), &bytes[..cut]).unwrap();
+        drop(open(dir.path(), LARGE));
+        is_whole(dir.path());
+    }
+}
+
+/// The machine dies: blocks of the last write may be zeros, and the head an older one.
+#[test]
+fn garbage_behind_what_was_acknowledged_is_no_flaw_but_before_it_is() {
+    let dir = ten_records();
+    let mut bytes = fs::read(file(dir.path(), 1)).unwrap();
+    bytes.extend([0; 100]);
+    bytes.extend(b"\n{\"half\n");
+    fs::write(file(dir.path(), 1), &bytes).unwrap();
+    is_whole(dir.path());
+    drop(open(dir.path(), LARGE));
+    is_whole(dir.path());
+
+    let dir = ten_records();
+    let mut bytes = fs::read(file(dir.path(), 1)).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 20].fill(0);
+    fs::write(file(dir.path(), 1), &bytes).unwrap();
+    assert!(!check(dir.path()).flaws.is_empty());
+    let error = Directory::open(dir.path(), LARGE, Timestamp::UNIX_EPOCH).unwrap_err();
+    assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
+}
+
+/// A trail of three files; the first was left torn by a crash.
+fn three_files() -> TempDir {
+    let dir = ten_records();
+    let torn = file(dir.path(), 1);
+    let mut bytes = fs::read(&torn).unwrap();
+    bytes.extend(b"{\"seq\":11,\"at\":\"19");
+    fs::write(&torn, bytes).unwrap();
+    for n in [6, 8] {
+        let (mut directory, _) = open(dir.path(), LARGE);
+        append(&mut directory, vec![intent(n), intent(n + 1)]);
+        append(&mut directory, vec![outcome(n), outcome(n + 1)]);
+    }
+    dir
+}
+
+/// Changes the lines of a file.
+fn edit(path: &Path, change: impl FnOnce(&mut Vec<String>)) {
+    let text = fs::read_to_string(path).unwrap();
+    let mut lines: Vec<_> = text.split('\n').map(str::to_owned).collect();
+    change(&mut lines);
+    fs::write(path, lines.join("\n")).unwrap();
+}
+
+#[test]
+fn whatever_somebody_does_to_the_files_is_found() {
+    type Change = fn(&Path);
+    let table: [(&str, Change, Option<&str>); 17] = [
+        ("nothing", |_| {}, None),
+        ("edit", |dir| edit(&file(dir, 1), |lines| lines[3] = lines[3].replace("c1", "c2")), Some("edited")),
+        (
+            "edit of the last",
+            |dir| edit(&file(dir, 3), |lines| lines[4] = lines[4].replace("applied", "unknown")),
+            Some("edited"),
+        ),
+        ("removal", |dir| edit(&file(dir, 1), |lines| drop(lines.remove(3))), Some("record 5 where record 4 belongs")),
+        ("removal of a first line", |dir| edit(&file(dir, 2), |lines| drop(lines.remove(0))), Some("belongs")),
+        ("swap", |dir| edit(&file(dir, 1), |lines| lines.swap(3, 4)), Some("record 5 where record 4 belongs")),
+        ("doubling", |dir| edit(&file(dir, 1), |lines| lines.insert(3, lines[3].clone())), Some("belongs")),
+        ("a line cut short", |dir| edit(&file(dir, 1), |lines| lines[3].truncate(30)), Some("is no record")),
+        ("a blank line", |dir| edit(&file(dir, 1), |lines| lines.insert(3, String::new())), Some("is no record")),
+        ("a file cut off in the middle", |dir| edit(&file(dir, 2), |lines| lines.truncate(2)), Some("belongs")),
+        ("the torn line taken away", |dir| edit(&file(dir, 1), |lines| lines[10].clear()), Some("torn bytes")),
+        ("more behind the torn line", |dir| edit(&file(dir, 1), |lines| lines[10].push('x')), Some("torn bytes")),
+        ("a file removed", |dir| fs::remove_file(file(dir, 2)).unwrap(), Some("belongs")),
+        ("the first file removed", |dir| fs::remove_file(file(dir, 1)).unwrap(), Some("where record 1 belongs")),
+        ("the last file removed", |dir| fs::remove_file(file(dir, 3)).unwrap(), Some("the end was cut off")),
+        ("the end cut off", |dir| edit(&file(dir, 3), |lines| lines.truncate(3)), Some("the end was cut off")),
+        (
+            "files exchanged",
+            |dir| {
+                fs::rename(file(dir, 2), dir.join("x")).unwrap();
+                fs::rename(file(dir, 3), file(dir, 2)).unwrap();
+                fs::rename(dir.join("x"), file(dir, 3)).unwrap();
+            },
+            Some("belongs"),
+        ),
+    ];
+    for (name, change, expected) in table {
+        let dir = three_files();
+        change(dir.path());
+        let report = check(dir.path());
+        match expected {
+            None => assert!(report.flaws.is_empty(), "{name}: {report:?}"),
+            Some(words) => assert!(report.flaws.iter().any(|flaw| flaw.contains(words)), "{name}: {report:?}"),
+        }
+    }
+}
+
+/// What the chain and the head cannot tell, a remembered record does.
+#[test]
+fn a_trail_that_was_written_anew_is_found_by_a_record_that_somebody_remembers() {
+    let forged = ten_records();
+    let real = tempfile::tempdir().unwrap();
+    let (mut directory, _) = open(real.path(), LARGE);
+    let remembered = append(&mut directory, vec![intent(77)]);
+    assert!(check(forged.path()).flaws.is_empty());
+    let report = verify(forged.path(), false, &remembered).unwrap();
+    assert!(report.flaws.iter().any(|flaw| flaw.contains("written anew")), "{report:?}");
+    assert!(verify(real.path(), false, &remembered).unwrap().flaws.is_empty());
+
+    // The end cut off, and the head with it.
+    let dir = ten_records();
+    let last = verify(dir.path(), false, &[]).unwrap().last.unwrap();
+    edit(&file(dir.path(), 1), |lines| drop(lines.remove(9)));
+    fs::remove_file(dir.path().join(files::HEAD)).unwrap();
+    let report = check(dir.path());
+    assert!(report.flaws.is_empty() && report.notes[0].contains("no head file"), "{report:?}");
+    let report = verify(dir.path(), false, &[last]).unwrap();
+    assert!(report.flaws[0].contains("the end was cut off"), "{report:?}");
+}
+
+#[test]
+fn older_files_may_be_moved_away_if_one_says_so() {
+    let dir = three_files();
+    fs::remove_file(file(dir.path(), 1)).unwrap();
+    assert!(!check(dir.path()).flaws.is_empty());
+    let report = verify(dir.path(), true, &[]).unwrap();
+    assert_eq!((report.flaws.as_slice(), report.first), (&[][..], Some(11)));
+    drop(open(dir.path(), LARGE));
+    assert!(verify(dir.path(), true, &[]).unwrap().flaws.is_empty(), "and the gateway goes on");
+}
+
+#[test]
+fn a_trail_that_was_changed_is_not_gone_on_with() {
+    type Change = fn(&Path);
+    let table: [(&str, Change); 6] = [
+        ("edit", |dir| edit(&file(dir, 1), |lines| lines[3] = lines[3].replace("c1", "c2"))),
+        ("edit, and no head", |dir| {
+            edit(&file(dir, 1), |lines| lines[3] = lines[3].replace("c1", "c2"));
+            fs::remove_file(dir.join(files::HEAD)).unwrap();
+        }),
+        ("swap, and no head", |dir| {
+            edit(&file(dir, 1), |lines| lines.swap(3, 4));
+            fs::remove_file(dir.join(files::HEAD)).unwrap();
+        }),
+        ("the end cut off", |dir| edit(&file(dir, 1), |lines| drop(lines.remove(9)))),
+        ("all files removed", |dir| fs::remove_file(file(dir, 1)).unwrap()),
+        ("the last record replaced", |dir| {
+            let bytes = fs::read(file(dir, 1)).unwrap();
+            edit(&file(dir, 1), |lines| {
+                let (record, _) = chain::open(lines[9].as_bytes()).unwrap();
+                let mut chain = Chain { seq: 9, hash: record.prev };
+                let line = chain.seal(Timestamp::UNIX_EPOCH, intent(99));
+                lines[9] = String::from_utf8(line).unwrap().trim_end().to_owned();
+            });
+            assert_ne!(fs::read(file(dir, 1)).unwrap(), bytes);
+        }),
+    ];
+    for (name, change) in table {
+        let dir = ten_records();
+        change(dir.path());
+        let before = files::list(dir.path()).unwrap().len();
+        let opened = Directory::open(dir.path(), LARGE, Timestamp::UNIX_EPOCH);
+        assert!(matches!(opened, Err(OpenError::Damaged { .. })), "{name}: {opened:?}");
+        assert_eq!(files::list(dir.path()).unwrap().len(), before, "{name}: nothing is written");
+    }
+}
+
+/// What is written to a file that nobody finds is written for nobody.
+#[test]
+fn a_file_that_is_taken_away_takes_nothing_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut directory, _) = open(dir.path(), LARGE);
+    append(&mut directory, vec![intent(1)]);
+    let (here, away) = (file(dir.path(), 1), dir.path().join("away"));
+    fs::rename(&here, &away).unwrap();
+    directory.append(vec![intent(2)], Timestamp::UNIX_EPOCH).unwrap_err();
+    fs::write(&here, "").unwrap();
+    directory.append(vec![intent(2)], Timestamp::UNIX_EPOCH).unwrap_err();
+    fs::rename(&away, &here).unwrap();
+    append(&mut directory, vec![intent(2)]);
+    is_whole(dir.path());
+}
+
+#[test]
+fn nobody_else_may_read_the_trail() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit");
+    let _directory = open(&path, LARGE);
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&path), 0o700);
+    for name in [files::name(1).as_str(), files::HEAD, "lock"] {
+        assert_eq!(mode(&path.join(name)), 0o600, "{name}");
+    }
+}

@@ -1,0 +1,207 @@
+//! Reads a whole trail and says what was done to it. Called by `license-gateway audit verify`; takes no lock.
+
+use std::{fs, path::Path};
+
+use super::{
+    OpenError,
+    chain::{self, Chain, Flaw, Open, sha256},
+    files,
+    record::{Event, Torn},
+};
+
+/// A record that somebody remembers: number and hash.
+pub(crate) use super::chain::Chain as Remembered;
+
+/// More flaws than this tell nothing new.
+const MOST_FLAWS: usize = 50;
+
+/// What a trail came to.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) files: usize,
+    pub(crate) records: u64,
+    /// The first record's number; 1 unless older files are gone.
+    pub(crate) first: Option<u64>,
+    /// The last record.
+    pub(crate) last: Option<Chain>,
+    /// The number of operations that have an intent and no outcome.
+    pub(crate) open: usize,
+    /// What is wrong.
+    pub(crate) flaws: Vec<String>,
+    /// What is worth knowing, and no sign of a change.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Checks the trail of a directory. `older_are_away`: it need not begin with record 1. `expected`: records that somebody
+/// remembers, as the log does.
+pub(crate) fn verify(directory: &Path, older_are_away: bool, expected: &[Chain]) -> Result<Report, OpenError> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| OpenError::Io { action: "read", path, source }
+    };
+    // The head first: what is written meanwhile is behind it.
+    let head = files::read_head(directory);
+    let mut contents = Vec::new();
+    for file in files::list(directory).map_err(io(directory))? {
+        contents.push((file.name, fs::read(&file.path).map_err(io(&file.path))?));
+    }
+    Ok(check(&contents, head.as_ref(), older_are_away, expected))
+}
+
+/// The same for files that were read: name and content, in order. Pure.
+pub(super) fn check(
+    contents: &[(String, Vec<u8>)],
+    head: Option<&Chain>,
+    older_are_away: bool,
+    expected: &[Chain],
+) -> Report {
+    let declared: Vec<Torn> = contents.iter().flat_map(|(_, bytes)| declared(bytes)).collect();
+    let mut check = Check {
+        report: Report { files: contents.len(), ..Report::default() },
+        chain: None,
+        open: Open::default(),
+        remembered: head.into_iter().chain(expected).cloned().collect(),
+        older_are_away,
+    };
+    for (name, bytes) in contents {
+        let from = declared.iter().find(|torn| torn.file == *name).map(|torn| (torn, usize::try_from(torn.from)));
+        let bytes = match from {
+            Some((torn, Ok(from))) if from <= bytes.len() => {
+                let (good, rest) = bytes.split_at(from);
+                if rest.len() as u64 == torn.bytes && sha256(rest) == torn.sha256 {
+                    check.note(format!("{name}: {} torn bytes at its end, left by a crash", rest.len()));
+                } else {
+                    check.flaw(format!("{name}: the torn bytes at its end are not those that the crash left"));
+                }
+                good
+            }
+            Some(_) => {
+                check.flaw(format!("{name}: is shorter than when it was last written"));
+                bytes
+            }
+            None => bytes,
+        };
+        check.file(name, bytes, head);
+    }
+    check.finish(head)
+}
+
+/// What the first record of a file says about the files before.
+fn declared(bytes: &[u8]) -> Vec<Torn> {
+    let first = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    match chain::open(first).map(|(record, _)| record.event) {
+        Ok(Event::Opened(opened)) => opened.torn,
+        _ => Vec::new(),
+    }
+}
+
+struct Check {
+    report: Report,
+    /// None: there was no record yet.
+    chain: Option<Chain>,
+    open: Open,
+    /// What the trail must hold: the hash of a record.
+    remembered: Vec<Chain>,
+    older_are_away: bool,
+}
+
+impl Check {
+    fn file(&mut self, name: &str, bytes: &[u8], head: Option<&Chain>) {
+        let (lines, rest) = files::lines(bytes);
+        for (index, (_, line)) in lines.enumerate() {
+            let place = format!("{name}, line {}", index + 1);
+            let chain = self.chain.get_or_insert_with(Chain::empty);
+            match chain.follow(line) {
+                Ok(record) => {
+                    // Every file says what is open as it begins, and must be right.
+                    let before = self.open.clone();
+                    self.open.note(&record.event);
+                    let is_first = self.report.records == 0;
+                    if matches!(record.event, Event::Opened(_)) && self.open != before && !is_first {
+                        self.flaw(format!("{place}: names other open operations than there are"));
+                    }
+                    self.took(record.seq);
+                }
+                Err(flaw) => {
+                    let (seq, was_empty) = (chain.seq, self.report.records == 0);
+                    let is_beyond = head.is_some_and(|head| seq >= head.seq);
+                    match chain::open(line) {
+                        // Goes on from there: what comes after may be whole.
+                        Ok((record, end)) => {
+                            if !(was_empty && self.older_are_away) {
+                                self.flaw(format!("{place}: {flaw}"));
+                            }
+                            self.chain = Some(end);
+                            self.open.note(&record.event);
+                            self.took(record.seq);
+                        }
+                        Err(_) if is_beyond => self.note(format!("{place}: not acknowledged, left by a crash")),
+                        Err(_) => {
+                            self.flaw(format!("{place}: {flaw}"));
+                            // One record is lost here; those after it are not out of place for that.
+                            self.skip(line, &flaw);
+                        }
+                    }
+                }
+            }
+        }
+        if !rest.is_empty() {
+            self.note(format!("{name}: {} bytes at its end that are no whole record (yet)", rest.len()));
+        }
+    }
+
+    /// Goes on behind a record that was edited in place, by the hash that it had.
+    fn skip(&mut self, line: &[u8], flaw: &Flaw) {
+        if *flaw != Flaw::Edited {
+            return;
+        }
+        let hash = line.len().checked_sub(66).and_then(|from| line.get(from..from + 64));
+        if let (Some(chain), Some(hash)) = (&mut self.chain, hash) {
+            *chain = Chain { seq: chain.seq + 1, hash: String::from_utf8_lossy(hash).into_owned() };
+        }
+    }
+
+    fn took(&mut self, seq: u64) {
+        self.report.records += 1;
+        self.report.first.get_or_insert(seq);
+        let Some(chain) = &self.chain else { return };
+        let (seq, hash) = (chain.seq, chain.hash.clone());
+        if self.remembered.iter().any(|other| other.seq == seq && other.hash != hash) {
+            self.flaw(format!("record {seq} is not the one that was remembered: the trail was written anew"));
+        }
+    }
+
+    fn finish(mut self, head: Option<&Chain>) -> Report {
+        let last = self.chain.as_ref().map_or(0, |chain| chain.seq);
+        let missing = self.remembered.iter().map(|other| other.seq).filter(|seq| *seq > last).max();
+        if let Some(seq) = missing {
+            self.flaw(format!("record {seq} was written, and the last one now is {last}: the end was cut off"));
+        }
+        let first = self.report.first.unwrap_or(1);
+        let unseen: Vec<_> = self.remembered.iter().map(|other| other.seq).filter(|seq| *seq < first).collect();
+        for seq in unseen.into_iter().filter(|seq| *seq > 0) {
+            self.note(format!("record {seq} cannot be compared: it is in a file that is not here"));
+        }
+        if first > 1 && self.older_are_away {
+            self.note(format!("begins with record {first}: older files are not here"));
+        }
+        if head.is_none() {
+            self.note("there is no head file: whether the end was cut off cannot be told".to_owned());
+        }
+        self.report.open = self.open.0.len();
+        self.report.last = self.chain.filter(|chain| chain.seq > 0);
+        self.report
+    }
+
+    fn flaw(&mut self, flaw: String) {
+        if self.report.flaws.len() < MOST_FLAWS {
+            self.report.flaws.push(flaw);
+        }
+    }
+
+    fn note(&mut self, note: String) {
+        if self.report.notes.len() < MOST_FLAWS {
+            self.report.notes.push(note);
+        }
+    }
+}

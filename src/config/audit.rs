@@ -1,0 +1,38 @@
+//! Section `audit`: where the audit trail is kept.
+
+use std::path::PathBuf;
+
+use super::{Reader, directory};
+
+/// Where the audit trail is kept.
+#[derive(Debug, Clone)]
+pub struct Audit {
+    /// Where records go.
+    pub place: AuditPlace,
+    /// How large a file grows before the next one is begun.
+    pub max_file_bytes: u64,
+}
+
+/// Where records go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AuditPlace {
+    /// Files in a directory, which one process writes.
+    Directory(PathBuf),
+    /// Standard output, between the lines of the log. `stdout`.
+    Stdout,
+}
+
+pub(super) fn read(reader: &mut Reader) -> Audit {
+    let place = reader.text("audit.path", place).unwrap_or(AuditPlace::Stdout);
+    Audit { place, max_file_bytes: u64::from(reader.integer::<u32>("audit.max_file_bytes")) }
+}
+
+fn place(text: &str) -> Result<AuditPlace, String> {
+    match text {
+        "stdout" => Ok(AuditPlace::Stdout),
+        path => match directory(path) {
+            Ok(path) => Ok(AuditPlace::Directory(path.into())),
+            Err(_) => Err("is not a directory; the trail is several files, or `stdout`".to_owned()),
+        },
+    }
+}
