@@ -31,6 +31,16 @@ pub enum Identity {
     Anonymous,
 }
 
+impl Identity {
+    /// What says that it is this caller: a word for the audit trail.
+    pub fn proved_by(&self) -> &'static str {
+        match self {
+            Self::Certificate(_) => "certificate",
+            Self::Anonymous => "connection",
+        }
+    }
+}
+
 /// Why a caller has no identity where one is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unidentified {

@@ -35,9 +35,6 @@ use crate::{
     },
 };
 
-/// What says who a caller is, until callers have identities.
-const CONNECTION: &str = "connection";
-
 /// More customers than these make a line of the log that collectors cut; the audit trail has all of them.
 const MOST_LOGGED: usize = 100;
 
@@ -79,7 +76,7 @@ impl Licensing {
         &self,
         message: UnassignLicensesRequest,
         identity: &Identity,
-        caller: Caller,
+        from: Option<SocketAddr>,
         extensions: &Extensions,
     ) -> Result<UnassignLicensesResponse, Failure> {
         let (operation_id, deadline) = (operation_id(extensions), deadline(extensions));
@@ -101,8 +98,14 @@ impl Licensing {
         let _leave = ShutOnDrop(Arc::clone(&gate));
         let origin = Origin::current();
         let trace_id = origin.trace_id();
-        let operation =
-            Arc::new(Operation { id: operation_id, caller, identified_by: CONNECTION, unassignment, trace_id });
+        let operation = Arc::new(Operation {
+            id: operation_id,
+            caller: caller(identity, from),
+            identified_by: identity.proved_by(),
+            from,
+            unassignment,
+            trace_id,
+        });
         let work = self.work.spawn(origin.run({
             let (central, gate, operation) = (Arc::clone(&self.central), Arc::clone(&gate), Arc::clone(&operation));
             let unfinished = Unfinished::new(&operation, self.trail.clone());
@@ -165,11 +168,11 @@ impl LicensingService for Licensing {
         request: Request<UnassignLicensesRequest>,
     ) -> Result<Response<UnassignLicensesResponse>, Status> {
         let identity = self.identify(&request);
-        let address = request.remote_addr();
+        let from = request.remote_addr();
         let (_, extensions, message) = request.into_parts();
         let operation_id = operation_id(&extensions);
         let result = match identity {
-            Ok(identity) => self.unassign(message, &identity, caller(&identity, address), &extensions).await,
+            Ok(identity) => self.unassign(message, &identity, from, &extensions).await,
             Err(failure) => Err(failure),
         };
         match result {

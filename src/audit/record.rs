@@ -1,5 +1,7 @@
 //! What stands in the trail: one JSON object a line.
 
+use std::net::SocketAddr;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -68,6 +70,9 @@ pub(crate) struct Intent {
     pub(crate) caller: String,
     /// What says that it is this caller.
     pub(crate) identified_by: String,
+    /// From which address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) from: Option<String>,
     pub(crate) scope: ScopeWord,
     /// Whom the scope names: those who are hit, or with `exclude_customers` those who are spared.
     pub(crate) customers: Vec<String>,
@@ -129,6 +134,8 @@ pub struct Operation {
     pub caller: Caller,
     /// What says that it is this caller.
     pub identified_by: &'static str,
+    /// From where.
+    pub from: Option<SocketAddr>,
     /// What is asked for.
     pub unassignment: Unassignment,
     /// The trace it belongs to.
@@ -149,6 +156,7 @@ impl Operation {
             travelling,
             caller: self.caller.as_str().to_owned(),
             identified_by: self.identified_by.to_owned(),
+            from: self.from.map(|address| address.to_string()),
             scope,
             customers: strings(named),
             services: self.unassignment.services.names().iter().map(ToString::to_string).collect(),

@@ -109,6 +109,7 @@ mod tests {
             travelling: 1,
             caller: "c".to_owned(),
             identified_by: "connection".to_owned(),
+            from: None,
             scope,
             customers: customers.iter().map(ToString::to_string).collect(),
             services: Vec::new(),

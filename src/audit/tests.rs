@@ -24,6 +24,7 @@ fn intent(n: u128) -> Event {
         travelling: 1,
         caller: "caller".to_owned(),
         identified_by: "connection".to_owned(),
+        from: None,
         scope: ScopeWord::IncludeCustomers,
         customers: vec!["c1".to_owned()],
         services: vec!["s".to_owned()],

@@ -191,7 +191,7 @@ mod tests {
 
     fn operation(caller: &str, unassignment: Unassignment) -> Arc<Operation> {
         let (id, caller) = (OperationId::new(), Caller::new(caller));
-        Arc::new(Operation { id, caller, identified_by: "connection", unassignment, trace_id: None })
+        Arc::new(Operation { id, caller, identified_by: "connection", from: None, unassignment, trace_id: None })
     }
 
     fn member(caller: &str, wanted: Unassignment, deadline: Option<Instant>) -> (Member, Answer, Arc<SendGate>) {
