@@ -51,7 +51,7 @@ bench: ## what the gateway costs under load, here and now (ONLY="scenario …", 
 	cargo bench $(LOCKED) $(if $(QUICK),--profile dev $(TEST_FEATURES)) --bench load -- $(if $(QUICK),--quick) $(ONLY)
 
 .PHONY: performance
-performance: ## measure everything and paste it into docs/performance.md: five minutes on a quiet machine
+performance: ## measure everything and paste it into docs/performance.md: eight minutes on a quiet machine
 	mkdir -p target
 	cargo bench $(LOCKED) --bench load > target/performance.md
 	scripts/paste-performance target/performance.md

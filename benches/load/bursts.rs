@@ -39,7 +39,6 @@ pub(crate) async fn measure(gateway: &Path, plan: &Plan) -> String {
             bursts.push(burst(&world, service_sets).await);
         }
         let spread = |value: fn(&Burst) -> f64| Spread::of(bursts.iter().map(value)).shown();
-        let memory = world.gateway().memory();
         rows.push(vec![
             title.to_owned(),
             spread(|burst| burst.latencies[2] / 1_000.0),
@@ -49,7 +48,7 @@ pub(crate) async fn measure(gateway: &Path, plan: &Plan) -> String {
             bursts.iter().map(|burst| burst.over_limit).sum::<u64>().to_string(),
             bursts.iter().map(|burst| burst.refused).sum::<usize>().to_string(),
             spread(|burst| burst.cpu_seconds * 10.0),
-            format!("{} ({})", figures::number(memory.now), figures::number(memory.peak)),
+            world.gateway().memory().shown(),
         ]);
     }
     let head = [

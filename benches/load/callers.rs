@@ -17,7 +17,7 @@ use license_gateway::{
     sandbox::Settings,
 };
 use tokio::{task::JoinSet, time::Instant};
-use tonic::{Status, transport::Channel};
+use tonic::{IntoRequest, Request, Status, transport::Channel};
 
 use crate::world::Gateway;
 
@@ -59,7 +59,20 @@ pub(crate) fn request(services: Vec<String>, customer_ids: Vec<String>) -> Unass
     UnassignLicensesRequest { scope, services, reason: "BENCH-1".to_owned() }
 }
 
-pub(crate) async fn unassign(mut client: Client, request: UnassignLicensesRequest) -> Result<(), Status> {
+/// The request of a caller who has a trace and does not keep it.
+pub(crate) fn unsampled(request: UnassignLicensesRequest) -> Request<UnassignLicensesRequest> {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let number = NEXT.fetch_add(1, Relaxed);
+    let trace = format!("00-{:032x}-{number:016x}-00", u128::from(number).wrapping_mul(GOLDEN));
+    let mut request = Request::new(request);
+    request.metadata_mut().insert("traceparent", trace.parse().expect("hexadecimal digits are ASCII"));
+    request
+}
+
+pub(crate) async fn unassign(
+    mut client: Client,
+    request: impl IntoRequest<UnassignLicensesRequest>,
+) -> Result<(), Status> {
     client.unassign_licenses(request).await.map(drop)
 }
 

@@ -8,10 +8,12 @@
 
 mod bursts;
 mod callers;
+mod collector;
 mod figures;
 mod flood;
 mod rounds;
 mod starts;
+mod telemetry;
 mod world;
 
 use std::{path::PathBuf, time::Duration};
@@ -51,6 +53,8 @@ enum Scenario {
     Shared,
     /// Requests of 1,000 customers each
     ManyIds,
+    /// What traces, metrics and logs cost: one by one with 64 callers
+    Telemetry,
     /// 1,000 callers at the same moment, at Central's true limits
     AtOnce,
     /// Ten times what Central's limits allow
@@ -120,6 +124,9 @@ async fn measure(arguments: &Arguments) {
     let loops: Vec<_> = rounds::LOOPS.iter().filter(|closed| wanted(closed.scenario)).collect();
     if !loops.is_empty() {
         println!("{}", rounds::measure(gateway, &plan, &loops).await);
+    }
+    if wanted(Scenario::Telemetry) {
+        println!("{}", telemetry::measure(gateway, &plan).await);
     }
     if wanted(Scenario::AtOnce) {
         println!("{}", bursts::measure(gateway, &plan).await);

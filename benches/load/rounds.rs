@@ -1,7 +1,8 @@
 //! Closed loops at a lifted pace: every caller waits for an answer before asking again, and Central answers at once.
 //! What remains is what the gateway itself costs.
 //!
-//! The loops take turns, run by run, so that what else the machine does falls on all of them alike.
+//! The loops take turns, run by run, so that what else the machine does falls on all of them alike. [`crate::telemetry`]
+//! has loops of its own, which take turns in the same way.
 
 use std::{
     path::Path,
@@ -22,7 +23,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Loop {
     pub(crate) scenario: Scenario,
-    title: &'static str,
+    pub(crate) title: &'static str,
     callers: usize,
     connections: usize,
     what: What,
@@ -31,16 +32,28 @@ pub(crate) struct Loop {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum What {
+pub(crate) enum What {
     /// A read that is answered from memory.
     Read,
     /// One customer, three services that nobody else asks for at the time.
     Alone,
+    /// The same of callers who say that their trace is not sampled.
+    Unsampled,
     /// One customer, the three services that all ask for.
     Together,
     /// 1,000 customers, three services that nobody else asks for.
     ManyIds,
 }
+
+/// Every request a call of its own, and enough of them to keep the gateway busy.
+pub(crate) const ONE_BY_ONE: Loop = Loop {
+    scenario: Scenario::OneByOne,
+    title: "one by one, 64 callers",
+    callers: 64,
+    connections: 8,
+    what: What::Alone,
+    max_in_flight: "64",
+};
 
 pub(crate) const LOOPS: &[Loop] = &[
     Loop {
@@ -59,14 +72,7 @@ pub(crate) const LOOPS: &[Loop] = &[
         what: What::Alone,
         max_in_flight: "64",
     },
-    Loop {
-        scenario: Scenario::OneByOne,
-        title: "one by one, 64 callers",
-        callers: 64,
-        connections: 8,
-        what: What::Alone,
-        max_in_flight: "64",
-    },
+    ONE_BY_ONE,
     Loop {
         scenario: Scenario::Shared,
         title: "shared calls, 64 callers, 4 in flight",
@@ -86,15 +92,17 @@ pub(crate) const LOOPS: &[Loop] = &[
 ];
 
 /// A loop with its processes and what was measured so far.
-struct Running<'a> {
+pub(crate) struct Running<'a> {
     closed: &'a Loop,
     world: World,
     clients: Vec<Client>,
     prepared: Arc<[UnassignLicensesRequest]>,
-    runs: Vec<Run>,
+    pub(crate) runs: Vec<Run>,
+    /// Requests in all, those of the warm-up included.
+    pub(crate) requests: f64,
 }
 
-struct Run {
+pub(crate) struct Run {
     requests: f64,
     per_second: f64,
     latencies: [f64; 3],
@@ -105,18 +113,9 @@ struct Run {
 pub(crate) async fn measure(gateway: &Path, plan: &Plan, loops: &[&Loop]) -> String {
     let mut all = Vec::new();
     for closed in loops {
-        eprintln!("{}: warming up", closed.title);
-        let mut running = Running::start(gateway, closed).await;
-        running.run(plan.warm_up).await;
-        running.runs.clear();
-        all.push(running);
+        all.push(Running::start(gateway, closed, &[]).await);
     }
-    for round in 1..=plan.repetitions {
-        for running in &mut all {
-            eprintln!("run {round} of {}: {}", plan.repetitions, running.closed.title);
-            running.run(plan.run).await;
-        }
-    }
+    take_turns(plan, &mut all).await;
     let rows: Vec<_> = all.iter().map(Running::row).collect();
     let head = [
         "Pace lifted, Central answers at once",
@@ -133,6 +132,21 @@ pub(crate) async fn measure(gateway: &Path, plan: &Plan, loops: &[&Loop]) -> Str
     text
 }
 
+/// Warms all of them up, then measures one run of each in turn, round by round.
+pub(crate) async fn take_turns(plan: &Plan, all: &mut [Running<'_>]) {
+    for running in &mut *all {
+        eprintln!("{}: warming up", running.closed.title);
+        running.run(plan.warm_up).await;
+        running.runs.clear();
+    }
+    for round in 1..=plan.repetitions {
+        for running in &mut *all {
+            eprintln!("run {round} of {}: {}", plan.repetitions, running.closed.title);
+            running.run(plan.run).await;
+        }
+    }
+}
+
 /// What shared calls spare.
 fn ratio(all: &[Running<'_>]) -> String {
     let find = |what: fn(&What) -> bool| all.iter().rfind(|running| what(&running.closed.what));
@@ -147,18 +161,27 @@ fn ratio(all: &[Running<'_>]) -> String {
     format!("\nShared calls cost {spread} × the CPU of one by one with 64 callers, round by round.\n")
 }
 
+impl Loop {
+    /// The same with another title, of other callers perhaps.
+    pub(crate) const fn named(self, title: &'static str, what: What) -> Self {
+        Self { title, what, ..self }
+    }
+}
+
 impl<'a> Running<'a> {
-    async fn start(gateway: &Path, closed: &'a Loop) -> Self {
-        let settings = [("quota.per_second", "100000"), ("central.max_in_flight", closed.max_in_flight)];
+    /// With settings of the loop's own.
+    pub(crate) async fn start(gateway: &Path, closed: &'a Loop, own: &[(&str, &str)]) -> Self {
+        let lifted = [("quota.per_second", "100000"), ("central.max_in_flight", closed.max_in_flight)];
+        let settings: Vec<_> = lifted.iter().chain(own).copied().collect();
         let world = World::start(gateway, Central::Unlimited, &settings).await;
         let clients = callers::clients(world.gateway(), closed.callers, closed.connections).await;
         // Always the same ids: the sandbox remembers every body that is new.
         let many = |caller| callers::request(callers::set_of_services(caller), callers::new_customers(1_000));
         let prepared = match closed.what {
             What::ManyIds => (0..closed.callers).map(many).collect(),
-            What::Read | What::Alone | What::Together => Arc::default(),
+            What::Read | What::Alone | What::Unsampled | What::Together => Arc::default(),
         };
-        Self { closed, world, clients, prepared, runs: Vec::new() }
+        Self { closed, world, clients, prepared, runs: Vec::new(), requests: 0.0 }
     }
 
     async fn run(&mut self, time: Duration) {
@@ -170,6 +193,10 @@ impl<'a> Running<'a> {
                 let request = match what {
                     What::Read => return callers::list_services(client).await,
                     What::Alone => callers::request(callers::set_of_services(caller), callers::new_customers(1)),
+                    What::Unsampled => {
+                        let request = callers::request(callers::set_of_services(caller), callers::new_customers(1));
+                        return callers::unassign(client, callers::unsampled(request)).await;
+                    }
                     What::Together => callers::request(callers::set_of_services(0), callers::new_customers(1)),
                     What::ManyIds => prepared[caller].clone(),
                 };
@@ -181,6 +208,7 @@ impl<'a> Running<'a> {
         let (took, cpu_after) = (began.elapsed().as_secs_f64(), self.world.gateway().cpu_seconds());
         #[allow(clippy::cast_precision_loss)] // far below 2^52
         let (requests, calls) = (latencies.len() as f64, self.world.sandbox().counted().await.unassignments as f64);
+        self.requests += requests;
         self.runs.push(Run {
             requests,
             per_second: requests / took,
@@ -192,7 +220,6 @@ impl<'a> Running<'a> {
 
     fn row(&self) -> Vec<String> {
         let spread = |value: fn(&Run) -> f64| Spread::of(self.runs.iter().map(value)).shown();
-        let memory = self.world.gateway().memory();
         vec![
             self.closed.title.to_owned(),
             spread(|run| run.per_second),
@@ -200,14 +227,24 @@ impl<'a> Running<'a> {
             spread(|run| run.latencies[1]),
             spread(Run::cpu),
             spread(|run| run.calls / run.requests * 1_000.0),
-            format!("{} ({})", figures::number(memory.now), figures::number(memory.peak)),
+            self.memory(),
         ]
+    }
+
+    pub(crate) fn memory(&self) -> String {
+        self.world.gateway().memory().shown()
+    }
+
+    /// Hangs up and stops the gateway.
+    pub(crate) fn stop(self) {
+        drop(self.clients);
+        self.world.stop();
     }
 }
 
 impl Run {
     /// CPU seconds per 10,000 requests.
-    fn cpu(&self) -> f64 {
+    pub(crate) fn cpu(&self) -> f64 {
         self.cpu_seconds / self.requests * 10_000.0
     }
 }

@@ -11,10 +11,16 @@ use std::{
 };
 
 use license_gateway::proto::{ListServicesRequest, licensing_service_client::LicensingServiceClient};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task::block_in_place,
+    time::{sleep, timeout},
+};
 use tonic::transport::Channel;
+
+use crate::figures;
 
 /// How long anything may take to get ready.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -89,6 +95,11 @@ impl World {
 
     pub(crate) fn sandbox(&self) -> &Sandbox {
         &self.sandbox
+    }
+
+    /// Stops the gateway as an operator does. For when nobody calls any more.
+    pub(crate) fn stop(mut self) {
+        self.gateway.stop();
     }
 }
 
@@ -171,6 +182,7 @@ impl Gateway {
         command.arg("serve").arg("--config").arg(config).env_clear();
         for (name, value) in [
             ("server.listen", "127.0.0.1:0"),
+            ("admin.listen", "127.0.0.1:0"),
             ("central.base_url", &sandbox.base_url),
             ("central.allow_plaintext", "true"),
             ("credentials.client_id", &sandbox.client_id),
@@ -228,10 +240,25 @@ impl Gateway {
         Memory { now: mebibytes("VmRSS:"), peak: mebibytes("VmHWM:") }
     }
 
+    /// Tells it to stop, and waits until it has: what it still held of its telemetry has been sent then.
+    fn stop(&mut self) {
+        let child = &mut self.process.0;
+        kill_process(Pid::from_child(child), Signal::TERM).expect("it is our own child");
+        let status = block_in_place(|| child.wait()).expect("it is our own child");
+        assert!(status.success(), "the gateway does not stop in order: {status}");
+    }
+
     /// The peak of memory counts from here on.
     pub(crate) fn forget_peak(&self) {
         let path = format!("/proc/{}/clear_refs", self.process.0.id());
         fs::write(path, "5").expect("the kernel lets us look at our own child");
+    }
+}
+
+impl Memory {
+    /// `15.6 (15.7)`.
+    pub(crate) fn shown(self) -> String {
+        format!("{} ({})", figures::number(self.now), figures::number(self.peak))
     }
 }
 
@@ -265,6 +292,10 @@ impl Drop for Process {
     }
 }
 
+/// OpenTelemetry's variables are settings by themselves.
 fn variable(setting: &str) -> String {
+    if setting.starts_with("OTEL_") {
+        return setting.to_owned();
+    }
     format!("LICENSE_GATEWAY__{}", setting.replace('.', "__").to_uppercase())
 }
