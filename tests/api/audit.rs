@@ -66,7 +66,7 @@ async fn an_intent_is_on_disk_before_the_call_and_an_outcome_before_the_answer()
     assert_eq!((intent["reason"].as_str(), intent["call"].as_u64()), (Some("test"), Some(1)));
     assert_eq!(intent["identified_by"], "connection");
     assert!(intent["from"].as_str().is_some_and(|from| from.starts_with("127.0.0.1:")));
-    assert!(intent["caller"].as_str().unwrap().starts_with("127.0.0.1:"), "{intent}");
+    assert!(intent["caller"].as_str().unwrap().starts_with("anonymous 127.0.0.1:"), "{intent}");
 
     sandbox.release("call");
     let operation_id = call.await.unwrap().unwrap().into_inner().operation_id;

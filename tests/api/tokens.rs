@@ -3,7 +3,7 @@
 use std::{fs, sync::Arc, time::Duration};
 
 use license_gateway::{
-    config::GrantPlacement,
+    config::{AuditPlace, GrantPlacement},
     sandbox::{Fault, Operation, Reply, Sandbox},
     server::{Error, Server},
     telemetry::Tracing,
@@ -205,7 +205,10 @@ async fn the_grant_travels_in_the_form_or_in_the_query_as_set() {
 async fn a_second_process_on_the_same_store_is_refused_in_words() {
     let sandbox = sandbox().await;
     let gateway = Gateway::start(&sandbox).await;
-    let config = support::config(&sandbox, gateway.state.path());
+    let mut config = support::config(&sandbox, gateway.state.path());
+    // A trail of its own, or that is what it would be refused for.
+    let trail = tempfile::tempdir().unwrap();
+    config.audit.place = AuditPlace::Directory(trail.path().to_owned());
     let error = Server::bind(config, Tracing::disabled()).await.unwrap_err();
     assert!(matches!(error, Error::Token(StartError::Store(_))), "{error:?}");
     let sentence = error.to_string();
