@@ -69,7 +69,7 @@ impl Licensing {
         work: TaskTracker,
     ) -> Self {
         let catalogue = Arc::new(Catalogue::new(Arc::clone(&central)));
-        Self { catalogue, central, callers, allow_open_scopes, trail, work }
+        Self { central, catalogue, callers, allow_open_scopes, trail, work }
     }
 
     async fn unassign(
