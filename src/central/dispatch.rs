@@ -154,7 +154,9 @@ impl Dispatch {
         let mut queue = lock(&self.queue);
         let prospect = queue.prospect(&member.caller, &wanted.scope, &wanted.services);
         let at = next_turn + expected_wait(prospect.turns_ahead, per_second.min(self.calls_per_second()));
-        if at > patience {
+        // Who must wait needs time for the call after it, or the wait was for nothing. (Who need not is sent at once.)
+        let call_time = if at > now { (*lock(&self.call_time) * 2).min((patience - now) / 2) } else { Duration::ZERO };
+        if at + call_time > patience {
             self.tracing.metrics().shed(Shed::QueueFull);
             let retry_after = (at - patience).min(LONGEST_RETRY);
             return Err(Error::Overloaded { retry_after });
