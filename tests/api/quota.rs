@@ -436,3 +436,31 @@ async fn an_exchange_takes_a_turn_that_the_others_wait_for() {
     assert!((Duration::from_millis(2_900)..Duration::from_millis(3_500)).contains(&took), "{took:?}");
     assert_eq!(sandbox.token_exchanges().len(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_is_taken_in_is_answered_before_their_deadline() {
+    let sandbox = central(1).await;
+    let gateway = gateway(&sandbox).await;
+    a_fresh_second(&sandbox).await;
+    sandbox.fault(Fault::none().answering_late(Duration::from_millis(300)).on(Operation::Unassign).always());
+    gateway.unassign(&customer(&sandbox, 0)).await.expect("now it knows how long a call takes");
+    let began = Instant::now();
+    let mut answers = JoinSet::new();
+    for index in 0_u32..600 {
+        let wanted = UnassignLicensesRequest {
+            services: services(&sandbox, index as usize),
+            ..include(&[&customer(&sandbox, 0)])
+        };
+        let mut request = tonic::Request::new(wanted);
+        request.set_timeout(Duration::from_secs(2));
+        let mut client = gateway.client();
+        answers.spawn(async move { client.unassign_licenses(request).await.map(drop).map_err(Failure::from) });
+        tokio::time::sleep_until(began + Duration::from_secs(1) * (index + 1) / 60).await;
+    }
+    let answers = answers.join_all().await;
+    let applied = answers.iter().filter(|answer| answer.is_ok()).count();
+    assert!(applied >= 6 * 10 * 9 / 10, "{applied} in 10 s");
+    for failure in answers.into_iter().filter_map(Result::err) {
+        assert_eq!(failure.reason, "GATEWAY_OVERLOADED");
+    }
+}
