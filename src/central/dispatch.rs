@@ -249,7 +249,8 @@ impl Dispatch {
                 slot
             };
             // Turn before token: a token fetched first could be an old one by the time there is a turn.
-            let token = self.tokens.newer_than(attempts.refused_generation, &batch.origins()).await?;
+            let token = self.tokens.newer_than(attempts.refused_generation, &batch.origins()).await;
+            let token = token.inspect_err(|_| self.quota.give_back())?;
             batch.board(Instant::now());
             let (Some(scope), Some(services), Some(give_up)) = (batch.scope(), batch.services(), batch.give_up())
             else {
@@ -273,7 +274,9 @@ impl Dispatch {
                 Err(refused) => refused,
             };
             drop(slot);
-            if refused.error.outcome() == Outcome::NotApplied {
+            if let Error::Down { .. } = refused.error {
+                batch.alight(); // no call was made
+            } else if refused.error.outcome() == Outcome::NotApplied {
                 batch.reopen();
             }
             let Some(wait) = refused.repeat_after else { return Err(refused.error) };
@@ -346,8 +349,8 @@ impl Dispatch {
             let left = call.give_up.saturating_duration_since(now);
             let repeat_after = retry::next(&error, *attempts, left, rand::random());
             // A token that Central no longer takes is our trouble, not Central's: it is not in the budget.
-            let is_granted = attempts.is_unauthorized() || lock(&self.budget).spend(now);
-            Refused { error, repeat_after: repeat_after.filter(|_| is_granted) }
+            let is_granted = |_: &Duration| attempts.is_unauthorized() || lock(&self.budget).spend(now);
+            Refused { error, repeat_after: repeat_after.filter(is_granted) }
         })
     }
 

@@ -24,6 +24,9 @@ use crate::support::{Failure, Gateway, channel, customer, include, living, of_se
 /// The settings that an operator gets who sets none.
 const DEFAULTS: config::Quota = config::Quota { per_second: 6, replicas: 1, reserve: 50 };
 
+/// An id that no generated customer has.
+const NOBODY: &str = "ffffffffffffffffffffffffffffffff";
+
 /// Central as it is: 7 calls a second, 5,000 a day.
 async fn central(customers: usize) -> Sandbox {
     Sandbox::start(Settings::default().with_generated_customers(customers)).await.expect("the sandbox starts")
@@ -128,18 +131,16 @@ async fn one_unknown_customer_among_a_thousand_spoils_nobody_elses_request() {
     let gateway = gateway(&sandbox).await;
     a_fresh_second(&sandbox).await;
     let requests = (0..1_000).map(|index| match index {
-        617 => include(&["00000000000000000000000000000000"]),
+        617 => include(&[NOBODY]),
         _ => include(&[&customer(&sandbox, index)]),
     });
     for (index, answer) in send_all(&gateway.client(), requests).join_all().await {
-        match answer {
-            Err(failure) if index == 617 => {
-                assert_eq!((failure.code, failure.reason.as_str()), (Code::NotFound, "CUSTOMER_NOT_FOUND"));
-                assert_eq!(failure.outcome, "not_applied");
-            }
-            answer => {
-                answer.expect("applied");
-            }
+        if index == 617 {
+            let failure = answer.expect_err("nobody knows them");
+            assert_eq!((failure.code, failure.reason.as_str()), (Code::NotFound, "CUSTOMER_NOT_FOUND"));
+            assert_eq!(failure.outcome, "not_applied");
+        } else {
+            answer.expect("applied");
         }
     }
     let calls = sandbox.unassign_calls();
@@ -463,4 +464,17 @@ async fn who_is_taken_in_is_answered_before_their_deadline() {
     for failure in answers.into_iter().filter_map(Result::err) {
         assert_eq!(failure.reason, "GATEWAY_OVERLOADED");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_that_are_not_repeated_use_up_no_repeats() {
+    let sandbox = central(1).await;
+    let gateway = gateway(&sandbox).await;
+    a_fresh_second(&sandbox).await;
+    for _ in 0..40 {
+        let failure = gateway.unassign(NOBODY).await.expect_err("nobody knows them");
+        assert_eq!(failure.reason, "CUSTOMER_NOT_FOUND");
+    }
+    sandbox.fault(Fault::answer(429).on(Operation::Unassign));
+    assert_eq!(gateway.unassign(&customer(&sandbox, 0)).await.expect("it is repeated"), 2);
 }
