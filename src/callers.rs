@@ -5,22 +5,23 @@ pub mod certificate;
 pub mod policy;
 pub mod usage;
 
-use std::{
-    collections::HashMap,
-    fmt,
-    net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{fmt, net::IpAddr, sync::Arc, time::SystemTime};
 
 use arc_swap::ArcSwap;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use self::{
     certificate::NameError,
     policy::{Asked, Denied},
-    usage::{Hour, Minute},
+    usage::{
+        Hour,
+        counter::{CallerKey, Counted, Counter, Refusal},
+    },
 };
-use crate::config::{Config, Policy, WhichCaller};
+use crate::{
+    config::{Config, Policy, WhichCaller},
+    token::UsageStore,
+};
 
 /// Who asks, as far as it was proved.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -37,6 +38,14 @@ impl Identity {
         match self {
             Self::Certificate(_) => "certificate",
             Self::Anonymous => "connection",
+        }
+    }
+
+    /// Names this caller where their customers are counted: for good, since it is kept there.
+    fn key(&self) -> CallerKey {
+        match self {
+            Self::Certificate(name) => CallerKey::new("certificate", name),
+            Self::Anonymous => CallerKey::new("anonymous", ""),
         }
     }
 }
@@ -57,25 +66,36 @@ pub enum Unidentified {
     Nameless(#[from] NameError),
 }
 
-/// The policy that holds now, and what callers have used of it.
+/// Why a request is not let in.
+#[derive(Debug)]
+pub enum Refused {
+    /// The policy does not allow it.
+    Denied(Denied),
+    /// Its customers count, and nobody could count them.
+    Uncounted,
+    /// The caller's deadline passed meanwhile.
+    TooLate,
+}
+
+/// The policy that holds now, and who counts what callers have used of it.
 #[derive(Debug)]
 pub struct Callers {
     policy: ArcSwap<Policy>,
     admits_anonymous: bool,
     asks_for_certificates: bool,
-    usage: Mutex<HashMap<Identity, Hour>>,
+    counter: Counter,
 }
 
 impl Callers {
-    /// By this configuration, on a listener of this address.
-    pub fn new(config: &Config, listen: IpAddr) -> Self {
+    /// By this configuration, on a listener of this address, with the customers of the hour in this place.
+    pub(crate) fn new(config: &Config, listen: IpAddr, usage: UsageStore) -> Self {
         let asks_for_certificates = config.tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some());
         let is_local = listen.to_canonical().is_loopback() && !asks_for_certificates;
         Self {
             policy: ArcSwap::from_pointee(config.policy.clone()),
             admits_anonymous: is_local || config.server.allow_anonymous_callers,
             asks_for_certificates,
-            usage: Mutex::default(),
+            counter: Counter::start(usage, config.policy.callers.iter().any(|c| c.max_customers_per_hour.is_some())),
         }
     }
 
@@ -104,62 +124,58 @@ impl Callers {
         }
     }
 
-    /// Lets a request in, and counts its customers, or says what is missing.
-    pub fn admit(self: &Arc<Self>, identity: &Identity, asked: Asked<'_>, now: Instant) -> Result<Admission, Denied> {
-        let policy = self.policy.load();
-        // Deciding and counting are one step: two requests must not both take what is left.
-        let mut usage = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
-        let nothing = Hour::default();
-        policy::decide(&policy, identity, asked, usage.get(identity).unwrap_or(&nothing), now)?;
-        let counted = match asked {
-            Asked::Unassign(unassignment) => {
-                unassignment.scope.listed().map_or(0, |customers| customers.count() as u64)
-            }
-            Asked::Preview(_) | Asked::ListServices => 0,
+    /// Lets a request in, and counts its customers where its caller has so many an hour. Nobody else waits for anything.
+    pub async fn admit(
+        &self,
+        identity: &Identity,
+        asked: Asked<'_>,
+        deadline: Option<Instant>,
+    ) -> Result<Admission, Refused> {
+        let policy = self.policy();
+        // What lacks more than customers of the hour is not worth a look at the store.
+        policy::decide(&policy, identity, asked, &Hour::default(), SystemTime::now()).map_err(Refused::Denied)?;
+        let (Some(customers), Asked::Unassign(unassignment)) = (policy::counted(&policy, identity, asked), asked)
+        else {
+            return Ok(Admission(None));
         };
-        // Only who stands in the policy gets here, so there are no more entries than callers.
-        let minute = (counted > 0).then(|| usage.entry(identity.clone()).or_default().take(counted, now));
-        let counted = minute.map(|minute| Counted { identity: identity.clone(), minute, customers: counted });
-        Ok(Admission { callers: Arc::clone(self), counted, has_begun: false })
+        let decide = {
+            let (identity, unassignment) = (identity.clone(), unassignment.clone());
+            move |usage: &Hour, now| policy::decide(&policy, &identity, Asked::Unassign(&unassignment), usage, now)
+        };
+        let counted = self.counter.take(identity.key(), customers, Box::new(decide));
+        let counted = match deadline {
+            Some(deadline) => timeout_at(deadline, counted).await.map_err(|_| Refused::TooLate)?,
+            None => counted.await,
+        };
+        match counted {
+            Ok(counted) => Ok(Admission(Some(counted))),
+            Err(Refusal::Denied(denied)) => Err(Refused::Denied(denied)),
+            Err(Refusal::Unavailable) => Err(Refused::Uncounted),
+        }
+    }
+
+    /// Before the process ends: what was given back is written.
+    pub async fn close(&self) {
+        self.counter.close().await;
     }
 }
 
 /// A request that was let in. If it is dropped before something may have been sent, its customers are given back.
 #[derive(Debug)]
-pub struct Admission {
-    callers: Arc<Callers>,
-    counted: Option<Counted>,
-    has_begun: bool,
-}
-
-#[derive(Debug)]
-struct Counted {
-    identity: Identity,
-    minute: Minute,
-    customers: u64,
-}
+pub struct Admission(Option<Counted>);
 
 impl Admission {
     /// From now on something may be sent: what becomes of it counts, unless somebody says otherwise.
     pub fn begin(&mut self) {
-        self.has_begun = true;
+        if let Some(counted) = &mut self.0 {
+            counted.is_kept = true;
+        }
     }
 
     /// Surely nothing was done: its customers do not count.
     pub fn give_back(mut self) {
-        self.has_begun = false;
-    }
-}
-
-impl Drop for Admission {
-    fn drop(&mut self) {
-        let Some(Counted { identity, minute, customers }) = self.counted.take() else { return };
-        if self.has_begun {
-            return;
-        }
-        let mut usage = self.callers.usage.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(hour) = usage.get_mut(&identity) {
-            hour.give_back(minute, customers);
+        if let Some(counted) = &mut self.0 {
+            counted.is_kept = false;
         }
     }
 }

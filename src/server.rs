@@ -42,7 +42,7 @@ use crate::{
     quota::Quota,
     service::Licensing,
     telemetry::{Tracing, rpc},
-    token::{Condition, KeeperHandle, StartError, TokenCache},
+    token::{Condition, KeeperHandle, StartError, Store, TokenCache},
 };
 
 /// The largest message that is read: 1,000 ids and 100 services of 128 characters fit.
@@ -112,18 +112,19 @@ impl Server {
         let address = listener.local_addr().map_err(failed)?;
         // The first line of the log: other programs read the chosen port from it.
         info!(listen = %address, central = %config.central.base_url, tls = protection(&config), "listening");
-        let callers = Arc::new(Callers::new(&config, address.ip()));
         if config.policy.callers.is_empty() {
             warn!("nobody may do anything: the configuration has no [[callers]]");
-        }
-        if callers.admits_anonymous() && !address.ip().to_canonical().is_loopback() {
-            warn!("callers without an identity are let in from the network: server.allow_anonymous_callers");
         }
         let admin = Admin::bind(config.admin.listen).await?;
         // Before anything is asked of Central: what a crash cut short has its outcome now.
         let trail = Trail::open(&config.audit, tracing.metrics().clone()).await?;
         let quota = Quota::new(&config.quota);
-        let (tokens, keeper) = TokenCache::start(&config, quota.clone(), tracing.clone()).await?;
+        let store = Store::open(&config.token_store).await?;
+        let callers = Arc::new(Callers::new(&config, address.ip(), store.usage()));
+        if callers.admits_anonymous() && !address.ip().to_canonical().is_loopback() {
+            warn!("callers without an identity are let in from the network: server.allow_anonymous_callers");
+        }
+        let (tokens, keeper) = TokenCache::start(&config, store, quota.clone(), tracing.clone())?;
         let client = CentralClient::new(&config.central, tokens.clone(), quota, trail.clone(), tracing.clone())?;
         let central = Arc::new(client);
         Ok(Self { listener, address, tls, callers, admin, config, tracing, tokens, keeper, central, trail })
@@ -162,7 +163,7 @@ impl Server {
         .collect();
         let licensing = Licensing::new(
             self.central,
-            self.callers,
+            Arc::clone(&self.callers),
             self.config.central.allow_open_scopes,
             self.trail.clone(),
             work.clone(),
@@ -214,8 +215,12 @@ impl Server {
                 () = answered => serving.abort(),
             }
             work.wait().await;
-            self.trail.close().await;
-            self.keeper.stop().await
+            // A token store that is down must not keep the trail from being closed, nor the keeper.
+            let closed = async {
+                self.trail.close().await;
+                self.keeper.stop().await
+            };
+            tokio::join!(closed, self.callers.close()).0
         });
         match drained.await {
             Ok(Ok(())) => info!("drained"),

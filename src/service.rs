@@ -82,7 +82,7 @@ impl Licensing {
         let (operation_id, deadline) = (operation_id(extensions), deadline(extensions));
         let unassignment = Unassignment::try_from(message).map_err(Failure::InvalidRequest)?;
         let asked = Asked::Unassign(&unassignment);
-        let mut admission = self.callers.admit(identity, asked, Instant::now()).map_err(Failure::PolicyDenied)?;
+        let mut admission = self.callers.admit(identity, asked, deadline).await?;
         if unassignment.scope.is_open() && !self.allow_open_scopes {
             return Err(Failure::OpenScopeDenied);
         }
@@ -186,9 +186,10 @@ impl LicensingService for Licensing {
         request: Request<ListServicesRequest>,
     ) -> Result<Response<ListServicesResponse>, Status> {
         let operation_id = operation_id(request.extensions());
-        let admitted = self.identify(&request).and_then(|identity| {
-            self.callers.admit(&identity, Asked::ListServices, Instant::now()).map_err(Failure::PolicyDenied)
-        });
+        let admitted = match self.identify(&request) {
+            Ok(identity) => self.callers.admit(&identity, Asked::ListServices, None).await.map_err(Failure::from),
+            Err(failure) => Err(failure),
+        };
         if let Err(failure) = admitted {
             return Err(status::respond(&failure, operation_id));
         }

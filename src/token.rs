@@ -33,6 +33,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::store::{Error as StoreError, Kept, Put, UsageStore};
 use self::{
     keeper::{Ask, Keeper},
     oauth::TokenEndpoint,
@@ -180,16 +181,32 @@ pub enum StartError {
     Store(#[from] store::Error),
 }
 
+/// The store that `token_store` names, open: this process's only hold on it.
+#[derive(Debug)]
+pub struct Store(TokenStore);
+
+impl Store {
+    /// Opens it. A server need not be there yet; a file store must not be held by another process.
+    pub async fn open(config: &config::TokenStore) -> Result<Self, StartError> {
+        Ok(Self(TokenStore::open(config).await?))
+    }
+
+    /// The place beside the tokens in which the customers of the hour are kept.
+    pub(crate) fn usage(&self) -> UsageStore {
+        self.0.usage()
+    }
+}
+
 impl TokenCache {
-    /// Opens the store and starts the keeper, which looks for a valid token at once.
+    /// Starts the keeper of what is in the store, which looks for a valid token at once.
     ///
     /// Stop the keeper before the process exits: what it began must be finished.
-    pub async fn start(
+    pub fn start(
         config: &config::Config,
+        Store(store): Store,
         quota: Quota,
         tracing: Tracing,
     ) -> Result<(Self, KeeperHandle), StartError> {
-        let store = TokenStore::open(&config.token_store).await?;
         journal::make_room(&config.token_store.path);
         let current = Arc::new(ArcSwapOption::empty());
         let (asks, asked) = mpsc::unbounded_channel();

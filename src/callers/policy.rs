@@ -1,8 +1,9 @@
 //! What a caller may do: one pure function. What no entry allows is denied.
 
-use std::{fmt, time::Duration};
-
-use tokio::time::Instant;
+use std::{
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 use super::{Identity, usage::Hour};
 use crate::{
@@ -71,7 +72,7 @@ pub fn decide(
     identity: &Identity,
     asked: Asked<'_>,
     usage: &Hour,
-    now: Instant,
+    now: SystemTime,
 ) -> Result<(), Denied> {
     let lacks = match policy.callers.iter().find(|entry| identity.is(&entry.identity)) {
         None => vec![Lack::Entry],
@@ -81,7 +82,15 @@ pub fn decide(
     if lacks.is_empty() { Ok(()) } else { Err(Denied { identity: identity.clone(), lacks }) }
 }
 
-fn lacks(rules: &CallerRules, asked: Asked<'_>, usage: &Hour, now: Instant) -> Vec<Lack> {
+/// How many customers of a request count towards its caller's hour; none: nobody counts them.
+pub fn counted(policy: &Policy, identity: &Identity, asked: Asked<'_>) -> Option<u64> {
+    let rules = policy.callers.iter().find(|entry| identity.is(&entry.identity))?;
+    let Asked::Unassign(unassignment) = asked else { return None };
+    rules.max_customers_per_hour?;
+    unassignment.scope.listed().map(|customers| customers.count() as u64)
+}
+
+fn lacks(rules: &CallerRules, asked: Asked<'_>, usage: &Hour, now: SystemTime) -> Vec<Lack> {
     let mut lacks = Vec::new();
     let (rpc, unassignment) = match asked {
         Asked::ListServices => (Rpc::ListServices, None),
@@ -115,7 +124,7 @@ fn lacks(rules: &CallerRules, asked: Asked<'_>, usage: &Hour, now: Instant) -> V
 }
 
 /// What is over the caller's limits.
-fn too_many(rules: &CallerRules, asked: Asked<'_>, scope: &Scope, usage: &Hour, now: Instant) -> Vec<Lack> {
+fn too_many(rules: &CallerRules, asked: Asked<'_>, scope: &Scope, usage: &Hour, now: SystemTime) -> Vec<Lack> {
     let per_request = rules.max_customers_per_request.map(u64::from);
     // Looking is not taking.
     let per_hour = rules.max_customers_per_hour.map(u64::from).filter(|_| matches!(asked, Asked::Unassign(_)));

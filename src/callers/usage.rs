@@ -1,9 +1,15 @@
-//! How many customers a caller has touched within the last hour. In memory: a restart begins anew, and replicas do not
-//! tell each other.
+//! How many customers a caller has touched within the last hour: pure, with `now` as an argument.
+//!
+//! [`ledger`] is the hours of all callers as they are kept, [`counter`] the task that keeps them in the token store's
+//! place, so that a restart does not begin anew and replicas do not let the same customers in twice.
 
-use std::{collections::VecDeque, time::Duration};
+pub(super) mod counter;
+mod ledger;
 
-use tokio::time::Instant;
+use std::{
+    collections::VecDeque,
+    time::{Duration, SystemTime},
+};
 
 const HOUR: Duration = Duration::from_hours(1);
 /// What comes within a minute is counted together, so that a caller of thousands of requests takes no more memory.
@@ -14,17 +20,17 @@ const MINUTE: Duration = Duration::from_mins(1);
 pub struct Hour(VecDeque<(Minute, u64)>);
 
 /// Where something was counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Minute(Instant);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Minute(SystemTime);
 
 impl Hour {
     /// How many customers count now.
-    pub fn taken(&self, now: Instant) -> u64 {
+    pub fn taken(&self, now: SystemTime) -> u64 {
         self.counting(now).map(|(_, customers)| customers).sum()
     }
 
     /// How long until this many customers fit below `max`; none: never.
-    pub fn wait_for(&self, customers: u64, max: u64, now: Instant) -> Option<Duration> {
+    pub fn wait_for(&self, customers: u64, max: u64, now: SystemTime) -> Option<Duration> {
         let allowed = max.checked_sub(customers)?;
         let mut taken = self.taken(now);
         let mut wait = Duration::ZERO;
@@ -33,16 +39,14 @@ impl Hour {
                 break;
             }
             taken -= count;
-            wait = (*began + MINUTE + HOUR).saturating_duration_since(now);
+            wait = (*began + MINUTE + HOUR).duration_since(now).unwrap_or_default();
         }
         Some(wait)
     }
 
     /// Counts customers.
-    pub fn take(&mut self, customers: u64, now: Instant) -> Minute {
-        while self.0.front().is_some_and(|(minute, _)| !minute.counts(now)) {
-            self.0.pop_front();
-        }
+    pub fn take(&mut self, customers: u64, now: SystemTime) -> Minute {
+        self.forget(now);
         match self.0.back_mut() {
             Some((minute, count)) if now < minute.0 + MINUTE => {
                 *count += customers;
@@ -55,20 +59,26 @@ impl Hour {
         }
     }
 
-    /// Takes back what was counted there.
-    pub fn give_back(&mut self, minute: Minute, customers: u64) {
-        if let Some((_, count)) = self.0.iter_mut().find(|(other, _)| *other == minute) {
-            *count = count.saturating_sub(customers);
-        }
+    /// Takes back what was counted there; whether it still stood there.
+    pub fn give_back(&mut self, minute: Minute, customers: u64) -> bool {
+        let found = self.0.iter_mut().find(|(other, _)| *other == minute);
+        let Some((_, count)) = found else { return false };
+        *count = count.saturating_sub(customers);
+        true
     }
 
-    fn counting(&self, now: Instant) -> impl Iterator<Item = &(Minute, u64)> {
+    /// Drops what does not count any more.
+    fn forget(&mut self, now: SystemTime) {
+        self.0.retain(|(minute, customers)| minute.counts(now) && *customers > 0);
+    }
+
+    fn counting(&self, now: SystemTime) -> impl Iterator<Item = &(Minute, u64)> {
         self.0.iter().filter(move |(minute, _)| minute.counts(now))
     }
 }
 
 impl Minute {
-    fn counts(self, now: Instant) -> bool {
+    fn counts(self, now: SystemTime) -> bool {
         now < self.0 + MINUTE + HOUR
     }
 }
@@ -79,7 +89,7 @@ mod tests {
 
     #[test]
     fn customers_count_for_an_hour_at_least_and_a_minute_more_at_most() {
-        let start = Instant::now();
+        let start = SystemTime::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut hour = Hour::default();
         hour.take(3, at(0));
@@ -95,7 +105,7 @@ mod tests {
 
     #[test]
     fn what_is_given_back_does_not_count() {
-        let now = Instant::now();
+        let now = SystemTime::now();
         let mut hour = Hour::default();
         let minute = hour.take(3, now);
         hour.take(4, now);
@@ -108,7 +118,7 @@ mod tests {
 
     #[test]
     fn the_wait_ends_when_there_is_room() {
-        let start = Instant::now();
+        let start = SystemTime::now();
         let mut hour = Hour::default();
         hour.take(6, start);
         hour.take(4, start + MINUTE);

@@ -17,7 +17,7 @@ use tonic_types::pb;
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    callers::{Unidentified, policy::Denied},
+    callers::{Refused, Unidentified, policy::Denied},
     central::{self, Failed, Parts},
     license::{CustomerId, OperationId, Outcome},
     proto::PartialOutcome,
@@ -41,6 +41,8 @@ pub enum Failure {
     CallerUnauthenticated(Unidentified),
     /// The policy does not let this caller do this.
     PolicyDenied(Denied),
+    /// The caller's customers of the hour could not be counted.
+    UsageUnavailable,
     /// The configuration allows no scope whose customers are not listed.
     OpenScopeDenied,
     /// The caller's deadline passed.
@@ -69,6 +71,16 @@ pub enum Failure {
     MessageMalformed,
     /// There is no such method, or the message is compressed in a way that the gateway does not know.
     NotImplemented,
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Denied(denied) => Self::PolicyDenied(denied),
+            Refused::Uncounted => Self::UsageUnavailable,
+            Refused::TooLate => Self::DeadlineExceeded { nothing_was_sent: true },
+        }
+    }
 }
 
 /// What is wrong with a field of a request.
@@ -142,6 +154,13 @@ fn row(failure: &Failure) -> Row {
             repeat_after: denied.repeat_after().map(|wait| wait.max(SOON)),
             ..Row::new(Code::PermissionDenied, "POLICY_DENIED", NotApplied, denied.to_string())
         },
+        Failure::UsageUnavailable => Row::new(
+            Code::Unavailable,
+            "USAGE_UNAVAILABLE",
+            NotApplied,
+            "you may touch so many customers an hour, and the gateway cannot count them now; nothing was sent",
+        )
+        .repeat_after(SOON),
         Failure::OpenScopeDenied => Row::new(
             Code::PermissionDenied,
             "POLICY_DENIED",
@@ -378,6 +397,7 @@ fn log(failure: &Failure, row: &Row) {
         Failure::InvalidRequest(_)
         | Failure::CallerUnauthenticated(_)
         | Failure::PolicyDenied(_)
+        | Failure::UsageUnavailable
         | Failure::OpenScopeDenied
         | Failure::Draining
         | Failure::MessageTooLarge
@@ -491,7 +511,7 @@ mod tests {
             services: Services::new(vec![ServiceName::new("s".to_owned()).unwrap()]).unwrap(),
             reason: Reason::default(),
         };
-        let now = tokio::time::Instant::now();
+        let now = std::time::SystemTime::now();
         let mut hour = Hour::default();
         hour.take(1, now);
         decide(&policy, &Identity::Anonymous, Asked::Unassign(&unassignment), &hour, now).unwrap_err()
@@ -534,6 +554,7 @@ mod tests {
                 Failure::PolicyDenied(denied(1)),
                 (PermissionDenied, "POLICY_DENIED", "not_applied", None, 3_660_000, retry),
             ),
+            (Failure::UsageUnavailable, (Unavailable, "USAGE_UNAVAILABLE", "not_applied", None, 1_000, retry)),
             (Failure::OpenScopeDenied, (PermissionDenied, "POLICY_DENIED", "not_applied", None, -1, &[])),
             (
                 Failure::DeadlineExceeded { nothing_was_sent: true },

@@ -14,6 +14,7 @@ mod file;
 mod kubernetes;
 #[cfg(feature = "redis-store")]
 mod redis;
+mod usage;
 
 use std::time::{Duration, SystemTime};
 
@@ -25,6 +26,7 @@ use uuid::Uuid;
 use self::kubernetes::KubernetesStore;
 #[cfg(feature = "redis-store")]
 use self::redis::RedisStore;
+pub(crate) use self::usage::{Kept, Put, UsageStore};
 pub(super) use self::{envelope::Envelope, file::FileStore};
 use super::{
     rehearsal::{Bug, plants},

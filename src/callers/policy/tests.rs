@@ -68,7 +68,7 @@ fn policy(callers: Vec<CallerRules>) -> Policy {
     Policy { read_only: false, callers }
 }
 
-fn taken(customers: u64, now: Instant) -> Hour {
+fn taken(customers: u64, now: SystemTime) -> Hour {
     let mut hour = Hour::default();
     if customers > 0 {
         hour.take(customers, now);
@@ -297,7 +297,7 @@ fn each_request_is_allowed_or_denied_for_what_it_lacks() {
         ),
     ];
     assert!(table.len() >= 40);
-    let now = Instant::now();
+    let now = SystemTime::now();
     for (policy, identity, method, unassignment, had, expected) in table {
         let decided = decide(&policy, &identity, asked(method, &unassignment), &taken(had, now), now);
         let lacks = decided.map_or_else(|denied| denied.lacks().iter().map(Lack::to_string).collect(), |()| Vec::new());
@@ -315,7 +315,7 @@ fn what_is_told_to_a_caller_is_theirs_alone() {
     };
     let policy = policy(vec![bob, alice()]);
     let unassignment = of(Scope::Include(customers(&["z"])), &["gateway"]);
-    let now = Instant::now();
+    let now = SystemTime::now();
     for identity in [named(ALICE), Identity::Anonymous] {
         let denied = decide(&policy, &identity, Asked::Unassign(&unassignment), &Hour::default(), now).unwrap_err();
         assert!(!denied.to_string().contains("bob"), "{denied}");
@@ -329,7 +329,7 @@ fn what_is_told_to_a_caller_is_theirs_alone() {
 
 #[test]
 fn only_a_spent_hour_is_worth_waiting_for() {
-    let now = Instant::now();
+    let now = SystemTime::now();
     let rules = CallerRules { max_customers_per_hour: Some(2), ..alice() };
     let wait = |unassignment: &Unassignment, had| {
         let policy = policy(vec![rules.clone()]);
@@ -412,7 +412,7 @@ proptest! {
     ) {
         let policy = Policy { read_only, callers };
         let method = [Method::List, Method::Preview, Method::Unassign][usize::try_from(method).unwrap()];
-        let now = Instant::now();
+        let now = SystemTime::now();
         let allowed = decide(&policy, &identity, asked(method, &unassignment), &taken(had, now), now).is_ok();
         prop_assert_eq!(allowed, by_the_book(&policy, &identity, method, &unassignment, had));
     }

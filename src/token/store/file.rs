@@ -7,6 +7,7 @@
 
 #[cfg(test)]
 mod crashes;
+mod usage;
 
 #[cfg(not(test))]
 use std::{fs, os::unix::fs::MetadataExt as _};

@@ -12,6 +12,7 @@
 mod api_server;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::{collections::BTreeMap, error::Error as StdError, fmt, path::PathBuf, pin::pin, time::Duration};
 

@@ -13,6 +13,7 @@ mod fault;
 #[cfg(feature = "tests-with-redis")]
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::{fmt, sync::Arc};
 

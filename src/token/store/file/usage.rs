@@ -1,0 +1,75 @@
+//! The customers of the hour in a file beside the record: `usage.json`, under the same lock.
+//!
+//! Written anew each time, synced, renamed, and the directory synced: after a crash there is the old text or the new
+//! one. No space is reserved: when there is none, nobody is let in, and nothing is lost.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::PathBuf,
+};
+
+use super::{
+    Directory, FileStore,
+    fs::{self, File, OpenOptions},
+};
+use crate::token::{
+    rehearsal::wall_clock,
+    store::{
+        Error,
+        usage::{Kept, Put},
+    },
+};
+
+impl FileStore {
+    pub(in crate::token::store) fn usage_place(&self) -> String {
+        let directory = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        format!("file {}", directory.usage_path().display())
+    }
+
+    pub(in crate::token::store) async fn usage(&self) -> Result<Kept, Error> {
+        let text = self.blocking(Directory::usage).await?;
+        Ok(Kept::at(wall_clock(), text))
+    }
+
+    pub(in crate::token::store) async fn put_usage(&self, read: &Kept, text: Vec<u8>) -> Result<Put, Error> {
+        let before = read.text.clone();
+        self.blocking(move |directory| directory.put_usage(before.as_deref(), &text)).await
+    }
+}
+
+impl Directory {
+    fn usage(&self) -> Result<Option<Vec<u8>>, Error> {
+        self.check_place()?;
+        let path = self.usage_path();
+        let mut text = Vec::new();
+        match File::open(&path).and_then(|mut file| file.read_to_end(&mut text)) {
+            Ok(_) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(Error::Io { action: "read", path, source }),
+        }
+    }
+
+    fn put_usage(&self, before: Option<&[u8]>, text: &[u8]) -> Result<Put, Error> {
+        if self.usage()?.as_deref() != before {
+            return Ok(Put::Conflict);
+        }
+        let (next, path) = (self.path.join("usage.next"), self.usage_path());
+        let io = |source| Error::Io { action: "write", path: path.clone(), source };
+        let write = || -> io::Result<()> {
+            let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&next)?;
+            file.write_all(text)?;
+            file.sync_all()
+        };
+        write().map_err(io)?;
+        let place = || -> io::Result<()> {
+            fs::rename(&next, &path)?;
+            File::open(&self.path)?.sync_all()
+        };
+        Ok(place().map_or_else(|error| Put::Unclear(io(error)), |()| Put::Stored))
+    }
+
+    fn usage_path(&self) -> PathBuf {
+        self.path.join("usage.json")
+    }
+}
