@@ -371,11 +371,11 @@ fn each_bad_token_store_is_refused_in_sentences() {
         (redis("key = \"\""), vec!["token_store.key (gateway.toml:4): is empty; give it a value or remove it".to_owned()]),
         (redis("namespace = \"n\""), vec!["token_store.namespace (gateway.toml:4): \"n\" is of use only with `token_store.kind` = `kubernetes`, and the kind is `redis`; remove it".to_owned()]),
         (kubernetes("namespace = \"A\""), vec!["token_store.namespace (gateway.toml:3): \"A\" is not a namespace's name: at most 63 lower-case letters, digits and dashes between them".to_owned()]),
-        (kubernetes("name = \"a..b\""), vec!["token_store.name (gateway.toml:3): \"a..b\" is not a Secret's name: at most 253 lower-case letters, digits, and dashes and dots between them".to_owned()]),
+        (kubernetes("name = \"a..b\""), vec!["token_store.name (gateway.toml:3): \"a..b\" is not a Secret's name: at most 247 lower-case letters, digits, and dashes and dots between them".to_owned()]),
         (kubernetes("name = \"a-\"\nusername = \"u\"\nkey = \"k\""), vec![
             format!("token_store.username (gateway.toml:4): \"{}", of_redis("u")),
             format!("token_store.key (gateway.toml:5): \"{}", of_redis("k")),
-            "token_store.name (gateway.toml:3): \"a-\" is not a Secret's name: at most 253 lower-case letters, digits, and dashes and dots between them".to_owned(),
+            "token_store.name (gateway.toml:3): \"a-\" is not a Secret's name: at most 247 lower-case letters, digits, and dashes and dots between them".to_owned(),
         ]),
         // Nobody can tell which kind was meant: nothing is held against the rest.
         ("kind = \"rdis\"\nusername = \"u\"\nname = \"n\"\n".to_owned(), vec!["token_store.kind (gateway.toml:2): \"rdis\" is not one of file, redis, kubernetes; did you mean `redis`?".to_owned()]),

@@ -245,12 +245,12 @@ fn label(text: &str) -> Result<String, String> {
     }
 }
 
-/// The name of a Secret.
+/// The name of a Secret, with room for `-usage` behind it.
 fn subdomain(text: &str) -> Result<String, String> {
-    if text.len() <= 253 && text.split('.').all(is_label) {
+    if text.len() <= 247 && text.split('.').all(is_label) {
         Ok(text.to_owned())
     } else {
-        Err("is not a Secret's name: at most 253 lower-case letters, digits, and dashes and dots between them"
+        Err("is not a Secret's name: at most 247 lower-case letters, digits, and dashes and dots between them"
             .to_owned())
     }
 }

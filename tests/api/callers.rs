@@ -3,6 +3,7 @@
 mod authority;
 mod certificates;
 mod credentials;
+mod usage;
 
 use std::{fs, path::Path};
 

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use super::{Intent, Loaded, Record, SCHEMA, Swap, TokenStore, Version};
+use super::{Intent, Loaded, Put, Record, SCHEMA, Swap, TokenStore, Version};
 use crate::token::secret::Secret;
 
 /// A record of a generation.
@@ -34,6 +34,8 @@ pub(super) async fn holds<K>(open: impl AsyncFn() -> (TokenStore, K)) {
     of_many_at_once_one_wins(&store).await;
     let (store, _kept) = open().await;
     the_same_record_stored_again_is_a_new_version(&store).await;
+    let (store, _kept) = open().await;
+    the_text_beside_it_is_compared_and_swapped_too(&store).await;
 }
 
 async fn what_is_stored_is_loaded(store: &TokenStore) {
@@ -99,4 +101,38 @@ async fn swap(store: &TokenStore, record: Record) -> Version {
         Swap::Stored(version) => version,
         Swap::Conflict => panic!("nobody else writes"),
     }
+}
+
+/// And neither touches the other.
+async fn the_text_beside_it_is_compared_and_swapped_too(store: &TokenStore) {
+    let usage = store.usage();
+    let empty = usage.load().await.unwrap();
+    assert_eq!(empty.text, None);
+    let off = empty.now.duration_since(SystemTime::now()).unwrap_or_else(|error| error.duration());
+    assert!(off < Duration::from_mins(1), "{off:?}: a server on this machine has this machine's clock");
+    assert!(matches!(usage.put(&empty, b"first".to_vec()).await, Ok(Put::Stored)));
+    assert!(matches!(usage.put(&empty, b"late".to_vec()).await, Ok(Put::Conflict)));
+    let first = usage.load().await.unwrap();
+    assert_eq!(first.text.as_deref(), Some(&b"first"[..]));
+    assert_eq!(store.load().await.unwrap().record, None, "the record's place is still empty");
+
+    swap(store, record(1)).await;
+    let mut read = first.clone();
+    for round in 0..10 {
+        let mut racers = JoinSet::new();
+        for racer in 0..10 {
+            let (usage, read) = (usage.clone(), read.clone());
+            let text = format!("{round} {racer}").into_bytes();
+            racers.spawn(async move { (text.clone(), usage.put(&read, text).await.unwrap()) });
+        }
+        let puts = racers.join_all().await;
+        let winners: Vec<_> = puts.iter().filter(|(_, put)| matches!(put, Put::Stored)).collect();
+        let [(winner, _)] = winners[..] else { panic!("not one winner: {puts:?}") };
+        assert!(puts.iter().all(|(_, put)| matches!(put, Put::Stored | Put::Conflict)), "{puts:?}");
+        read = usage.load().await.unwrap();
+        assert_eq!(read.text.as_ref(), Some(winner));
+    }
+    assert!(matches!(usage.put(&first, b"late".to_vec()).await, Ok(Put::Conflict)));
+    assert_eq!(store.load().await.unwrap().record, Some(record(1)));
+    assert!(!usage.place().is_empty() && usage.place() != store.place());
 }

@@ -11,6 +11,7 @@
 pub(super) mod disk;
 mod strict;
 mod turmoil_disk;
+mod usage;
 
 use std::{io::Write as _, ops::Range, path::Path};
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Directory, FileStore,
+    Directory, FileStore, PoisonError,
     fs::{self, File, OpenOptions},
 };
 use crate::token::{
@@ -23,7 +23,7 @@ use crate::token::{
 
 impl FileStore {
     pub(in crate::token::store) fn usage_place(&self) -> String {
-        let directory = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let directory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         format!("file {}", directory.usage_path().display())
     }
 
@@ -39,7 +39,7 @@ impl FileStore {
 }
 
 impl Directory {
-    fn usage(&self) -> Result<Option<Vec<u8>>, Error> {
+    pub(super) fn usage(&self) -> Result<Option<Vec<u8>>, Error> {
         self.check_place()?;
         let path = self.usage_path();
         let mut text = Vec::new();
@@ -50,14 +50,18 @@ impl Directory {
         }
     }
 
-    fn put_usage(&self, before: Option<&[u8]>, text: &[u8]) -> Result<Put, Error> {
+    pub(super) fn put_usage(&self, before: Option<&[u8]>, text: &[u8]) -> Result<Put, Error> {
         if self.usage()?.as_deref() != before {
             return Ok(Put::Conflict);
         }
         let (next, path) = (self.path.join("usage.next"), self.usage_path());
         let io = |source| Error::Io { action: "write", path: path.clone(), source };
         let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&next)?;
+            match fs::remove_file(&next) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&next)?;
             file.write_all(text)?;
             file.sync_all()
         };

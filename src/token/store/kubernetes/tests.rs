@@ -469,3 +469,55 @@ async fn the_api_servers_certificate_is_checked() {
         assert_eq!(loaded.is_ok(), is_trusted, "{loaded:?}");
     }
 }
+
+/// What is kept beside the record: an answer that does not come is not taken for a yes or a no.
+#[tokio::test]
+async fn the_text_beside_it_is_told_stored_refused_or_unclear() {
+    use crate::token::store::Put;
+
+    let server = ApiServer::start().await;
+    let usage = TokenStore::Kubernetes(store(&server)).usage();
+    let read = usage.load().await.unwrap();
+    server.cluster.forbid("create");
+    let error = chain(&usage.put(&read, b"1".to_vec()).await.unwrap_err());
+    assert!(error.contains("license-gateway-token-usage") && error.contains("`create`"), "{error}");
+    server.cluster.allow("create");
+    server.cluster.next("create", Trouble::Twice);
+    assert!(matches!(usage.put(&read, b"1".to_vec()).await, Ok(Put::Stored)));
+
+    let mut text = 1_u8;
+    for (trouble, is_written) in [
+        (Trouble::Twice, true),
+        (Trouble::HangBefore, false),
+        (Trouble::HangAfter, true),
+        (Trouble::CutAfter, true),
+        (Trouble::Garble, true),
+        (Trouble::Answer(500, "InternalError", "it failed"), false),
+        (Trouble::Answer(403, "Forbidden", "it is forbidden"), false),
+        (Trouble::Answer(429, "TooManyRequests", "too many"), false),
+    ] {
+        let read = usage.load().await.unwrap();
+        text += 1;
+        server.cluster.next("update", trouble);
+        let put = usage.put(&read, vec![text]).await;
+        match trouble {
+            Trouble::Twice => assert!(matches!(put, Ok(Put::Stored)), "{put:?}"),
+            Trouble::Answer(403 | 429, ..) => assert!(put.is_err(), "{put:?}"),
+            _ => assert!(matches!(put, Ok(Put::Unclear(_))), "{trouble:?}: {put:?}"),
+        }
+        assert_eq!(usage.load().await.unwrap().text == Some(vec![text]), is_written, "{trouble:?}");
+    }
+    // Deleted by somebody: not there any more, so not what was read.
+    let read = usage.load().await.unwrap();
+    server.cluster.delete("gateway", "license-gateway-token-usage");
+    assert!(matches!(usage.put(&read, b"new".to_vec()).await, Ok(Put::Conflict)));
+    // An object that a person has made keeps what is theirs.
+    server.cluster.apply("gateway", "license-gateway-token-usage", |secret| {
+        secret["metadata"]["labels"] = json!({ "team": "noc" });
+    });
+    let read = usage.load().await.unwrap();
+    assert_eq!(read.text, None);
+    assert!(matches!(usage.put(&read, b"new".to_vec()).await, Ok(Put::Stored)));
+    let secret = server.cluster.secret("gateway", "license-gateway-token-usage").unwrap();
+    assert_eq!(secret["metadata"]["labels"]["team"], "noc");
+}

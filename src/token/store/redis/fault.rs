@@ -57,7 +57,8 @@ fn refusal(code: &str, detail: &str) -> String {
         "WRONGPASS" => "the user name or the password of the token_store is wrong, or the server knows no such user",
         "NOAUTH" => "it wants a password: set token_store.password_file",
         "NOPERM" => {
-            "the user needs the key and +get +set +eval; +role +config|get +info let the gateway check the rest"
+            "the user needs the key and +get +set +eval; +role +config|get +info let the gateway check the rest; \
+             max_customers_per_hour needs +time and the key with :usage behind it too"
         }
         "OOM" => "the server's memory is full: raise its maxmemory",
         "MISCONF" => "the server cannot write to its disk",

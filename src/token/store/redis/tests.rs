@@ -530,3 +530,56 @@ fn settings_that_make_no_sense_are_refused() {
         RedisStore::open(&settings(url)).unwrap();
     }
 }
+
+/// What is kept beside the record: an answer that is lost is not taken for a yes or a no, nor is the text sent again.
+#[tokio::test]
+async fn a_text_beside_the_record_whose_answer_is_lost_is_unclear() {
+    use crate::token::store::Put;
+
+    for (cut, is_written) in [(Cut::Answer, true), (Cut::Request, false)] {
+        let server = RedisServer::start();
+        let here = TokenStore::Redis(open(&server)).usage();
+        let read = here.load().await.unwrap();
+        let (url, swaps, _dir) = cutting_proxy(&server, cut);
+        let far = TokenStore::Redis(RedisStore::open(&settings(&url)).unwrap()).usage();
+        let put = far.put(&read, b"1".to_vec()).await;
+        assert!(matches!(put, Ok(Put::Unclear(_))), "{put:?}");
+        assert_eq!(swaps.load(SeqCst), 1);
+        assert_eq!(here.load().await.unwrap().text.is_some(), is_written, "{cut:?}");
+    }
+}
+
+/// With the rights that docs/tokens.md asks for, and not without.
+#[tokio::test]
+async fn counting_customers_needs_the_clock_and_a_key_beside_the_records() {
+    use crate::token::store::Put;
+
+    let server = RedisServer::start();
+    let rights = ["on", ">pw", "~license-gateway:token", "+get", "+set", "+eval"];
+    let () = admin(&server, &[&["ACL", "SETUSER", "without"], &rights[..]].concat());
+    let () = admin(
+        &server,
+        &[&["ACL", "SETUSER", "with"], &rights[..], &["~license-gateway:token:usage", "+time"]].concat(),
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let password_file = dir.path().join("password");
+    fs::write(&password_file, "pw").unwrap();
+    let usage = |name: &str| {
+        let settings = config::RedisStore {
+            username: Some(name.to_owned()),
+            password_file: Some(password_file.clone()),
+            ..settings(&server.url())
+        };
+        TokenStore::Redis(RedisStore::open(&settings).unwrap()).usage()
+    };
+    let error = chain(&usage("without").load().await.unwrap_err());
+    assert!(error.contains("license-gateway:token:usage") && error.contains("+time"), "{error}");
+    let with = usage("with");
+    let read = with.load().await.unwrap();
+    assert!(matches!(with.put(&read, b"1".to_vec()).await, Ok(Put::Stored)));
+    // Somebody else's list under that key is not overwritten.
+    let _: i64 = admin(&server, &["DEL", "license-gateway:token:usage"]);
+    let _: i64 = admin(&server, &["LPUSH", "license-gateway:token:usage", "a"]);
+    with.load().await.unwrap_err();
+    with.put(&read, b"2".to_vec()).await.unwrap_err();
+}
