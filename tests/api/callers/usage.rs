@@ -280,7 +280,8 @@ async fn what_surely_was_not_done_is_free_again_for_another_replica() {
 #[cfg(feature = "tests-with-redis")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_store_is_away_those_who_are_counted_are_refused_and_nobody_else() {
-    let (alice, bob) = ("spiffe://msp.test/alice", "spiffe://msp.test/bob");
+    let [alice, bob, carol] = ["alice", "bob", "carol"].map(|name| format!("spiffe://msp.test/{name}"));
+    let (alice, bob, carol) = (alice.as_str(), bob.as_str(), carol.as_str());
     let (servers, clients) = (Authority::new("servers"), Authority::new("clients"));
     let (sandbox, dir, mut server) = (plenty().await, tempfile::tempdir().unwrap(), RedisServer::start());
     servers.server().put(dir.path());
@@ -291,17 +292,21 @@ async fn while_the_store_is_away_those_who_are_counted_are_refused_and_nobody_el
     let gateway = Gateway::start_in(&sandbox, state, |config| {
         config.tls = Some(tls_files(dir.path()));
         config.token_store.kind = kind;
-        config.policy.callers = vec![CallerRules { max_customers_per_hour: Some(2), ..named(alice) }, named(bob)];
+        let two_an_hour = |name| CallerRules { max_customers_per_hour: Some(2), ..named(name) };
+        config.policy.callers = vec![two_an_hour(alice), named(bob), two_an_hour(carol)];
     })
     .await;
     let channel = async |name: &str| {
         connect(gateway.address, &servers, Some(&clients.issue(&somebody(&[uri(name)])))).await.unwrap()
     };
-    let (alice, bob) = (channel(alice).await, channel(bob).await);
+    let (alice, bob, carol) = (channel(alice).await, channel(bob).await, channel(carol).await);
     let id = |n| customer(&sandbox, n);
     ask(&bob, include(&[&id(0)])).await.unwrap();
     // Nobody whose customers are not counted costs the store a word.
     assert!(!server.writes().iter().any(|write| write.iter().any(|part| part.ends_with(b":usage"))));
+    // What one has had is nobody else's.
+    ask(&carol, include(&[&id(0), &id(1)])).await.unwrap();
+    denied(&ask(&carol, include(&[&id(0)])).await.unwrap_err());
     // One is on its way, and will not be done.
     sandbox.fault(Fault::hold("answer").on(Operation::Unassign));
     let held = tokio::spawn({
@@ -346,7 +351,7 @@ async fn while_the_store_is_away_those_who_are_counted_are_refused_and_nobody_el
     while ask(&alice, include(&[&id(2)])).await.unwrap_err().reason != "POLICY_DENIED" {
         assert!(Instant::now() < deadline, "it is never counted again");
     }
-    drop((alice, bob));
+    drop((alice, bob, carol));
     gateway.stop().await;
 }
 
@@ -400,4 +405,32 @@ async fn who_is_refused_after_being_counted_gets_it_back() {
     }
     race(&sandbox, std::slice::from_ref(&gateway.channel)).await;
     gateway.stop().await;
+}
+
+/// The answer to giving back is lost: to give back again would let in one too many.
+#[cfg(feature = "kubernetes-store")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_given_back_twice() {
+    use crate::api_server::Fault as Trouble;
+
+    let (sandbox, dir, api) = (plenty().await, tempfile::tempdir().unwrap(), ApiServer::start().await);
+    let file = kubeconfig(&api, dir.path());
+    let more = [("LICENSE_GATEWAY__TOKEN_STORE__KIND", "kubernetes"), ("KUBECONFIG", file.to_str().unwrap())];
+    let (mut process, channel) = process(&sandbox, dir.path(), &more).await;
+    let ids: Vec<_> = (0..MAX as usize - 1).map(|n| customer(&sandbox, n)).collect();
+    ask(&channel, include(&ids.iter().map(String::as_str).collect::<Vec<_>>())).await.unwrap();
+    sandbox.fault(Fault::hold("answer").on(Operation::Unassign));
+    let held = tokio::spawn({
+        let channel = channel.clone();
+        async move { ask(&channel, include(&["f".repeat(32).as_str()])).await }
+    });
+    sandbox.wait_for_held("answer", 1).await;
+    api.cluster.next("update", Trouble::CutAfter);
+    sandbox.release("answer");
+    held.await.unwrap().unwrap_err();
+    process.said("the customers of the hour cannot be counted; callers who have a limit are refused").await;
+    // Longer than what the store did not take waits to be tried again.
+    sleep(Duration::from_secs(2)).await;
+    ask(&channel, include(&[&customer(&sandbox, 0)])).await.expect("it was given back");
+    denied(&ask(&channel, include(&[&customer(&sandbox, 0)])).await.unwrap_err());
 }
