@@ -3,8 +3,10 @@
 //! Nothing that was acknowledged is ever written again. A process begins a file of its own, so that a torn line of the one
 //! before stays where a crash left it; and it begins another when a file has reached its size.
 
+#[cfg(not(test))]
+use std::fs::{File, OpenOptions};
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, TryLockError},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
@@ -13,6 +15,8 @@ use std::{
 use jiff::Timestamp;
 use uuid::Uuid;
 
+#[cfg(test)]
+use super::tests::watched::{File, OpenOptions}; // real ones, of which a test can ask what is not synced
 use super::{
     OpenError,
     chain::{Chain, Open},

@@ -1,5 +1,7 @@
 //! Trails in real directories: gone on with after crashes, and changed in every way that must be found.
 
+pub(super) mod watched;
+
 use std::{fs, path::Path};
 
 use jiff::Timestamp;
@@ -11,7 +13,7 @@ use super::{
     chain::{self, Chain},
     directory::Directory,
     files,
-    record::{Ended, Event, Intent, ScopeWord},
+    record::{Ended, Event, Intent, Opened, ScopeWord},
     verify::{Report, verify},
 };
 
@@ -232,6 +234,40 @@ fn whatever_somebody_does_to_the_files_is_found() {
             None => assert!(report.flaws.is_empty(), "{name}: {report:?}"),
             Some(words) => assert!(report.flaws.iter().any(|flaw| flaw.contains(words)), "{name}: {report:?}"),
         }
+    }
+}
+
+/// What is acknowledged would be there after a power cut, with the name of its file.
+#[test]
+fn nothing_is_acknowledged_before_it_is_synced() {
+    let dir = tempfile::tempdir().unwrap();
+    for life in 0..3 {
+        let (mut directory, _) = open(dir.path(), 1_000);
+        assert!(watched::unsynced().is_empty(), "{:?}", watched::unsynced());
+        for n in 0..20 {
+            append(&mut directory, vec![intent(100 * life + n)]);
+            assert!(watched::unsynced().is_empty(), "{:?}", watched::unsynced());
+        }
+    }
+    assert!(files::list(dir.path()).unwrap().len() > 6, "files followed each other");
+    is_whole(dir.path());
+}
+
+/// The chain holds, and a file still hides what was open before it.
+#[test]
+fn a_file_that_begins_with_other_open_operations_than_there_are_is_found() {
+    for (named, is_right) in [(vec![1], true), (vec![], false), (vec![1, 2], false)] {
+        let opened = |open: &[u128]| {
+            let open = open.iter().map(|n| Uuid::from_u128(*n)).collect();
+            Event::Opened(Opened { version: "1".to_owned(), open, torn: Vec::new() })
+        };
+        let mut chain = Chain::empty();
+        let mut seal = |event| chain.seal(Timestamp::UNIX_EPOCH, event);
+        let contents =
+            [(files::name(1), [seal(opened(&[])), seal(intent(1))].concat()), (files::name(2), seal(opened(&named)))];
+        let report = super::verify::check(&contents, None, false, &[]);
+        let flaw = report.flaws.iter().any(|flaw| flaw.contains("names other open operations"));
+        assert_eq!(flaw, !is_right, "{named:?}: {report:?}");
     }
 }
 
