@@ -95,7 +95,7 @@ def holds_to_the_bounds(name, allowed, schema):
         assert place["type"] == "boolean", name
     elif lengths:
         refusals = (CHART / "templates" / "_refusals.tpl").read_text()
-        assert f'(list "{name}" $config.{name} "{lengths[1]}" "{lengths[2]}")' in refusals, f"{name}: {allowed}"
+        assert f'(list "config.{name}" $config.{name} "{lengths[1]}" "{lengths[2]}")' in refusals, f"{name}: {allowed}"
     elif len(words) > 1 and all(re.fullmatch(r"[a-z0-9-]+", word) for word in words):
         assert set(place["enum"]) - {""} == set(words), f"{name}: {allowed}"
 
