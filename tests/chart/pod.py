@@ -73,9 +73,7 @@ class Node:
         return self.pod(self.rendered.one("Deployment", name)["spec"]["template"]["spec"], name, **more)
 
     def pod(self, spec, name, **more):
-        pod = Pod(self, spec, name, **more)
-        self.pods.append(pod)
-        return pod
+        return Pod(self, spec, name, **more)
 
     def __enter__(self):
         return self
@@ -103,6 +101,8 @@ class Pod:
         self.data = data or self.home / "data"
         self.root = self.home / "root"
         self.process, self.past, self.mounts = None, [], []
+        # Before the first mount, so that whatever fails is cleared away.
+        node.pods.append(self)
         self._image()
         self._volumes()
 

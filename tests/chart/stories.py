@@ -60,6 +60,7 @@ def a_release_with_the_sandbox_works(folder, binary):
     with Node(folder, binary, rendered) as node:
         sandbox = node.deployment("license-gateway-sandbox").start()
         sandbox.wait_for("the sandbox is ready", lambda: sandbox.probe("readinessProbe"))
+        credentials_are_the_sandboxs(rendered, Central(f"{HERE}:8085"))
         gateway = node.deployment("license-gateway")
         checked = gateway.exec("check-config")
         assert checked.returncode == 0, checked.stderr
@@ -83,6 +84,14 @@ def a_release_with_the_sandbox_works(folder, binary):
         f"confined as uid {gateway.uid}; probes, helm test, NOTES, a call by grpcio, read_only without a restart, end after"
         f" {took:.1f} s; audit trail: {small} bytes for an operation on one customer, {large} on 1,000"
     )
+
+
+def credentials_are_the_sandboxs(rendered, central):
+    """What the chart gives the gateway is what a fresh sandbox knows: or it would begin with a login."""
+    known, given = central.credentials(), rendered.one("Secret")["stringData"]
+    for name in ("client_secret", "refresh_token"):
+        assert given[name] == known[name], name
+    assert rendered.settings()["credentials"]["client_id"] == known["client_id"]
 
 
 def helm_test_passes(node, rendered):
