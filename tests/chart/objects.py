@@ -480,8 +480,9 @@ def the_release_says_how_to_begin():
     assert "Secret license-gateway-token, which the gateway makes" in two and "dns:///license-gateway-headless.msp.svc:50051" in two
     assert "NOBODY MAY CALL IT YET" in notes(ci("one-gateway"), config={"callers": []})
     assert "read-only" in notes(ci("everything"))
+    assert "tokens can be read on the network" in notes(ci("tokens")) and "can be read" not in one
     assert "NOBODY" not in one + two + trial and "read-only" not in one
-    return "in five situations"
+    return "in six situations"
 
 
 def said_on_install(*files, **values):

@@ -101,6 +101,8 @@ BAD_VALUES = [
     ({"config": {"callers": [{"identity": "a", "rpcs": ["Everything"]}]}}, "rpcs"),
     ({"config": {"callers": [{"identity": "a", "rpcs": ["UnassignLicenses"], "scopes": ["include"], "services": "*"}]}}, "customers"),
     ({"config": {"callers": [{"identity": "a", "rpcs": ["ListServices"], "services": "advanced_ap"}]}}, "services"),
+    ({"config": {"jwt": {"algorithms": "HS256"}}}, "algorithms"),
+    ({"config": {"jwt": {"jwks_url": "http://issuer.example.com/keys"}}}, "jwks_url"),
     ({"image": {"digest": "sha256:short"}}, "digest"),
     ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
     ({"service": {"type": "ExternalName"}}, "type"),

@@ -35,6 +35,7 @@ OTHER_DEFAULT = {
     "token_store.key": "empty: the gateway's; with another kind it must not be set",
     "token_store.name": "empty: after the release; with another kind it must not be set",
     "jwt.algorithms": "empty: the gateway's; without an issuer it must not be set",
+    "jwt.refresh_interval": "empty: the gateway's; without a URL it must not be set",
 }
 
 
@@ -87,7 +88,7 @@ def holds_to_the_bounds(name, allowed, schema):
     for key in name.split("."):
         place = place["properties"][key]
     numbers = re.fullmatch(r"(\d+) to (\d+)", allowed)
-    lengths = re.fullmatch(r"(\d+m?s|\d+m) to (\d+m?s|\d+m)", allowed)
+    lengths = re.fullmatch(r"(\d+m?s|\d+[mh]) to (\d+m?s|\d+[mh])", allowed)
     words = allowed.split(", ")
     if numbers:
         assert (place["minimum"], place["maximum"]) == tuple(map(int, numbers.groups())), f"{name}: {allowed}"
@@ -95,7 +96,8 @@ def holds_to_the_bounds(name, allowed, schema):
         assert place["type"] == "boolean", name
     elif lengths:
         refusals = (CHART / "templates" / "_refusals.tpl").read_text()
-        assert f'(list "config.{name}" $config.{name} "{lengths[1]}" "{lengths[2]}")' in refusals, f"{name}: {allowed}"
+        bound = rf'\(list "config\.{re.escape(name)}" \S.*\S "{lengths[1]}" "{lengths[2]}"\)'
+        assert re.search(bound, refusals), f"{name}: {allowed}"
     elif len(words) > 1 and all(re.fullmatch(r"[a-z0-9-]+", word) for word in words):
         assert set(place["enum"]) - {""} == set(words), f"{name}: {allowed}"
 

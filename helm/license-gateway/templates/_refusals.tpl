@@ -92,7 +92,8 @@ with the ConfigMap.
 {{- range $bound := list
     (list "config.server.drain_timeout" $config.server.drain_timeout "0s" "10m")
     (list "config.central.timeout" $config.central.timeout "1s" "5m")
-    (list "config.central.max_wait" $config.central.max_wait "100ms" "10m") -}}
+    (list "config.central.max_wait" $config.central.max_wait "100ms" "10m")
+    (list "config.jwt.refresh_interval" (default "5m" $config.jwt.refresh_interval) "30s" "1h") -}}
 {{- $length := include "license-gateway.milliseconds" (index $bound 1) | int64 -}}
 {{- if or (lt $length (include "license-gateway.milliseconds" (index $bound 2) | int64)) (gt $length (include "license-gateway.milliseconds" (index $bound 3) | int64)) -}}
 {{- $problems = append $problems (printf "%s is %s, which is out of bounds; %s to %s is allowed" (index $bound 0) (index $bound 1) (index $bound 2) (index $bound 3)) -}}
@@ -155,7 +156,10 @@ with the ConfigMap.
 {{- if and (or $secrets.jwt.jwksKey $secrets.jwt.caKey $secrets.jwt.tokenKey) (not $secrets.jwt.existingSecret) -}}
 {{- $problems = append $problems "secrets.jwt names keys and no Secret; set secrets.jwt.existingSecret" -}}
 {{- end -}}
-{{- else if or $config.jwt.audience $config.jwt.jwks_url $secrets.jwt.existingSecret $secrets.jwt.fromServiceAccount -}}
+{{- if and (empty $config.jwt.jwks_url) (or $config.jwt.refresh_interval $secrets.jwt.caKey $secrets.jwt.tokenKey $secrets.jwt.fromServiceAccount) -}}
+{{- $problems = append $problems "config.jwt.refresh_interval, and secrets.jwt but for jwksKey, are about config.jwt.jwks_url, which is empty" -}}
+{{- end -}}
+{{- else if or $config.jwt.audience $config.jwt.jwks_url $config.jwt.algorithms $config.jwt.refresh_interval $secrets.jwt.existingSecret $secrets.jwt.fromServiceAccount -}}
 {{- $problems = append $problems "config.jwt or secrets.jwt is set, and without config.jwt.issuer no token is read" -}}
 {{- end -}}
 {{- if .Values.grpcRoute.enabled -}}
