@@ -7,6 +7,7 @@ network namespace and mounts of their own; --without-pods leaves them out, and t
 """
 
 import argparse
+import itertools
 import pathlib
 import shutil
 import subprocess
@@ -14,10 +15,12 @@ import sys
 import time
 import traceback
 
+import network
 import objects
 import operations
 import refusals
 import values
+import workload
 from rendering import HERE, ROOT
 
 
@@ -32,7 +35,9 @@ def main():
         return not arguments.words or any(word in name for word in arguments.words)
 
     began, table = time.monotonic(), []
-    for name, check in [*values.CHECKS, *refusals.CHECKS, *objects.CHECKS, *operations.CHECKS]:
+    for name, check in itertools.chain(
+        *(room.CHECKS for room in (values, refusals, objects, workload, network, operations))
+    ):
         if wanted(name):
             table.append(run(name, check))
     for name, check in values.CHECKS_OF_THE_BINARY:
@@ -49,7 +54,10 @@ def main():
     for name, result, took, told in table:
         print(f"{name:<50} {result:<12} {took:7.1f}  {told.splitlines()[0] if told else ''}")
     failed = [name for name, result, _, _ in table if result == "FAILED"]
-    print(f"\nchart: {'FAILED' if failed else 'ok'}, {len(table)} checks, {len(failed)} failed, in {time.monotonic() - began:.0f} s", flush=True)
+    print(
+        f"\nchart: {'FAILED' if failed else 'ok'}, {len(table)} checks, {len(failed)} failed, in {time.monotonic() - began:.0f} s",
+        flush=True,
+    )
     sys.exit(1 if failed else 0)
 
 

@@ -34,7 +34,11 @@ def commands_of_the_document():
             inside = words[words.index("--") + 1 :]
             assert inside[0] == "/license-gateway", inside
             given = "<" in inside
-            yield [word for word in inside[1:] if not word.startswith((">", "<")) and not word.endswith((".json", ".jsonl"))], given
+            yield [
+                word
+                for word in inside[1:]
+                if not word.startswith((">", "<")) and not word.endswith((".json", ".jsonl"))
+            ], given
 
 
 def its_values_are_the_tested_ones():
@@ -95,14 +99,18 @@ def its_secrets_are_what_the_pod_mounts():
             name = words[at + 3] if words[at + 1] == "secret" else words[at + 2]
             made[name] = {word.split("=")[1] for word in words if word.startswith("--from-file=")}
     needed = {}
-    other = render_as_said("license-gateway-eu", next(words for words in commands() if "license-gateway-eu" in words[:3])[4:])
+    other = render_as_said(
+        "license-gateway-eu", next(words for words in commands() if "license-gateway-eu" in words[:3])[4:]
+    )
     for rendered in (template(ci("one-gateway")), template(ci("two-gateways")), other):
         for volume in rendered.pod()["volumes"]:
             for source in volume.get("projected", {}).get("sources", []):
-                (_, body), = source.items()
+                ((_, body),) = source.items()
                 needed.setdefault(body["name"], set()).update(item["key"] for item in body["items"])
         for volume in rendered.one("Pod")["spec"].get("volumes", []):
-            needed.setdefault(volume["secret"]["secretName"], set()).update(item["key"] for item in volume["secret"]["items"])
+            needed.setdefault(volume["secret"]["secretName"], set()).update(
+                item["key"] for item in volume["secret"]["items"]
+            )
     token = template(ci("two-gateways")).one("Role")["rules"][0]["resourceNames"]
     needed |= {name: set() for name in token}
     assert made == needed, f"made {made}\nneeded {needed}"
@@ -129,6 +137,29 @@ def objects_that_it_names_are_there():
     return f"{seen} names"
 
 
+def its_numbers_are_the_measured_ones():
+    """The table under "Capacity" says what docs/performance.md measured, rounded. The trail's: stories.py."""
+    measured = (ROOT / "docs" / "performance.md").read_text()
+    text = DOCUMENT.read_text()
+
+    def cell(row, column):
+        found = re.search(rf"^\| {re.escape(row)} \|(.*)\|$", measured, re.M)
+        assert found, f"docs/performance.md has no row {row!r}"
+        number = found[1].split("|")[column].split("(")[0]
+        return round(float(number))
+
+    for said, number in (
+        ("{} MiB when idle", cell("memory when idle, after one request, MiB", 0)),
+        ("{} with 1,000 callers at once", cell("the same services", 7)),
+        ("{} ms to the first answer", cell("start to the first answer (health), ms", 0)),
+        ("{} seconds for 10,000 requests that each make a call", cell("one by one, 64 callers", 3)),
+    ):
+        assert said.format(number) in text, f"measured: {said.format(number)}"
+    peak = re.search(r"^\| memory before, peak, after, MiB \| [\d.]+, ([\d.]+),", measured, re.M)
+    assert f"{round(float(peak[1]))} under ten times the load" in text, f"measured: {peak[1]}"
+    return "five of docs/performance.md"
+
+
 def links_lead_somewhere():
     for document in (DOCUMENT, CHART / "README.md"):
         for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
@@ -136,10 +167,14 @@ def links_lead_somewhere():
     return "of the page and of the chart's README"
 
 
-CHECKS = [(function.__name__.replace("_", " "), function) for function in (
-    its_values_are_the_tested_ones,
-    its_helm_commands_work,
-    its_secrets_are_what_the_pod_mounts,
-    objects_that_it_names_are_there,
-    links_lead_somewhere,
-)]
+CHECKS = [
+    (function.__name__.replace("_", " "), function)
+    for function in (
+        its_values_are_the_tested_ones,
+        its_helm_commands_work,
+        its_secrets_are_what_the_pod_mounts,
+        objects_that_it_names_are_there,
+        its_numbers_are_the_measured_ones,
+        links_lead_somewhere,
+    )
+]

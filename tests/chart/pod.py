@@ -174,14 +174,16 @@ class Pod:
             return self.node.files_of("ConfigMap", volume["configMap"]["name"]), 0o644
         if "secret" in volume:
             source = volume["secret"]
-            return self._items({"secret": {"name": source["secretName"], "items": source["items"]}}), source.get("defaultMode", 0o644)
+            return self._items({"secret": {"name": source["secretName"], "items": source["items"]}}), source.get(
+                "defaultMode", 0o644
+            )
         files = {}
         for source in volume["projected"]["sources"]:
             files |= self._items(source)
         return files, volume["projected"]["defaultMode"]
 
     def _items(self, source):
-        (kind, body), = source.items()
+        ((kind, body),) = source.items()
         if kind == "serviceAccountToken":
             return {body["path"]: "a token"}
         there = self.node.files_of({"secret": "Secret", "configMap": "ConfigMap"}[kind], body["name"])
@@ -294,11 +296,24 @@ class Pod:
         assert facts["Uid"].split() == [str(self.uid)] * 4, facts["Uid"]
         assert facts["Groups"].split() == [str(self.fs_group)], facts["Groups"]
         assert int(facts["CapEff"], 16) == 0 and facts["NoNewPrivs"].strip() == "1"
-        for mount, writable in (("/", False), ("/etc/license-gateway", False), ("/run/secrets/license-gateway", False), ("/var/lib/license-gateway", True)):
+        for mount, writable in (
+            ("/", False),
+            ("/etc/license-gateway", False),
+            ("/run/secrets/license-gateway", False),
+            ("/var/lib/license-gateway", True),
+        ):
             at = self._at(mount) / "tried"
             tried = subprocess.run(
-                ["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", f"--groups={self.fs_group}", "touch", str(at)],
-                capture_output=True, text=True,
+                [
+                    "setpriv",
+                    f"--reuid={self.uid}",
+                    f"--regid={self.gid}",
+                    f"--groups={self.fs_group}",
+                    "touch",
+                    str(at),
+                ],
+                capture_output=True,
+                text=True,
             )
             assert (tried.returncode == 0) == writable, f"{mount}: {tried.stderr}"
             if writable:
@@ -341,7 +356,10 @@ class Central(Sandbox):
     def another_refresh_token(self):
         """One that nobody has presented yet, as a person downloads it."""
         known = self.credentials()
-        grant = {"grant_type": "refresh_token", **{key: known[key] for key in ("client_id", "client_secret", "refresh_token")}}
+        grant = {
+            "grant_type": "refresh_token",
+            **{key: known[key] for key in ("client_id", "client_secret", "refresh_token")},
+        }
         connection = http.client.HTTPConnection(self.address, timeout=10)
         connection.request("POST", "/oauth2/token?" + urllib.parse.urlencode(grant))
         answer = json.loads(connection.getresponse().read())
@@ -350,4 +368,3 @@ class Central(Sandbox):
 
     def forget_calls(self):
         self._control("DELETE", "calls")
-

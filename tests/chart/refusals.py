@@ -38,7 +38,9 @@ def refused(file):
     _, marker, problems = said.rpartition("license-gateway refuses these values: ")
     if not marker:
         return f"{file.name}: refused by something else: {said}"
-    problems = problems.removesuffix(" Use --debug flag to render out invalid YAML").strip().removeprefix("- ").split(" - ")
+    problems = (
+        problems.removesuffix(" Use --debug flag to render out invalid YAML").strip().removeprefix("- ").split(" - ")
+    )
     missing = [sentence for sentence in sentences if not any(sentence in problem for problem in problems)]
     if missing or len(problems) != len(sentences):
         return f"{file.name}: expected {sentences}, and helm said {problems}"
@@ -61,7 +63,9 @@ def unknown_keys_are_refused_everywhere():
         {"telemetry": {"env": {"surplus": "1"}}},
     ]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        for probe, said in zip(probes, pool.map(lambda probe: refusal(ci("one-gateway"), **probe), probes), strict=True):
+        for probe, said in zip(
+            probes, pool.map(lambda probe: refusal(ci("one-gateway"), **probe), probes), strict=True
+        ):
             assert "surplus" in said and "schema" in said, f"{probe}: {said}"
     return f"{len(probes)} places, an unknown key in each"
 
@@ -99,7 +103,14 @@ BAD_VALUES = [
     ({"config": {"callers": [{"identity": "*", "rpcs": ["ListServices"]}]}}, "identity"),
     ({"config": {"callers": [{"identity": "a", "rpcs": []}]}}, "rpcs"),
     ({"config": {"callers": [{"identity": "a", "rpcs": ["Everything"]}]}}, "rpcs"),
-    ({"config": {"callers": [{"identity": "a", "rpcs": ["UnassignLicenses"], "scopes": ["include"], "services": "*"}]}}, "customers"),
+    (
+        {
+            "config": {
+                "callers": [{"identity": "a", "rpcs": ["UnassignLicenses"], "scopes": ["include"], "services": "*"}]
+            }
+        },
+        "customers",
+    ),
     ({"config": {"callers": [{"identity": "a", "rpcs": ["ListServices"], "services": "advanced_ap"}]}}, "services"),
     ({"config": {"jwt": {"algorithms": "HS256"}}}, "algorithms"),
     ({"config": {"jwt": {"jwks_url": "http://issuer.example.com/keys"}}}, "jwks_url"),

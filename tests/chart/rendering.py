@@ -41,7 +41,8 @@ class Rendered:
     def deployment(self):
         """The gateway's; the sandbox may have one too."""
         return next(
-            each for each in self.all("Deployment")
+            each
+            for each in self.all("Deployment")
             if each["metadata"]["labels"]["app.kubernetes.io/component"] == "gateway"
         )
 
@@ -77,6 +78,12 @@ def template(*files, release="license-gateway", chart=CHART, more=(), **values):
 def ci(name):
     """One of the values files that are shipped with the chart for this."""
     return CHART / "ci" / f"{name}-values.yaml"
+
+
+def selects(selector, deployment):
+    """Whether these labels choose the pods of this Deployment."""
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    return all(labels.get(key) == value for key, value in selector.items())
 
 
 def refusal(*files, **values):

@@ -105,9 +105,7 @@ def first_call_of_the_notes(gateway):
     """The commands of NOTES, as they stand there: port-forward leads here anyway."""
     notes = said_on_install(ci("sandbox"))
     commands = [line.split() for line in notes.splitlines() if line.startswith("  license-gateway ")]
-    commands += [
-        line.split(" -- /")[1].split() for line in notes.splitlines() if "exec" in line and "<" not in line
-    ]
+    commands += [line.split(" -- /")[1].split() for line in notes.splitlines() if "exec" in line and "<" not in line]
     assert len(commands) == 3, notes
     for command in commands:
         done = gateway.exec(*command[1:])
@@ -124,7 +122,10 @@ def growth_of_the_trail(gateway, client):
     for customers in ([ALPINE_HOTELS], [f"{number:032x}" for number in range(1000)]):
         client.unassign(REQUEST | {"includeCustomers": {"customerIds": customers}}, timeout=20)
         sizes.append(size())
-    return sizes[1] - sizes[0], sizes[2] - sizes[1]
+    small, large = sizes[1] - sizes[0], sizes[2] - sizes[1]
+    said = f"{small / 1000:.1f} KB for an operation on one customer, {large / 1000:.0f} KB for one on 1,000"
+    assert said in (ROOT / "docs" / "operations.md").read_text(), f"measured: {said}"
+    return small, large
 
 
 def policy_is_followed(gateway, client):
@@ -177,8 +178,10 @@ def drains_within_the_grace_period(gateway, client, central):
 def one_gateway_with_certificates_keeps_its_tokens(folder, binary):
     """The values of docs/operations.md, with the sandbox at Central's address; the document's commands; a new pod."""
     values = {
-        "config": {"central": {"cluster": "", "base_url": "http://central:8085", "allow_plaintext": True},
-                   "credentials": {"client_id": "SandboxClientIdNumberOne00000001"}},
+        "config": {
+            "central": {"cluster": "", "base_url": "http://central:8085", "allow_plaintext": True},
+            "credentials": {"client_id": "SandboxClientIdNumberOne00000001"},
+        },
         "networkPolicy": {"enabled": False},
     }
     rendered = template(ci("one-gateway"), **values)
@@ -188,12 +191,18 @@ def one_gateway_with_certificates_keeps_its_tokens(folder, binary):
     central_secret = {"client_secret": toy["client_secret"]}
     secrets = {
         "license-gateway-central": central_secret,
-        "license-gateway-tls": {"tls.crt": certificates["server.crt"], "tls.key": certificates["server.key"], "ca.crt": certificates["ca.crt"]},
+        "license-gateway-tls": {
+            "tls.crt": certificates["server.crt"],
+            "tls.key": certificates["server.key"],
+            "ca.crt": certificates["ca.crt"],
+        },
         "license-gateway-callers-ca": {"ca.crt": certificates["ca.crt"]},
     }
     with Node(folder, binary, rendered, secrets) as node:
         node.names = lambda names=list(node.names()): [*names, "central"]
-        sandbox = node.pod(trial.one("Deployment", "license-gateway-sandbox")["spec"]["template"]["spec"], "central").start()
+        sandbox = node.pod(
+            trial.one("Deployment", "license-gateway-sandbox")["spec"]["template"]["spec"], "central"
+        ).start()
         sandbox.wait_for("the sandbox is ready", lambda: sandbox.probe("readinessProbe"))
         claim = folder / "claim"
         gateway = node.deployment("license-gateway", data=claim).start()
@@ -208,7 +217,9 @@ def one_gateway_with_certificates_keeps_its_tokens(folder, binary):
             ran += 1
         assert ran >= 5, "the document's commands are not found"
         gateway.becomes_ready()
-        assert not (gateway.home / "volumes" / "secrets" / "seed").exists(), "the seed is optional, and here there is none"
+        assert not (
+            gateway.home / "volumes" / "secrets" / "seed"
+        ).exists(), "the seed is optional, and here there is none"
         helm_test_passes(node, rendered)
         calls_by_certificate(gateway, certificates, folder)
         gateway.terminate()
@@ -230,8 +241,21 @@ def calls_by_certificate(gateway, certificates, folder):
             os.chown(gateway.data / name, gateway.uid, gateway.fs_group)
         at = "/var/lib/license-gateway"
         done = gateway.exec(
-            "unassign", "--address", "https://localhost:50051", "--ca-file", f"{at}/ca.crt", "--cert-file", f"{at}/{who}.crt",
-            "--key-file", f"{at}/{who}.key", "--include", ALPINE_HOTELS, "--service", "advanced_ap", "--reason", "chart",
+            "unassign",
+            "--address",
+            "https://localhost:50051",
+            "--ca-file",
+            f"{at}/ca.crt",
+            "--cert-file",
+            f"{at}/{who}.crt",
+            "--key-file",
+            f"{at}/{who}.key",
+            "--include",
+            ALPINE_HOTELS,
+            "--service",
+            "advanced_ap",
+            "--reason",
+            "chart",
         )
         assert done.returncode == expected, f"{who}: {done}"
 
@@ -244,8 +268,23 @@ def make_certificates(folder):
         subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, cwd=folder)
 
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc")
-    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.crt", "-days", "2", "-subj", "/CN=an authority",
-            "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign")
+    openssl(
+        "req",
+        "-x509",
+        *key,
+        "-keyout",
+        "ca.key",
+        "-out",
+        "ca.crt",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=an authority",
+        "-addext",
+        "basicConstraints=critical,CA:TRUE",
+        "-addext",
+        "keyUsage=critical,keyCertSign",
+    )
     names = {
         "server": "DNS:license-gateway.msp.svc,DNS:localhost",
         "offboarding": "URI:spiffe://msp.example.com/offboarding",
@@ -255,8 +294,23 @@ def make_certificates(folder):
         usage = "serverAuth" if name == "server" else "clientAuth"
         extensions = ("-addext", f"subjectAltName={alternative}", "-addext", f"extendedKeyUsage={usage}")
         openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}", *extensions)
-        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
-                "-copy_extensions", "copyall", "-out", f"{name}.crt")
+        openssl(
+            "x509",
+            "-req",
+            "-in",
+            f"{name}.csr",
+            "-CA",
+            "ca.crt",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-days",
+            "2",
+            "-copy_extensions",
+            "copyall",
+            "-out",
+            f"{name}.crt",
+        )
     return {file.name: file.read_text() for file in folder.glob("*.*") if file.suffix in (".crt", ".key")}
 
 
@@ -294,7 +348,7 @@ def plausible_secrets(rendered, certificates):
     made = {}
     for volume in rendered.pod()["volumes"]:
         for source in volume.get("projected", {}).get("sources", []):
-            (kind, body), = source.items()
+            ((kind, body),) = source.items()
             for item in body.get("items", []):
                 path = item["path"]
                 if path.endswith(".crt"):

@@ -114,19 +114,28 @@ def values_and_schema_have_the_same_keys():
         keys = place["properties"].keys() - ({"global"} if not path else set())
         assert keys == value.keys(), f"{path or 'the top'}: {keys ^ value.keys()} stand in one of both"
         assert place["additionalProperties"] is False, path
-        needed = {key for key, below in value.items() if isinstance(below, dict) and "properties" in place["properties"][key]}
+        needed = {
+            key for key, below in value.items() if isinstance(below, dict) and "properties" in place["properties"][key]
+        }
         assert needed == set(place.get("required", [])), f"{path}: the templates look into {needed}"
         compared += len(keys)
         for key, below in value.items():
             compare(below, place["properties"][key], f"{path}.{key}".strip("."))
 
     compare(values, schema, "")
-    tool("check-jsonschema", "--check-metaschema", CHART / "values.schema.json", *sorted((HERE / "schemas").glob("*.json")))
+    tool(
+        "check-jsonschema",
+        "--check-metaschema",
+        CHART / "values.schema.json",
+        *sorted((HERE / "schemas").glob("*.json")),
+    )
     return f"{compared} keys"
 
 
 def readme_says_what_the_values_say():
-    done = subprocess.run([TOOLS / "python", ROOT / "scripts" / "chart-readme", "--check"], capture_output=True, text=True)
+    done = subprocess.run(
+        [TOOLS / "python", ROOT / "scripts" / "chart-readme", "--check"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return "every value with its comment"
 
@@ -137,9 +146,12 @@ def yaml_is_tidy():
     return f"{len(files)} files"
 
 
-CHECKS = [(function.__name__.replace("_", " "), function) for function in (
-    values_and_schema_have_the_same_keys,
-    readme_says_what_the_values_say,
-    yaml_is_tidy,
-)]
+CHECKS = [
+    (function.__name__.replace("_", " "), function)
+    for function in (
+        values_and_schema_have_the_same_keys,
+        readme_says_what_the_values_say,
+        yaml_is_tidy,
+    )
+]
 CHECKS_OF_THE_BINARY = [("every setting is a value", every_setting_is_a_value)]
