@@ -14,6 +14,7 @@ NO_FAIL_FAST := $(if $(CI),--no-fail-fast)
 TEST_FEATURES := --features tests-with-redis,rehearsal
 
 FOREIGN := tests/foreign
+CHART   := helm/license-gateway
 PYTHON  := target/venv/bin/python
 BUF     := target/node/node_modules/.bin/buf
 DENY    := target/tools/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
@@ -38,12 +39,21 @@ demo: ## sandbox, gateway and one real call, told step by step
 	cargo run -q $(LOCKED) -- demo
 
 .PHONY: test
-test: test-rust test-prometheus test-foreign ## every test: Rust, the shipped views, then the foreign clients
+test: test-rust test-prometheus test-chart test-foreign ## every test: Rust, the shipped views, the chart, then the foreign clients
 
 .PHONY: readme
 readme: ## paste into README.md what the program prints: settings and demo
 	cargo build -q $(LOCKED)
 	scripts/paste-readme
+
+# The chart ships copies, because a package of it holds its own directory alone; a test compares them.
+.PHONY: chart-files
+chart-files: ## copy rules and dashboard into the chart
+	cp deploy/prometheus/rules.yaml deploy/grafana/dashboard.json $(CHART)/files/
+
+.PHONY: chart-readme
+chart-readme: target/venv-chart/complete ## paste into the chart's README what its values.yaml says
+	target/venv-chart/bin/python scripts/chart-readme
 
 # QUICK=1: seconds, and a debug build, which the tests have made already; the numbers mean nothing.
 .PHONY: bench
@@ -129,6 +139,13 @@ test-prometheus: target/venv/complete ## alerts, dashboard and /metrics at a rea
 	cargo build $(LOCKED)
 	$(PYTHON) tests/prometheus/check.py
 
+# ONLY=word runs the checks whose names contain it. The pods need root; --without-pods says loudly what is left out.
+.PHONY: test-chart
+test-chart: target/venv-chart/complete ## the chart, by real helm, Kubernetes' schemas, and the real binary in what is rendered (ONLY=word)
+	scripts/install-packages openssl
+	cargo build $(LOCKED)
+	target/venv-chart/bin/python tests/chart/check.py $(ONLY)
+
 .PHONY: lint-rust
 lint-rust: ## rustfmt and clippy, with and without the sandbox
 	cargo fmt --check
@@ -162,13 +179,18 @@ buf-image: target/node/complete ## remember the contract as callers have it now 
 	$(BUF) build --exclude-source-info -o $(PROTO_BASELINE)
 
 .PHONY: tools
-tools: target/venv/complete target/node/complete $(DENY) ## install what the checks need, below target/
+tools: target/venv/complete target/venv-chart/complete target/node/complete $(DENY) ## install what the checks need, below target/
 
 # ---- what is installed: the stamp is written last, so that half an installation is done again ----
 
 target/venv/complete: $(FOREIGN)/requirements.txt
 	python3 -m venv --clear target/venv
 	target/venv/bin/pip install --quiet --no-input --disable-pip-version-check -r $<
+	touch $@
+
+target/venv-chart/complete: tests/chart/requirements.txt $(FOREIGN)/requirements.txt
+	python3 -m venv --clear target/venv-chart
+	target/venv-chart/bin/pip install --quiet --no-input --disable-pip-version-check -r $<
 	touch $@
 
 target/venv-phoenix/complete: tests/phoenix/requirements.txt
