@@ -30,9 +30,9 @@ use self::{
 };
 use crate::{
     audit::{OpenError, Trail},
-    callers::Callers,
+    callers::{Callers, keys},
     central::CentralClient,
-    config::Config,
+    config::{CallerRules, Config, WhichCaller},
     exchange::SetupError,
     proto::{
         self,
@@ -93,6 +93,9 @@ pub enum Error {
     /// The audit trail cannot be opened.
     #[error(transparent)]
     Audit(#[from] OpenError),
+    /// The keys of callers' tokens cannot be used.
+    #[error("callers' tokens cannot be verified")]
+    Keys(#[from] keys::Error),
     /// The HTTP client cannot be made.
     #[error(transparent)]
     Http(#[from] SetupError),
@@ -112,9 +115,16 @@ impl Server {
         let address = listener.local_addr().map_err(failed)?;
         // The first line of the log: other programs read the chosen port from it.
         info!(listen = %address, central = %config.central.base_url, tls = protection(&config), "listening");
-        let callers = Arc::new(Callers::new(&config, address.ip()));
+        let callers = Arc::new(Callers::new(&config, address.ip())?);
         if config.policy.callers.is_empty() {
             warn!("nobody may do anything: the configuration has no [[callers]]");
+        }
+        let is_of_token = |caller: &CallerRules| matches!(caller.identity, WhichCaller::TokenSubject(_));
+        if config.jwt.is_none() && config.policy.callers.iter().any(is_of_token) {
+            warn!("a [[callers]] entry has a token_subject, and tokens are not looked at: there is no section jwt");
+        }
+        if config.jwt.is_some() && config.tls.is_none() && !address.ip().to_canonical().is_loopback() {
+            warn!("callers' tokens come over plaintext: without a mesh, whoever reads the network can use them");
         }
         if callers.admits_anonymous() && !address.ip().to_canonical().is_loopback() {
             warn!("callers without an identity are let in from the network: server.allow_anonymous_callers");
@@ -156,6 +166,7 @@ impl Server {
         let followed: Vec<_> = [
             self.config.policy_source.map(|source| tokio::spawn(follow_policy(source, Arc::clone(&self.callers)))),
             self.tls.clone().map(|tls| tokio::spawn(tls.follow())),
+            self.callers.keys().map(|keys| tokio::spawn(keys.follow())),
         ]
         .into_iter()
         .flatten()

@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_util::task::TaskTracker;
-use tonic::{Extensions, Request, Response, Status};
+use tonic::{Extensions, Request, Response, Status, metadata::MetadataValue};
 use tracing::{debug, info, warn};
 
 use self::status::{Failure, Violation};
@@ -139,11 +139,22 @@ impl Licensing {
         }
     }
 
-    /// Who is calling, by the certificate of the connection.
-    fn identify<T>(&self, request: &Request<T>) -> Result<Identity, Failure> {
+    /// Who is calling, by the token of the request or the certificate of the connection.
+    async fn identify<T>(&self, request: &Request<T>) -> Result<Identity, Failure> {
         let certificates = request.peer_certs();
-        let certificate = certificates.as_ref().and_then(|chain| chain.first());
-        self.callers.identify(certificate.map(AsRef::as_ref)).map_err(Failure::CallerUnauthenticated)
+        let certificate = certificates.as_ref().and_then(|chain| chain.first()).map(AsRef::as_ref);
+        let authorization = request.metadata().get_all("authorization");
+        let authorization: Vec<_> = authorization.iter().map(MetadataValue::as_encoded_bytes).collect();
+        // It may have to wait for the keys of tokens.
+        let identified = self.callers.identify(certificate, &authorization);
+        let identified = match deadline(request.extensions()) {
+            Some(deadline) => match timeout_at(deadline, identified).await {
+                Ok(identified) => identified,
+                Err(_) => return Err(Failure::DeadlineExceeded { nothing_was_sent: true }),
+            },
+            None => identified.await,
+        };
+        identified.map_err(Failure::CallerUnauthenticated)
     }
 
     /// Refuses names that Central does not list, where the list can be had.
@@ -167,7 +178,7 @@ impl LicensingService for Licensing {
         &self,
         request: Request<UnassignLicensesRequest>,
     ) -> Result<Response<UnassignLicensesResponse>, Status> {
-        let identity = self.identify(&request);
+        let identity = self.identify(&request).await;
         let from = request.remote_addr();
         let (_, extensions, message) = request.into_parts();
         let operation_id = operation_id(&extensions);
@@ -186,7 +197,7 @@ impl LicensingService for Licensing {
         request: Request<ListServicesRequest>,
     ) -> Result<Response<ListServicesResponse>, Status> {
         let operation_id = operation_id(request.extensions());
-        let admitted = self.identify(&request).and_then(|identity| {
+        let admitted = self.identify(&request).await.and_then(|identity| {
             self.callers.admit(&identity, Asked::ListServices, Instant::now()).map_err(Failure::PolicyDenied)
         });
         if let Err(failure) = admitted {
@@ -215,6 +226,7 @@ fn operation_id(extensions: &Extensions) -> OperationId {
 fn caller(identity: &Identity, address: Option<SocketAddr>) -> Caller {
     match identity {
         Identity::Certificate(name) => Caller::new(name),
+        Identity::Token(subject) => Caller::of_token(subject),
         Identity::Anonymous => Caller::new(&address.map(|address| format!("anonymous {address}")).unwrap_or_default()),
     }
 }
