@@ -56,12 +56,12 @@ pub enum Unidentified {
     NoCertificate,
     /// No token was sent.
     #[error(
-        "this gateway wants to know its callers; send a token of the issuer that it trusts, `authorization: Bearer …`"
+        "this gateway wants to know its callers; send a token of the issuer that it trusts, `authorization: Bearer TOKEN`"
     )]
     NoToken,
     /// Neither was there.
     #[error(
-        "this gateway wants to know its callers; send a token of the issuer that it trusts, `authorization: Bearer …`, or \
+        "this gateway wants to know its callers; send a token of the issuer that it trusts, `authorization: Bearer TOKEN`, or \
          show a client certificate of an authority that it trusts"
     )]
     NoCredentials,

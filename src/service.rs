@@ -381,3 +381,16 @@ impl Drop for ShutOnDrop {
         self.0.shut();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bearer_of_a_token_does_not_stand_in_the_line_of_a_certificate_of_that_name() {
+        let by_certificate = caller(&Identity::Certificate("name".into()), None);
+        let by_token = caller(&Identity::Token("name".into()), None);
+        assert_ne!(by_certificate, by_token);
+        assert_eq!((by_certificate.as_str(), by_token.as_str()), ("name", "name"));
+    }
+}

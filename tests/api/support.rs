@@ -293,10 +293,14 @@ pub struct Process {
 impl Process {
     /// Serves with this configuration file; returns when it listens.
     pub async fn serve(sandbox: &Sandbox, dir: &Path, more: &[(&str, &str)]) -> Self {
-        let file = config_file(sandbox, dir);
+        Self::serve_file(&config_file(sandbox, dir), more).await
+    }
+
+    /// Serves with this one.
+    pub async fn serve_file(file: &Path, more: &[(&str, &str)]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_license-gateway"))
             .args(["serve", "--config"])
-            .arg(&file)
+            .arg(file)
             .env_clear()
             .envs(more.iter().copied())
             .stdin(Stdio::null())

@@ -26,7 +26,7 @@ struct Key {
     kind: Kind,
     /// The one algorithm that it is meant for, where it says so.
     algorithm: Option<Algorithm>,
-    key: DecodingKey,
+    public: DecodingKey,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,7 +105,7 @@ impl KeySet {
         if meant.is_empty() {
             return Err(NoKey::Unknown);
         }
-        let fitting: Vec<_> = meant.into_iter().filter(|key| key.fits(algorithm)).map(|key| &key.key).collect();
+        let fitting: Vec<_> = meant.into_iter().filter(|key| key.fits(algorithm)).map(|key| &key.public).collect();
         if fitting.is_empty() { Err(NoKey::OtherAlgorithm) } else { Ok(fitting) }
     }
 }
@@ -136,10 +136,9 @@ impl Key {
             return None;
         }
         let length = |part: &Option<String>| part.as_deref().and_then(bytes).map_or(0, |bytes| bytes.len());
-        let (kind, key) = match (&*written.kty, written.crv.as_deref()) {
+        let (kind, public) = match (&*written.kty, written.crv.as_deref()) {
             ("RSA", _) if length(&written.n) >= MIN_MODULUS_BYTES => {
-                let key = DecodingKey::from_rsa_components(written.n.as_deref()?, written.e.as_deref()?).ok()?;
-                (Kind::Rsa, key)
+                (Kind::Rsa, DecodingKey::from_rsa_components(written.n.as_deref()?, written.e.as_deref()?).ok()?)
             }
             ("EC", Some(curve)) => {
                 let (kind, size) = match curve {
@@ -164,7 +163,7 @@ impl Key {
         if algorithm.is_some_and(|algorithm| !kind.signs(algorithm)) {
             return None;
         }
-        Some(Self { id: written.kid, kind, algorithm, key })
+        Some(Self { id: written.kid, kind, algorithm, public })
     }
 
     fn fits(&self, algorithm: Algorithm) -> bool {

@@ -162,7 +162,7 @@ impl Key {
     }
 
     /// The same key, signing in another way.
-    pub fn as_algorithm(self, algorithm: &'static str) -> Self {
+    pub fn signing_by(self, algorithm: &'static str) -> Self {
         Self { algorithm, ..self }
     }
 }

@@ -1,6 +1,7 @@
 //! The keys of tokens, as they come and go.
 
 use std::{
+    net::Ipv4Addr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
@@ -269,6 +270,40 @@ async fn a_file_that_cannot_be_used_keeps_the_keys_before_and_is_told() {
     unknown(&is_known(channel.clone(), &old).await.unwrap_err());
     process.terminate();
     assert!(process.exit().await.0.success());
+}
+
+#[tokio::test]
+async fn what_makes_tokens_unsafe_or_useless_is_said_at_the_start_and_stops_nothing() {
+    let sandbox = sandbox().await;
+    let dir = tempfile::tempdir().unwrap();
+    let key = Key::new("k", "ES256");
+    by_file(dir.path(), &[&key]);
+    let file = dir.path().join("keys.json");
+    let of_token = ["[[callers]]", "token_subject = \"alice\"", "rpcs = [\"ListServices\"]"].join("\n");
+    let everywhere = ("LICENSE_GATEWAY__SERVER__LISTEN", "0.0.0.0:0");
+    let with_tokens = [
+        everywhere,
+        ("LICENSE_GATEWAY__JWT__ISSUER", ISSUER),
+        ("LICENSE_GATEWAY__JWT__AUDIENCE", AUDIENCE),
+        ("LICENSE_GATEWAY__JWT__JWKS_FILE", file.to_str().unwrap()),
+    ];
+    let mut process = Process::serve(&sandbox, dir.path(), &with_tokens).await;
+    let plaintext = "callers' tokens come over plaintext: without a mesh, whoever reads the network can use them";
+    process.said(plaintext).await;
+    let config = dir.path().join("gateway.toml");
+    put(&config, &(fs::read_to_string(&config).unwrap() + &of_token));
+    process.said("a new policy holds").await;
+    let channel = channel((Ipv4Addr::LOCALHOST, process.address.port()).into()).await;
+    is_known(channel, &key).await.expect("it serves all the same");
+    process.terminate();
+    assert!(process.exit().await.0.success());
+
+    let mut process = Process::serve_file(&config, &[]).await;
+    let useless = "a [[callers]] entry has a token_subject, and tokens are not looked at: there is no section jwt";
+    process.said(useless).await;
+    process.terminate();
+    let (_, log) = process.exit().await;
+    assert!(log.iter().all(|line| line["message"] != plaintext), "no tokens, nothing to read");
 }
 
 #[tokio::test]

@@ -281,7 +281,7 @@ async fn algorithms_are_those_of_the_configuration_and_of_the_key() {
         assert!(refused_token(gateway.channel.clone(), &sandbox, &token).await.is_none(), "{}", key.algorithm);
     }
     // It could verify this: PS256 is configured, the key is RSA, the signature is right. But the key says RS256.
-    let token = rsa.as_algorithm("PS256").token(&claims(ALICE));
+    let token = rsa.signing_by("PS256").token(&claims(ALICE));
     let failure = refused_token(gateway.channel.clone(), &sandbox, &token).await.unwrap();
     assert!(failure.status.message().contains("not for its algorithm"), "{failure:?}");
     gateway.stop().await;
