@@ -2,7 +2,9 @@
 //! [`policy::decide`], which is pure.
 
 pub mod certificate;
+pub mod keys;
 pub mod policy;
+pub mod token;
 pub mod usage;
 
 use std::{fmt, net::IpAddr, sync::Arc, time::SystemTime};
@@ -12,7 +14,9 @@ use tokio::time::{Instant, timeout_at};
 
 use self::{
     certificate::NameError,
+    keys::{Keys, Unverified},
     policy::{Asked, Denied},
+    token::TokenError,
     usage::{
         Hour,
         counter::{CallerKey, Counted, Counter, Refusal},
@@ -28,6 +32,8 @@ use crate::{
 pub enum Identity {
     /// The name in a client's certificate that was verified.
     Certificate(Arc<str>),
+    /// The subject of a token that was verified.
+    Token(Arc<str>),
     /// Nobody said who they are, and that is allowed here.
     Anonymous,
 }
@@ -37,6 +43,7 @@ impl Identity {
     pub fn proved_by(&self) -> &'static str {
         match self {
             Self::Certificate(_) => "certificate",
+            Self::Token(_) => "token",
             Self::Anonymous => "connection",
         }
     }
@@ -45,6 +52,7 @@ impl Identity {
     fn key(&self) -> CallerKey {
         match self {
             Self::Certificate(name) => CallerKey::new("certificate", name),
+            Self::Token(subject) => CallerKey::new("token", subject),
             Self::Anonymous => CallerKey::new("anonymous", ""),
         }
     }
@@ -56,14 +64,32 @@ pub enum Unidentified {
     /// No certificate was shown.
     #[error("this gateway wants to know its callers; show a client certificate of an authority that it trusts")]
     NoCertificate,
-    /// The gateway asks nobody for a certificate.
+    /// No token was sent.
     #[error(
-        "this gateway cannot know its callers and does not serve the unknown; an operator must set tls.client_ca_file"
+        "this gateway wants to know its callers; send a token of the issuer that it trusts, `authorization: Bearer TOKEN`"
+    )]
+    NoToken,
+    /// Neither was there.
+    #[error(
+        "this gateway wants to know its callers; send a token of the issuer that it trusts, `authorization: Bearer TOKEN`, or \
+         show a client certificate of an authority that it trusts"
+    )]
+    NoCredentials,
+    /// The gateway asks nobody for either.
+    #[error(
+        "this gateway cannot know its callers and does not serve the unknown; an operator must set tls.client_ca_file \
+         or the section jwt"
     )]
     NoWayToIdentify,
     /// The certificate is genuine but names nobody.
     #[error("the client certificate is genuine, but {0}")]
     Nameless(#[from] NameError),
+    /// The token is not good. Whoever sends one is not looked at otherwise.
+    #[error(transparent)]
+    BadToken(#[from] TokenError),
+    /// Nobody can say whether the token is good.
+    #[error("this gateway does not have the keys of its callers' tokens now, and cannot tell who you are")]
+    KeysUnavailable,
 }
 
 /// Why a request is not let in.
@@ -83,20 +109,27 @@ pub struct Callers {
     policy: ArcSwap<Policy>,
     admits_anonymous: bool,
     asks_for_certificates: bool,
+    keys: Option<Arc<Keys>>,
     counter: Counter,
 }
 
 impl Callers {
     /// By this configuration, on a listener of this address, with the customers of the hour in this place.
-    pub(crate) fn new(config: &Config, listen: IpAddr, usage: UsageStore) -> Self {
+    pub(crate) fn new(config: &Config, listen: IpAddr, usage: UsageStore) -> Result<Self, keys::Error> {
         let asks_for_certificates = config.tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some());
-        let is_local = listen.to_canonical().is_loopback() && !asks_for_certificates;
-        Self {
+        let is_local = listen.to_canonical().is_loopback() && !asks_for_certificates && config.jwt.is_none();
+        Ok(Self {
             policy: ArcSwap::from_pointee(config.policy.clone()),
             admits_anonymous: is_local || config.server.allow_anonymous_callers,
             asks_for_certificates,
+            keys: config.jwt.as_ref().map(Keys::new).transpose()?.map(Arc::new),
             counter: Counter::start(usage, config.policy.callers.iter().any(|c| c.max_customers_per_hour.is_some())),
-        }
+        })
+    }
+
+    /// The keys of callers' tokens, where tokens are looked at.
+    pub fn keys(&self) -> Option<Arc<Keys>> {
+        self.keys.clone()
     }
 
     /// Whether callers without an identity are let in.
@@ -114,13 +147,31 @@ impl Callers {
         self.policy.store(Arc::new(policy));
     }
 
-    /// Who shows this certificate. One that was shown and names nobody never makes its caller anonymous.
-    pub fn identify(&self, certificate: Option<&[u8]>) -> Result<Identity, Unidentified> {
+    /// Who shows this certificate and sends these values of the header `authorization`. What was shown and is not good
+    /// never makes its caller anonymous; a token that was sent decides, whatever the certificate.
+    pub async fn identify(
+        &self,
+        certificate: Option<&[u8]>,
+        authorization: &[&[u8]],
+    ) -> Result<Identity, Unidentified> {
+        if let Some(keys) = &self.keys
+            && let Some(token) = token::bearer(authorization)?
+        {
+            return match keys.bearer_of(token).await {
+                Ok(subject) => Ok(Identity::Token(subject)),
+                Err(Unverified::Token(error)) => Err(error.into()),
+                Err(Unverified::NoKeys) => Err(Unidentified::KeysUnavailable),
+            };
+        }
         match certificate {
             Some(certificate) => Ok(Identity::Certificate(certificate::name(certificate)?.into())),
             None if self.admits_anonymous => Ok(Identity::Anonymous),
-            None if self.asks_for_certificates => Err(Unidentified::NoCertificate),
-            None => Err(Unidentified::NoWayToIdentify),
+            None => Err(match (self.asks_for_certificates, &self.keys) {
+                (true, Some(_)) => Unidentified::NoCredentials,
+                (true, None) => Unidentified::NoCertificate,
+                (false, Some(_)) => Unidentified::NoToken,
+                (false, None) => Unidentified::NoWayToIdentify,
+            }),
         }
     }
 
@@ -181,12 +232,16 @@ impl Admission {
 }
 
 impl Identity {
-    /// Whether an entry is about this caller. Exact: a certificate with the name `anonymous` is not anonymous.
+    /// Whether an entry is about this caller. Exact: a certificate with the name `anonymous` is not anonymous, and a
+    /// token with the subject of a certificate's name is not that certificate.
     pub fn is(&self, entry: &WhichCaller) -> bool {
         match (self, entry) {
             (Self::Certificate(name), WhichCaller::Named(named)) => **name == **named,
+            (Self::Token(subject), WhichCaller::TokenSubject(named)) => **subject == **named,
             (Self::Anonymous, WhichCaller::Anonymous) => true,
-            (Self::Certificate(_), WhichCaller::Anonymous) | (Self::Anonymous, WhichCaller::Named(_)) => false,
+            (Self::Certificate(_), WhichCaller::TokenSubject(_) | WhichCaller::Anonymous)
+            | (Self::Token(_), WhichCaller::Named(_) | WhichCaller::Anonymous)
+            | (Self::Anonymous, WhichCaller::Named(_) | WhichCaller::TokenSubject(_)) => false,
         }
     }
 }
@@ -196,6 +251,7 @@ impl fmt::Display for Identity {
         match self {
             // Signed by an authority of ours, but in its subject's own words.
             Self::Certificate(name) => write!(f, "\"{}\"", name.escape_debug()),
+            Self::Token(subject) => write!(f, "the token subject \"{}\"", subject.escape_debug()),
             Self::Anonymous => f.write_str("anonymous"),
         }
     }

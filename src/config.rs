@@ -8,6 +8,7 @@
 mod audit;
 mod callers;
 mod cluster;
+mod jwt;
 mod otel;
 mod problem;
 mod reader;
@@ -30,6 +31,7 @@ use url::Url;
 pub use self::{
     audit::{Audit, AuditPlace},
     callers::{CallerRules, Names, Policy, PolicySource, Rpc, ScopeWord, WhichCaller},
+    jwt::{Jwt, KeySource, KeyUrl, SignatureAlgorithm},
     otel::{
         Batch, Logs, Metrics, Otlp, Propagators, Protocol, RootSampler, Sampler, SpanLimits, StatusCodeName, Telemetry,
         Temporality, Traces,
@@ -53,6 +55,8 @@ pub struct Config {
     pub server: Server,
     /// Section `tls`; none: plaintext.
     pub tls: Option<Tls>,
+    /// Section `jwt`; none: tokens are not looked at.
+    pub jwt: Option<Jwt>,
     /// `read_only` and `callers`.
     pub policy: Policy,
     /// Where the policy is read again; none: there is no file.
@@ -117,6 +121,7 @@ impl Loaded {
         let config = Config {
             server: server(&mut reader),
             tls: tls(&mut reader),
+            jwt: jwt::read(&mut reader),
             policy: callers::read(&mut reader),
             policy_source: None,
             admin: Admin { listen: reader.address("admin.listen") },

@@ -1,8 +1,9 @@
 //! One HTTP exchange with Central: connect, send, read the answer, and say plainly how it ended if it did not.
 //!
-//! Used by [`crate::central`] for calls and by [`crate::token`] for the token endpoint. Nothing is decided here:
-//! no status is judged, nothing is repeated.
+//! Used by [`crate::central`] for calls and by [`crate::token`] for the token endpoint; what comes from elsewhere is in
+//! [`document`]. Nothing is decided here: no status is judged, nothing is repeated.
 
+pub mod document;
 mod patience;
 
 use std::{fs, io, path::PathBuf, time::Duration};

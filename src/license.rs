@@ -15,19 +15,27 @@ pub const MAX_NAME_LENGTH: usize = 128;
 /// The longest reason, in characters.
 pub const MAX_REASON_LENGTH: usize = 512;
 
-/// Who asks: whoever has the same name takes turns as one.
+/// Who asks: whoever has the same name, proved in the same way, takes turns as one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Caller(Arc<str>);
+pub struct Caller {
+    name: Arc<str>,
+    is_of_token: bool,
+}
 
 impl Caller {
     /// The caller of this name.
     pub fn new(name: &str) -> Self {
-        Self(name.into())
+        Self { name: name.into(), is_of_token: false }
+    }
+
+    /// The bearer of tokens with this subject: somebody else than the caller of the same name.
+    pub fn of_token(subject: &str) -> Self {
+        Self { is_of_token: true, ..Self::new(subject) }
     }
 
     /// The name.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.name
     }
 }
 

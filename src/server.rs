@@ -30,9 +30,9 @@ use self::{
 };
 use crate::{
     audit::{OpenError, Trail},
-    callers::Callers,
+    callers::{Callers, keys},
     central::CentralClient,
-    config::Config,
+    config::{CallerRules, Config, WhichCaller},
     exchange::SetupError,
     proto::{
         self,
@@ -93,6 +93,9 @@ pub enum Error {
     /// The audit trail cannot be opened.
     #[error(transparent)]
     Audit(#[from] OpenError),
+    /// The keys of callers' tokens cannot be used.
+    #[error("callers' tokens cannot be verified")]
+    Keys(#[from] keys::Error),
     /// The HTTP client cannot be made.
     #[error(transparent)]
     Http(#[from] SetupError),
@@ -115,12 +118,19 @@ impl Server {
         if config.policy.callers.is_empty() {
             warn!("nobody may do anything: the configuration has no [[callers]]");
         }
+        let is_of_token = |caller: &CallerRules| matches!(caller.identity, WhichCaller::TokenSubject(_));
+        if config.jwt.is_none() && config.policy.callers.iter().any(is_of_token) {
+            warn!("a [[callers]] entry has a token_subject, and tokens are not looked at: there is no section jwt");
+        }
+        if config.jwt.is_some() && config.tls.is_none() && !address.ip().to_canonical().is_loopback() {
+            warn!("callers' tokens come over plaintext: without a mesh, whoever reads the network can use them");
+        }
         let admin = Admin::bind(config.admin.listen).await?;
         // Before anything is asked of Central: what a crash cut short has its outcome now.
         let trail = Trail::open(&config.audit, tracing.metrics().clone()).await?;
         let quota = Quota::new(&config.quota);
         let store = Store::open(&config.token_store).await?;
-        let callers = Arc::new(Callers::new(&config, address.ip(), store.usage()));
+        let callers = Arc::new(Callers::new(&config, address.ip(), store.usage())?);
         if callers.admits_anonymous() && !address.ip().to_canonical().is_loopback() {
             warn!("callers without an identity are let in from the network: server.allow_anonymous_callers");
         }
@@ -157,6 +167,7 @@ impl Server {
         let followed: Vec<_> = [
             self.config.policy_source.map(|source| tokio::spawn(follow_policy(source, Arc::clone(&self.callers)))),
             self.tls.clone().map(|tls| tokio::spawn(tls.follow())),
+            self.callers.keys().map(|keys| tokio::spawn(keys.follow())),
         ]
         .into_iter()
         .flatten()

@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_util::task::TaskTracker;
-use tonic::{Extensions, Request, Response, Status};
+use tonic::{Extensions, Request, Response, Status, metadata::MetadataValue};
 use tracing::{debug, info, warn};
 
 use self::status::{Failure, Violation};
@@ -139,11 +139,22 @@ impl Licensing {
         }
     }
 
-    /// Who is calling, by the certificate of the connection.
-    fn identify<T>(&self, request: &Request<T>) -> Result<Identity, Failure> {
+    /// Who is calling, by the token of the request or the certificate of the connection.
+    async fn identify<T>(&self, request: &Request<T>) -> Result<Identity, Failure> {
         let certificates = request.peer_certs();
-        let certificate = certificates.as_ref().and_then(|chain| chain.first());
-        self.callers.identify(certificate.map(AsRef::as_ref)).map_err(Failure::CallerUnauthenticated)
+        let certificate = certificates.as_ref().and_then(|chain| chain.first()).map(AsRef::as_ref);
+        let authorization = request.metadata().get_all("authorization");
+        let authorization: Vec<_> = authorization.iter().map(MetadataValue::as_encoded_bytes).collect();
+        // It may have to wait for the keys of tokens.
+        let identified = self.callers.identify(certificate, &authorization);
+        let identified = match deadline(request.extensions()) {
+            Some(deadline) => match timeout_at(deadline, identified).await {
+                Ok(identified) => identified,
+                Err(_) => return Err(Failure::DeadlineExceeded { nothing_was_sent: true }),
+            },
+            None => identified.await,
+        };
+        identified.map_err(Failure::CallerUnauthenticated)
     }
 
     /// Refuses names that Central does not list, where the list can be had.
@@ -167,7 +178,7 @@ impl LicensingService for Licensing {
         &self,
         request: Request<UnassignLicensesRequest>,
     ) -> Result<Response<UnassignLicensesResponse>, Status> {
-        let identity = self.identify(&request);
+        let identity = self.identify(&request).await;
         let from = request.remote_addr();
         let (_, extensions, message) = request.into_parts();
         let operation_id = operation_id(&extensions);
@@ -186,7 +197,7 @@ impl LicensingService for Licensing {
         request: Request<ListServicesRequest>,
     ) -> Result<Response<ListServicesResponse>, Status> {
         let operation_id = operation_id(request.extensions());
-        let admitted = match self.identify(&request) {
+        let admitted = match self.identify(&request).await {
             Ok(identity) => self.callers.admit(&identity, Asked::ListServices, None).await.map_err(Failure::from),
             Err(failure) => Err(failure),
         };
@@ -216,6 +227,7 @@ fn operation_id(extensions: &Extensions) -> OperationId {
 fn caller(identity: &Identity, address: Option<SocketAddr>) -> Caller {
     match identity {
         Identity::Certificate(name) => Caller::new(name),
+        Identity::Token(subject) => Caller::of_token(subject),
         Identity::Anonymous => Caller::new(&address.map(|address| format!("anonymous {address}")).unwrap_or_default()),
     }
 }
@@ -368,5 +380,18 @@ struct ShutOnDrop(Arc<SendGate>);
 impl Drop for ShutOnDrop {
     fn drop(&mut self) {
         self.0.shut();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bearer_of_a_token_does_not_stand_in_the_line_of_a_certificate_of_that_name() {
+        let by_certificate = caller(&Identity::Certificate("name".into()), None);
+        let by_token = caller(&Identity::Token("name".into()), None);
+        assert_ne!(by_certificate, by_token);
+        assert_eq!((by_certificate.as_str(), by_token.as_str()), ("name", "name"));
     }
 }

@@ -3,13 +3,19 @@
 use std::{
     error::Error as _,
     fs,
+    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use clap::Args;
 use http::Uri;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+};
 
 /// Which gateway, and how to trust it.
 #[derive(Debug, Args)]
@@ -30,6 +36,23 @@ pub(super) struct Gateway {
     /// A PEM file with the private key of that certificate
     #[arg(long, value_name = "FILE", requires = "cert_file")]
     key_file: Option<PathBuf>,
+
+    /// A file with the token that tells the gateway who you are; needs https:// unless the gateway is on this machine
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+/// Sends the token along, where there is one.
+#[derive(Clone)]
+pub(super) struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
 }
 
 /// Why there is no connection. Nothing was sent.
@@ -45,11 +68,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Gateway {
     /// Connects within `limit`.
-    pub(super) async fn connect(&self, limit: Duration) -> Result<Channel, ConnectError> {
-        let endpoint = self.endpoint()?;
+    pub(super) async fn connect(&self, limit: Duration) -> Result<InterceptedService<Channel, Bearer>, ConnectError> {
+        let (endpoint, bearer) = (self.endpoint()?, self.bearer()?);
         let limit = limit.min(CONNECT_TIMEOUT);
         match tokio::time::timeout(limit, endpoint.connect()).await {
-            Ok(Ok(channel)) => Ok(channel),
+            Ok(Ok(channel)) => Ok(InterceptedService::new(channel, bearer)),
             Ok(Err(error)) => Err(ConnectError::Failed(self.explain(&error))),
             Err(_) => Err(ConnectError::Failed(format!(
                 "{} did not answer within {}. Is the address right, and does a firewall let you through?",
@@ -87,6 +110,27 @@ impl Gateway {
         endpoint
             .tls_config(tls)
             .map_err(|error| ConnectError::Usage(format!("TLS cannot be set up: {}", chain(&error))))
+    }
+
+    fn bearer(&self) -> Result<Bearer, ConnectError> {
+        let Some(file) = &self.token_file else { return Ok(Bearer(None)) };
+        let host = self.address.host().unwrap_or_default().trim_matches(['[', ']']);
+        let is_here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        if self.address.scheme_str() != Some("https") && !is_here {
+            return Err(ConnectError::Usage(
+                "--token-file over http:// would show the token to the network; use an https:// address".to_owned(),
+            ));
+        }
+        let text = String::from_utf8(read("--token-file", file)?).unwrap_or_default();
+        let token = text.trim();
+        // Whatever else it holds is never shown: it may be a secret all the same.
+        let is_token = !token.is_empty() && token.chars().all(|c| c.is_ascii_graphic());
+        let value = MetadataValue::try_from(format!("Bearer {token}")).ok().filter(|_| is_token);
+        let Some(mut value) = value else {
+            return Err(ConnectError::Usage(format!("--token-file {}: holds no token", file.display())));
+        };
+        value.set_sensitive(true);
+        Ok(Bearer(Some(value)))
     }
 
     /// The address as people write it.

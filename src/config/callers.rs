@@ -52,7 +52,9 @@ pub struct CallerRules {
 pub enum WhichCaller {
     /// Whoever shows a certificate with exactly this name.
     Named(String),
-    /// Whoever shows none. `anonymous`.
+    /// Whoever bears a token with exactly this subject.
+    TokenSubject(String),
+    /// Whoever shows neither. `anonymous`.
     Anonymous,
 }
 
@@ -94,8 +96,16 @@ const RPCS: [(&str, Rpc); 3] = [
 ];
 const SCOPES: [(&str, ScopeWord); 3] =
     [("include", ScopeWord::Include), ("exclude", ScopeWord::Exclude), ("all", ScopeWord::All)];
-const KEYS: [&str; 7] =
-    ["identity", "rpcs", "scopes", "services", "customers", "max_customers_per_request", "max_customers_per_hour"];
+const KEYS: [&str; 8] = [
+    "identity",
+    "token_subject",
+    "rpcs",
+    "scopes",
+    "services",
+    "customers",
+    "max_customers_per_request",
+    "max_customers_per_hour",
+];
 
 /// The identity of an entry that is about callers without one.
 const ANONYMOUS: &str = "anonymous";
@@ -182,8 +192,12 @@ pub(super) fn parse(file: File<'_>, value: &Spanned<DeValue<'_>>) -> (Vec<Caller
         };
         let Some(caller) = entries.caller(&name, entry.span().start, table) else { continue };
         if callers.iter().any(|other| other.identity == caller.identity) {
+            let key = match caller.identity {
+                WhichCaller::TokenSubject(_) => "token_subject",
+                WhichCaller::Named(_) | WhichCaller::Anonymous => "identity",
+            };
             entries.problem(
-                &format!("{name}.identity"),
+                &format!("{name}.{key}"),
                 entry.span().start,
                 "stands in an entry above already; make one entry of both",
             );
@@ -255,29 +269,50 @@ impl Entries<'_> {
         })
     }
 
+    /// What the entry is about: exactly one of the two keys.
     fn identity(&mut self, name: &str, offset: usize, table: &DeTable<'_>) -> Option<WhichCaller> {
-        let name = format!("{name}.identity");
-        let Some(value) = table.get("identity") else {
-            self.problem(
-                &name,
-                offset,
-                "is missing; write the URI or the DNS name of the caller's certificate, or \"anonymous\"",
-            );
-            return None;
-        };
+        match (table.get("identity"), table.get("token_subject")) {
+            (Some(value), None) => match self.identity_text(&format!("{name}.identity"), value)? {
+                text if text == ANONYMOUS => Some(WhichCaller::Anonymous),
+                text => Some(WhichCaller::Named(text)),
+            },
+            (None, Some(value)) => {
+                self.identity_text(&format!("{name}.token_subject"), value).map(WhichCaller::TokenSubject)
+            }
+            (None, None) => {
+                self.problem(
+                    &format!("{name}.identity"),
+                    offset,
+                    "is missing; write the URI or the DNS name of the caller's certificate, or \"anonymous\"; or \
+                     write token_subject with the `sub` of the caller's tokens",
+                );
+                None
+            }
+            (Some(_), Some(subject)) => {
+                self.problem(
+                    &format!("{name}.token_subject"),
+                    subject.span().start,
+                    "stands beside `identity`; whoever shows the certificate and whoever bears the token are two \
+                     callers, so make two entries",
+                );
+                None
+            }
+        }
+    }
+
+    fn identity_text(&mut self, name: &str, value: &Spanned<DeValue<'_>>) -> Option<String> {
         match value.get_ref() {
-            DeValue::String(text) if text == ANONYMOUS => Some(WhichCaller::Anonymous),
             DeValue::String(text)
                 if !text.is_empty()
                     && text.len() <= MAX_IDENTITY_LENGTH
                     && text.chars().all(|c| c.is_ascii_graphic() && c != '*') =>
             {
-                Some(WhichCaller::Named(text.to_string()))
+                Some(text.to_string())
             }
             _ => {
                 let message =
                     "is no identity: visible ASCII characters in quotes; it is compared exactly, without wildcards";
-                self.problem(&name, value.span().start, message);
+                self.problem(name, value.span().start, message);
                 None
             }
         }

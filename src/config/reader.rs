@@ -444,7 +444,7 @@ fn text_of(setting: &Setting, value: Value) -> Result<String, String> {
 /// where its file belongs, or a password into a URL.
 fn shown(setting: &Setting, text: &str) -> String {
     let near_secret = match setting.name {
-        "token_store.url" | "token_store.password_file" => true,
+        "token_store.url" | "token_store.password_file" | "jwt.token_file" => true,
         _ => setting.section() == "credentials" && matches!(setting.allowed, Allowed::Text(_)),
     };
     if text.contains('@') || (near_secret && !leads_somewhere(text)) {

@@ -95,7 +95,7 @@ pub const SETTINGS: &[Setting] = &[
         unset: Unset::Default("false"),
         allowed: Allowed::Boolean,
         meaning: "Whether callers without an identity are let in where others than this machine can reach \
-                  `server.listen`, or where `tls.client_ca_file` is set. They also need a `[[callers]]` entry with the \
+                  `server.listen`, or where `tls.client_ca_file` or `jwt.issuer` is set. They also need a `[[callers]]` entry with the \
                   identity `anonymous`.",
     },
     Setting {
@@ -116,6 +116,59 @@ pub const SETTINGS: &[Setting] = &[
         allowed: Allowed::Text("path of a PEM file"),
         meaning: "The certificate authorities whose callers are believed: a caller's identity is the URI, else the DNS \
                   name, of its certificate. Read again when it changes.",
+    },
+    Setting {
+        name: "jwt.issuer",
+        unset: Unset::Means("tokens are not looked at"),
+        allowed: Allowed::Text("visible ASCII"),
+        meaning: "Callers may prove who they are by a JSON Web Token, `authorization: Bearer …`: whose tokens are \
+                  believed. Exactly their `iss`.",
+    },
+    Setting {
+        name: "jwt.audience",
+        unset: Unset::Means("required with `jwt.issuer`"),
+        allowed: Allowed::Text("visible ASCII"),
+        meaning: "The name by which tokens mean this gateway: their `aud`, or one of them. Let it mean nobody else.",
+    },
+    Setting {
+        name: "jwt.algorithms",
+        unset: Unset::Default("RS256, ES256"),
+        allowed: Allowed::Text(
+            "some of `RS256`, `RS384`, `RS512`, `PS256`, `PS384`, `PS512`, `ES256`, `ES384`, `EdDSA`, with commas",
+        ),
+        meaning: "How tokens may be signed. Never by a secret that both sides know.",
+    },
+    Setting {
+        name: "jwt.jwks_file",
+        unset: Unset::Means("then `jwt.jwks_url` is required with `jwt.issuer`"),
+        allowed: Allowed::Text("path of a JSON Web Key Set"),
+        meaning: "The keys that tokens are signed with. Read again when it changes.",
+    },
+    Setting {
+        name: "jwt.jwks_url",
+        unset: Unset::Means("then `jwt.jwks_file` is required with `jwt.issuer`"),
+        allowed: Allowed::Text("`https://host/path`; plain `http://` only to this machine"),
+        meaning: "Where those keys are fetched, in place of a file: at the start, again and again, and when a token is \
+                  signed with a key that is not known, every 30 s at most.",
+    },
+    Setting {
+        name: "jwt.ca_file",
+        unset: Unset::Means("the system's authorities are trusted"),
+        allowed: Allowed::Text("path of a PEM file"),
+        meaning: "The certificate authorities to trust for `jwt.jwks_url` instead of the system's. Read for every fetch.",
+    },
+    Setting {
+        name: "jwt.token_file",
+        unset: Unset::Means("keys are fetched without a token"),
+        allowed: Allowed::Text("path of a file that is not empty"),
+        meaning: "The file with the bearer token that `jwt.jwks_url` asks for, as Kubernetes does. Read for every fetch.",
+    },
+    Setting {
+        name: "jwt.refresh_interval",
+        unset: Unset::Default("5m"),
+        allowed: Allowed::Duration { min: Duration::from_secs(30), max: Duration::from_hours(1) },
+        meaning: "How often the keys of `jwt.jwks_url` are fetched again. While they cannot be had, those before are \
+                  used for 24 h.",
     },
     Setting {
         name: "admin.listen",

@@ -1,6 +1,7 @@
 //! Tables of configurations: what each one means, or the sentence that refuses it.
 
 mod callers;
+mod jwt;
 
 use std::{collections::HashSet, fs};
 

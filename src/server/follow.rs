@@ -44,8 +44,9 @@ pub(super) async fn follow_policy(source: PolicySource, callers: Arc<Callers>) {
         match policy {
             Ok(policy) if policy == *callers.policy() => {}
             Ok(policy) => {
-                info!(%file, callers = policy.callers.len(), read_only = policy.read_only, "a new policy holds");
+                let (entries, read_only) = (policy.callers.len(), policy.read_only);
                 callers.replace(policy);
+                info!(%file, callers = entries, read_only, "a new policy holds");
             }
             Err(problem) => warn!(%file, problem, "the policy cannot be loaded; the one before still holds"),
         }

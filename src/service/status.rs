@@ -148,6 +148,11 @@ fn row(failure: &Failure) -> Row {
             Row::new(Code::InvalidArgument, "INVALID_REQUEST", NotApplied, message)
                 .detail("google.rpc.BadRequest", &bad_request(violations))
         }
+        // Whether the caller is who they say is not known, and it is not theirs to mend.
+        Failure::CallerUnauthenticated(unidentified @ Unidentified::KeysUnavailable) => {
+            Row::new(Code::Unavailable, "CALLER_KEYS_UNAVAILABLE", NotApplied, unidentified.to_string())
+                .repeat_after(SOON)
+        }
         Failure::CallerUnauthenticated(unidentified) => {
             Row::new(Code::Unauthenticated, "CALLER_UNAUTHENTICATED", NotApplied, unidentified.to_string())
         }
@@ -549,6 +554,10 @@ mod tests {
             (
                 Failure::CallerUnauthenticated(Unidentified::NoCertificate),
                 (Code::Unauthenticated, "CALLER_UNAUTHENTICATED", "not_applied", None, -1, &[]),
+            ),
+            (
+                Failure::CallerUnauthenticated(Unidentified::KeysUnavailable),
+                (Unavailable, "CALLER_KEYS_UNAVAILABLE", "not_applied", None, 1_000, retry),
             ),
             (Failure::PolicyDenied(denied(0)), (PermissionDenied, "POLICY_DENIED", "not_applied", None, -1, &[])),
             (

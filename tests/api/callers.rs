@@ -3,6 +3,9 @@
 mod authority;
 mod certificates;
 mod credentials;
+pub mod issuer;
+mod keys;
+mod tokens;
 mod usage;
 
 use std::{fs, path::Path};

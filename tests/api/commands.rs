@@ -210,6 +210,34 @@ fn refusal(code: Code, message: &str, details: ErrorDetails, pushback: &str) -> 
 
 const CLOSED: &[&str] = &["unassign", "--include", "c1", "c2", "--service", "advanced_ap"];
 
+#[test]
+fn the_callers_token_goes_over_tls_or_to_this_machine_and_nowhere_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (good, several) = (file("good", "a.b.c\n"), file("several", "a.b.c d.e.f"));
+    let empty = file("empty", "\n");
+    let gateway = Gateway::answering(accepted);
+    assert_eq!(gateway.run(&[CLOSED, &["--token-file", &good]].concat()).code, 0);
+    let sent = gateway.requests.lock().unwrap()[0].1.get_all("authorization").iter().cloned().collect::<Vec<_>>();
+    assert_eq!(sent, ["Bearer a.b.c"]);
+
+    for address in ["http://gateway.test:50051", "http://192.0.2.1:50051", "http://localhost.test"] {
+        let ran = run(&[CLOSED, &["--token-file", &good, "--address", address]].concat());
+        assert_eq!(ran.code, 64, "{address}: {}", ran.err);
+        assert!(ran.err.contains("would show the token to the network"), "{}", ran.err);
+    }
+    for bad in [&several, &empty, &dir.path().join("absent").to_str().unwrap().to_owned()] {
+        let ran = gateway.run(&[CLOSED, &["--token-file", bad]].concat());
+        assert_eq!(ran.code, 64, "{bad}");
+        assert!(ran.err.contains("--token-file") && !ran.err.contains("a.b.c"), "{}", ran.err);
+    }
+    assert_eq!(gateway.request_count(), 1);
+}
+
 // ---- unassign
 
 #[test]

@@ -10,6 +10,7 @@ use license_gateway::{
 use tonic::metadata::MetadataValue;
 
 use crate::{
+    callers::issuer::{AUDIENCE, ISSUER, Key, KeyServer, claims_with},
     collector::Collector,
     failures::faults,
     support::{Process, channel, customer, include, unlimited},
@@ -69,16 +70,54 @@ async fn everything_said(reason: &str) -> String {
     let collector = Collector::start().await;
     let endpoint = collector.endpoint();
     let dir = tempfile::tempdir().unwrap();
+    let key = Key::new("k", "ES256");
+    let keys = KeyServer::start(&[&key]).await;
+    let token_file = dir.path().join("token");
+    std::fs::write(&token_file, CANARY).unwrap();
     let more = [
+        ("LICENSE_GATEWAY__JWT__ISSUER", ISSUER),
+        ("LICENSE_GATEWAY__JWT__AUDIENCE", AUDIENCE),
+        ("LICENSE_GATEWAY__JWT__JWKS_URL", keys.url.as_str()),
+        ("LICENSE_GATEWAY__JWT__TOKEN_FILE", token_file.to_str().unwrap()),
         ("LICENSE_GATEWAY__LOG__FILTER", "trace"),
         ("LICENSE_GATEWAY__CENTRAL__TIMEOUT", "1s"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
         ("RUST_BACKTRACE", "1"),
     ];
-    let process = Process::serve(&sandbox, dir.path(), &more).await;
+    let mut process = Process::serve(&sandbox, dir.path(), &more).await;
+    let config = dir.path().join("gateway.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("identity = \"anonymous\"", "token_subject = \"caller\"")).unwrap();
+    process.said("a new policy holds").await;
     let mut client = LicensingServiceClient::new(channel(process.address).await);
     let mut said = String::new();
-    client.list_services(ListServicesRequest {}).await.unwrap();
+    // A caller's own credentials are nobody else's business either.
+    let good = format!("Bearer {}", key.token(&claims_with("caller", "jti", CANARY)));
+    let bearing = |authorization: &str| {
+        let mut request = tonic::Request::new(ListServicesRequest {});
+        request.metadata_mut().insert("authorization", MetadataValue::try_from(authorization).unwrap());
+        request
+    };
+    client.list_services(bearing(&good)).await.unwrap();
+    assert_eq!(keys.requests()[0][1], format!("Bearer {CANARY}"), "the keys were fetched with a secret");
+    let stranger = Key::new(CANARY, "ES256");
+    for bad in [
+        format!("Bearer {CANARY}"),
+        format!("Basic {CANARY}"),
+        format!("Bearer {CANARY}.{CANARY}.{CANARY}"),
+        format!("{good}{CANARY}"),
+        format!("Bearer {}", stranger.token(&claims_with("caller", "jti", CANARY))),
+        format!("Bearer {}", key.token_with("typ", CANARY, &claims_with("caller", "jti", CANARY))),
+        format!("Bearer {}", key.token_with("crit", CANARY, &claims_with("caller", "jti", CANARY))),
+        format!("Bearer {}", key.token(&claims_with("caller", "exp", CANARY))),
+        format!("Bearer {}", key.token(&claims_with("caller", "iss", CANARY))),
+        format!("Bearer {}", key.token(&claims_with("caller", "aud", CANARY))),
+        format!("Bearer {}", key.token(&claims_with("caller", "sub", format!("{CANARY} {CANARY}")))),
+        format!("Bearer {}", key.token_of(&key.header().to_string(), CANARY)),
+    ] {
+        let status = client.list_services(bearing(&bad)).await.unwrap_err();
+        let _ = write!(said, "{status:?}{}", String::from_utf8_lossy(status.details()));
+    }
 
     let token_faults = [
         Fault::new(Reply::EchoSecrets(400)),
@@ -97,9 +136,7 @@ async fn everything_said(reason: &str) -> String {
         let mut request = include(&[&customer(&sandbox, 0)]);
         request.reason = reason.to_owned();
         let mut request = tonic::Request::new(request);
-        // A caller's own credentials are nobody else's business either.
-        let credentials = MetadataValue::try_from(format!("Bearer {CANARY}")).unwrap();
-        request.metadata_mut().insert("authorization", credentials);
+        request.metadata_mut().insert("authorization", MetadataValue::try_from(good.as_str()).unwrap());
         let answer = client.unassign_licenses(request).await;
         let _ = write!(said, "{answer:?}");
         if let Err(status) = &answer {

@@ -171,6 +171,7 @@ pub fn config(sandbox: &Sandbox, dir: &Path) -> config::Config {
             allow_anonymous_callers: false,
         },
         tls: None,
+        jwt: None,
         policy: anyone_may_do_anything(),
         policy_source: None,
         admin: config::Admin { listen: SocketAddr::from(([127, 0, 0, 1], 0)) },

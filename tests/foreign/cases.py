@@ -8,12 +8,14 @@ import dataclasses
 import json
 import re
 import threading
+import time
 from collections.abc import Callable
 from concurrent import futures
 
 import grpc
 
 from buf_client import BufClient
+from credentials import AUDIENCE, Authority, Issuer
 from node_client import GrpcJsClient
 from python_client import GrpcioClient
 from wire_client import WireClient
@@ -37,6 +39,8 @@ class Case:
     clients: tuple
     settings: dict
     retries: bool
+    # TLS, and callers who are somebody: `world.credentials`. Without it, plaintext and whoever comes.
+    knows_callers: bool
 
     @property
     def name(self):
@@ -46,9 +50,9 @@ class Case:
 CASES = []
 
 
-def case(*clients, settings=None, retries=False):
+def case(*clients, settings=None, retries=False, knows_callers=False):
     def register(run):
-        CASES.append(Case(run, clients, settings or {}, retries))
+        CASES.append(Case(run, clients, settings or {}, retries, knows_callers))
         return run
 
     return register
@@ -424,6 +428,71 @@ def many_calls_share_a_connection(world, client):
         thread.join()
     assert [answer.code for answer in answers] == ["OK", "OK"], answers
     assert len({answer.response["operation_id"] for answer in answers}) == 2, answers
+
+
+# ---- who is calling ----
+
+
+@case(*LIBRARIES, knows_callers=True)
+def certificates_are_credentials(world, client):
+    credentials = world.credentials
+    assert client.health_check("").response["status"] == "SERVING"  # everyone who gets through the handshake
+    nobody = client.unassign(REQUEST)
+    assert (nobody.code, nobody.reason) == ("UNAUTHENTICATED", "CALLER_UNAUTHENTICATED"), nobody
+    assert nobody.pushback == -1, nobody
+
+    stranger = asked(world, client, credentials.certificate("spiffe://msp.test/stranger"))
+    assert (stranger.code, stranger.reason) == ("PERMISSION_DENIED", "POLICY_DENIED"), stranger
+    forged = asked(world, client, credentials.certificate(authority=Authority("callers")))
+    assert forged.code == "UNAVAILABLE" and not forged.details, forged  # no handshake, no answer of the gateway
+    assert world.sandbox.unassignments() == []
+
+    good = asked(world, client, credentials.certificate())
+    assert good.code == "OK", good
+    assert len(world.sandbox.unassignments()) == 1
+
+
+@case(*LIBRARIES, knows_callers=True)
+def tokens_are_credentials(world, client):
+    credentials, issuer = world.credentials, world.credentials.issuer
+    past, ahead = int(time.time()) - 3600, int(time.time()) + 3600
+    # Not the whole key: PyJWT itself refuses to take a public key for a secret.
+    public = json.loads(issuer.key_set())["keys"][0]["n"].encode()
+    bad = {
+        "has expired": issuer.token(exp=past),
+        "is not valid yet": issuer.token(nbf=ahead),
+        "for another audience": issuer.token(aud="somebody-else"),
+        "of another issuer": issuer.token(iss="https://evil.test"),
+        "has no `sub`": issuer.token(sub=None),
+        "has no `exp`": issuer.token(exp=None),
+        "the signature of the bearer token is wrong": Issuer().token(),
+        "by an algorithm that this gateway does not take": issuer.token("HS256", public),
+        "no signed JSON Web Token": "hunter2",
+    }
+    for said, token in bad.items():
+        answer = asked(world, client, credentials.token(token))
+        assert (answer.code, answer.reason) == ("UNAUTHENTICATED", "CALLER_UNAUTHENTICATED"), (said, answer)
+        assert said in answer.message and token not in answer.message, (said, answer)
+    # A good certificate does not make up for a bad token.
+    both = dataclasses.replace(credentials.certificate(), token=issuer.token(exp=past))
+    assert asked(world, client, both).code == "UNAUTHENTICATED"
+    stranger = asked(world, client, credentials.token(issuer.token(sub="system:serviceaccount:other:worker")))
+    assert (stranger.code, stranger.reason) == ("PERMISSION_DENIED", "POLICY_DENIED"), stranger
+    assert world.sandbox.unassignments() == []
+
+    for algorithm in issuer.keys:
+        good = asked(world, client, credentials.token(issuer.token(algorithm, aud=["other", AUDIENCE])))
+        assert good.code == "OK", (algorithm, good)
+    assert len(world.sandbox.unassignments()) == len(issuer.keys)
+
+
+def asked(world, client, shown):
+    """The same request by somebody else: a client of the same kind that shows this."""
+    other = type(client)(world.gateway.address, world.tools, shown=shown)
+    try:
+        return other.unassign(REQUEST)
+    finally:
+        other.close()
 
 
 def assert_reflected(services):

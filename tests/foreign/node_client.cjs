@@ -7,7 +7,7 @@ const grpc = require('@grpc/grpc-js');
 const loader = require('@grpc/proto-loader');
 const readline = require('node:readline');
 
-const { address, includeDirs, retries } = JSON.parse(process.argv[2]);
+const { address, includeDirs, retries, shown } = JSON.parse(process.argv[2]);
 
 const definition = loader.loadSync(
   [
@@ -22,8 +22,24 @@ const { central, grpc: standard } = grpc.loadPackageDefinition(definition);
 
 const options = { 'grpc.enable_http_proxy': 0 };
 if (retries) options['grpc.service_config'] = JSON.stringify(retries);
-const licensing = new central.licensing.v1.LicensingService(address, grpc.credentials.createInsecure(), options);
-const health = new standard.health.v1.Health(address, grpc.credentials.createInsecure(), options);
+// TLS has no word for an address as the server's name.
+if (shown) options['grpc.ssl_target_name_override'] = 'localhost';
+const credentials = shown ? channelCredentials(shown) : grpc.credentials.createInsecure();
+const licensing = new central.licensing.v1.LicensingService(address, credentials, options);
+const health = new standard.health.v1.Health(address, credentials, options);
+
+// TLS with the certificate, if there is one; the token, if there is one, goes with every call.
+function channelCredentials({ ca, certificate, key, token }) {
+  const pem = (text) => (text ? Buffer.from(text) : null);
+  const tls = grpc.credentials.createSsl(pem(ca), pem(key), pem(certificate));
+  if (!token) return tls;
+  const bearer = grpc.credentials.createFromMetadataGenerator((_, done) => {
+    const metadata = new grpc.Metadata();
+    metadata.set('authorization', `Bearer ${token}`);
+    done(null, metadata);
+  });
+  return grpc.credentials.combineChannelCredentials(tls, bearer);
+}
 
 const nameOf = (code) => Object.keys(grpc.status).find((name) => grpc.status[name] === code);
 

@@ -1,5 +1,6 @@
 """grpc-js: node_client.cjs in a process of its own, asked in lines of JSON."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -14,11 +15,12 @@ from python_client import AGGRESSIVE_RETRIES
 class GrpcJsClient:
     name = "grpc-js"
 
-    def __init__(self, address, tools, retries=False):
+    def __init__(self, address, tools, retries=False, shown=None):
         settings = {
             "address": address,
             "includeDirs": [str(path) for path in tools.include_dirs],
             "retries": AGGRESSIVE_RETRIES if retries else None,
+            "shown": shown and dataclasses.asdict(shown),
         }
         self.process = subprocess.Popen(
             ["node", tools.here / "node_client.cjs", json.dumps(settings)],

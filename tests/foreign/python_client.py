@@ -29,15 +29,27 @@ AGGRESSIVE_RETRIES = {
 }
 
 
+def channel_credentials(shown):
+    """TLS with the certificate, if there is one; the token, if there is one, goes with every call."""
+    pem = (text and text.encode() for text in (shown.ca, shown.key, shown.certificate))
+    tls = grpc.ssl_channel_credentials(*pem)
+    if not shown.token:
+        return tls
+    return grpc.composite_channel_credentials(tls, grpc.access_token_call_credentials(shown.token))
+
+
 class GrpcioClient:
     name = "grpcio"
 
-    def __init__(self, address, tools, retries=False):
+    def __init__(self, address, tools, retries=False, shown=None):
         del tools
         options = [("grpc.enable_http_proxy", 0), ("grpc.max_send_message_length", -1)]
         if retries:
             options.append(("grpc.service_config", json.dumps(AGGRESSIVE_RETRIES)))
-        self.channel = grpc.insecure_channel(address, options)
+        if shown:
+            self.channel = grpc.secure_channel(address, channel_credentials(shown), options)
+        else:
+            self.channel = grpc.insecure_channel(address, options)
         self.licensing = licensing_pb2_grpc.LicensingServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
 

@@ -73,6 +73,7 @@ def main():
 
 def run(case, client_type, tools):
     """One case with one client, on fresh processes; what went wrong, or nothing."""
+    from credentials import Credentials
     from world import Gateway, Sandbox
 
     processes = []
@@ -80,11 +81,14 @@ def run(case, client_type, tools):
         try:
             sandbox = Sandbox(tools)
             processes.append(sandbox)
-            gateway = Gateway(tools, sandbox, pathlib.Path(folder), case.settings)
+            knows = Credentials(pathlib.Path(folder)) if case.knows_callers else None
+            gateway = Gateway(tools, sandbox, pathlib.Path(folder), case.settings, knows)
             processes.append(gateway)
-            client = client_type(gateway.address, tools, retries=case.retries)
+            shown = {"shown": knows.nothing()} if knows else {}
+            client = client_type(gateway.address, tools, retries=case.retries, **shown)
+            world = types.SimpleNamespace(sandbox=sandbox, gateway=gateway, tools=tools, credentials=knows)
             try:
-                case.run(types.SimpleNamespace(sandbox=sandbox, gateway=gateway, tools=tools), client)
+                case.run(world, client)
             finally:
                 client.close()
         except Exception:  # whatever it is, it is this case's failure

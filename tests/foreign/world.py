@@ -143,10 +143,21 @@ class Sandbox(Process):
         return json.loads(text) if text else None
 
 
+ANONYMOUS = """
+            [[callers]]
+            identity = "anonymous"
+            rpcs = ["UnassignLicenses", "PreviewUnassignLicenses", "ListServices"]
+            scopes = ["include", "exclude", "all"]
+            services = "*"
+            customers = "*"
+"""
+
+
 class Gateway(Process):
     """`license-gateway serve`, on a free port, with a token store of its own."""
 
-    def __init__(self, tools, sandbox, folder, settings):
+    def __init__(self, tools, sandbox, folder, settings, knows=None):
+        """`knows`: the Credentials of its callers; without them they are anonymous."""
         credentials = sandbox.credentials()
         (folder / "client_secret").write_text(credentials["client_secret"])
         (folder / "refresh_token").write_text(credentials["refresh_token"])
@@ -179,14 +190,8 @@ class Gateway(Process):
 
             [log]
             format = "json"
-
-            [[callers]]
-            identity = "anonymous"
-            rpcs = ["UnassignLicenses", "PreviewUnassignLicenses", "ListServices"]
-            scopes = ["include", "exclude", "all"]
-            services = "*"
-            customers = "*"
             """
+            + (knows.config if knows else ANONYMOUS)
         )
         # What a case sets goes the other way, through the environment.
         environment = clean_environment()

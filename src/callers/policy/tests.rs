@@ -21,6 +21,10 @@ fn named(name: &str) -> Identity {
     Identity::Certificate(name.into())
 }
 
+fn bearer(subject: &str) -> Identity {
+    Identity::Token(subject.into())
+}
+
 fn set<T: Clone, C: FromIterator<T>>(items: &[T]) -> C {
     items.iter().cloned().collect()
 }
@@ -105,6 +109,7 @@ fn each_request_is_allowed_or_denied_for_what_it_lacks() {
     let read_only = |callers| Policy { read_only: true, callers };
     let anonymous = || CallerRules { identity: WhichCaller::Anonymous, ..alice() };
     let called_anonymous = || CallerRules { identity: WhichCaller::Named("anonymous".to_owned()), ..alice() };
+    let of_token = || CallerRules { identity: WhichCaller::TokenSubject(ALICE.to_owned()), ..alice() };
     let a = || include(&["a"]);
     let exclude = || of(Scope::Exclude(customers(&["a"])), &["ap"]);
     let all = || of(Scope::everyone(), &["ap"]);
@@ -131,6 +136,12 @@ fn each_request_is_allowed_or_denied_for_what_it_lacks() {
         (policy(vec![called_anonymous()]), named("anonymous"), Unassign, a(), 0, &[]),
         (policy(vec![anonymous()]), Identity::Anonymous, Unassign, a(), 0, &[]),
         (policy(vec![anonymous()]), me(), Unassign, a(), 0, &["an entry"]),
+        (policy(vec![anonymous()]), bearer("anonymous"), Unassign, a(), 0, &["an entry"]),
+        // Nor is the subject of a token the name of a certificate.
+        (policy(vec![alice()]), bearer(ALICE), Unassign, a(), 0, &["an entry"]),
+        (policy(vec![of_token()]), bearer(ALICE), Unassign, a(), 0, &[]),
+        (policy(vec![of_token()]), me(), Unassign, a(), 0, &["an entry"]),
+        (policy(vec![of_token()]), bearer("spiffe://msp.test/bob"), Unassign, a(), 0, &["an entry"]),
         // The right entry counts, wherever it stands.
         (policy(vec![anonymous(), alice()]), me(), Unassign, a(), 0, &[]),
         // Methods.
@@ -360,6 +371,8 @@ fn rules() -> impl Strategy<Value = CallerRules> {
     let who = prop_oneof![
         Just(WhichCaller::Anonymous),
         proptest::sample::select(&["a", "b", "anonymous"][..]).prop_map(|name| WhichCaller::Named(name.to_owned())),
+        proptest::sample::select(&["a", "b", "anonymous"][..])
+            .prop_map(|name| WhichCaller::TokenSubject(name.to_owned())),
     ];
     let limits = (option::weighted(0.3, 1_u32..5), option::weighted(0.3, 1_u32..9));
     (who, rpcs, scopes, names(service), names(id), limits).prop_map(
@@ -381,6 +394,7 @@ fn identity() -> impl Strategy<Value = Identity> {
     prop_oneof![
         1 => Just(Identity::Anonymous),
         2 => proptest::sample::select(&["a", "b", "anonymous"][..]).prop_map(named),
+        2 => proptest::sample::select(&["a", "b", "anonymous"][..]).prop_map(bearer),
     ]
 }
 
@@ -422,6 +436,7 @@ fn by_the_book(policy: &Policy, identity: &Identity, method: Method, unassignmen
     let who = match identity {
         Identity::Anonymous => WhichCaller::Anonymous,
         Identity::Certificate(name) => WhichCaller::Named(name.to_string()),
+        Identity::Token(subject) => WhichCaller::TokenSubject(subject.to_string()),
     };
     for entry in &policy.callers {
         if entry.identity != who {

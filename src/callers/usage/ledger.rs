@@ -278,8 +278,14 @@ mod tests {
 
     #[test]
     fn callers_of_any_name_are_told_apart() {
-        let keys =
-            [("certificate", "a"), ("certificate", "A"), ("certificate", "a\0"), ("anonymous", "a"), ("anonymous", "")];
+        let keys = [
+            ("certificate", "a"),
+            ("certificate", "A"),
+            ("certificate", "a\0"),
+            ("token", "a"),
+            ("anonymous", "a"),
+            ("anonymous", ""),
+        ];
         let keys: Vec<_> = keys.map(|(kind, name)| CallerKey::new(kind, name)).to_vec();
         for (n, key) in keys.iter().enumerate() {
             assert_eq!(key.0.len(), 64);

@@ -67,6 +67,16 @@ fn policy_is_read_into_every_field() {
 }
 
 #[test]
+fn a_certificate_and_a_token_of_the_same_name_are_two_callers() {
+    let files = Files::new();
+    let entry = |key: &str| format!("[[callers]]\n{key} = \"anonymous\"\nrpcs = [\"ListServices\"]\n");
+    let policy = valid(&with(&(entry("identity") + &entry("token_subject")), &files), &[]).config.policy;
+    let who: Vec<_> = policy.callers.into_iter().map(|caller| caller.identity).collect();
+    // Not even the word for nobody is one here.
+    assert_eq!(who, [WhichCaller::Anonymous, WhichCaller::TokenSubject("anonymous".to_owned())]);
+}
+
+#[test]
 fn without_a_policy_nobody_may_do_anything() {
     let files = Files::new();
     assert_eq!(valid(&files.minimal(""), &[]).config.policy, Policy::default());
@@ -103,7 +113,19 @@ fn each_bad_policy_is_refused_in_sentences() {
         ),
         (
             "[[callers]]".to_owned(),
-            "callers[0].identity (gateway.toml:1): is missing; write the URI or the DNS name of the caller's certificate, or \"anonymous\"",
+            "callers[0].identity (gateway.toml:1): is missing; write the URI or the DNS name of the caller's certificate, or \"anonymous\"; or write token_subject with the `sub` of the caller's tokens",
+        ),
+        (
+            format!("{}token_subject = \"a\"\n", entry("identity = \"a\"")),
+            "callers[0].token_subject (gateway.toml:7): stands beside `identity`; whoever shows the certificate and whoever bears the token are two callers, so make two entries",
+        ),
+        (
+            entry("identity = \"a\"").replace("identity = \"a\"", "token_subject = \"a b\""),
+            "callers[0].token_subject (gateway.toml:6): is no identity: visible ASCII characters in quotes; it is compared exactly, without wildcards",
+        ),
+        (
+            "[[callers]]\ntoken_subject = \"a\"\nrpcs = [\"ListServices\"]\n".repeat(2),
+            "callers[1].token_subject (gateway.toml:4): stands in an entry above already; make one entry of both",
         ),
         (
             entry("identity = \"\""),
@@ -257,19 +279,26 @@ fn tls_takes_a_pair_and_authorities_only_with_it() {
 }
 
 #[test]
-fn example_of_the_documentation_is_valid_once_its_files_exist() {
+fn examples_of_the_documentation_are_valid_once_their_files_exist() {
     let files = Files::new();
     let page = include_str!("../../../docs/callers.md");
-    let example = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let examples = page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().expect("an example"));
     let names = [
-        ("server.pem", "server.pem"),
-        ("server.key", "server.key"),
-        ("callers-ca.pem", "ca.pem"),
-        ("client_secret", "secret"),
-        ("refresh_token", "seed"),
+        ("/run/secrets/license-gateway/server.pem", "server.pem"),
+        ("/run/secrets/license-gateway/server.key", "server.key"),
+        ("/run/secrets/license-gateway/callers-ca.pem", "ca.pem"),
+        ("/run/secrets/license-gateway/client_secret", "secret"),
+        ("/run/secrets/license-gateway/refresh_token", "seed"),
+        ("/var/run/secrets/kubernetes.io/serviceaccount/ca.crt", "ca.pem"),
+        ("/var/run/secrets/kubernetes.io/serviceaccount/token", "secret"),
     ];
-    let text = names.iter().fold(example.to_owned(), |text, (name, file)| {
-        text.replace(&format!("/run/secrets/license-gateway/{name}"), &files.path(file))
-    });
-    assert_eq!(valid(&text, &[]).config.policy.callers.len(), 3);
+    let policies: Vec<_> = examples
+        .map(|example| {
+            let text =
+                names.iter().fold(example.to_owned(), |text, (name, file)| text.replace(name, &files.path(file)));
+            let config = valid(&text, &[]).config;
+            (config.policy.callers.len(), config.jwt.is_some())
+        })
+        .collect();
+    assert_eq!(policies, [(3, false), (1, true)]);
 }

@@ -1,0 +1,374 @@
+//! The keys that callers' tokens are signed with, as the issuer has them now. One task looks at their file or fetches them
+//! from their URL ([`Keys::follow`]), again and again, and at once when a caller's token names a key that is not known:
+//! not for every such token, for anybody can make them. What cannot be used is refused, and what was there stays.
+
+pub mod set;
+
+use std::{
+    error::Error as _,
+    fs, io,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwapOption;
+use tokio::{
+    sync::{Notify, watch},
+    task::spawn_blocking,
+    time::{Instant, sleep, timeout},
+};
+use tracing::{info, warn};
+
+use self::set::{KeySet, SetError};
+use super::token::{self, Rules, TokenError};
+use crate::{
+    config::{Jwt, KeySource},
+    exchange::document::{self, FetchError},
+};
+
+/// How often a file is looked at, whoever asks: as often as the policy's.
+const FILE_EVERY: Duration = Duration::from_millis(200);
+/// How soon a fetch that failed is tried again.
+const RETRY: Duration = Duration::from_secs(10);
+/// How far apart two fetches are that callers' tokens lead to.
+const ON_DEMAND_DISTANCE: Duration = Duration::from_secs(30);
+/// How long fetched keys are used without being fetched again. An issuer that is down must not take the gateway down with
+/// it; but a key that the issuer has withdrawn must not live for ever because somebody keeps us from hearing of it.
+const MAX_AGE: Duration = Duration::from_hours(24);
+/// How long a caller waits for another look: one that is under way and the next one, at their slowest.
+const LOOK_PATIENCE: Duration = Duration::from_secs(12);
+
+/// The keys, and who keeps them up to date.
+#[derive(Debug)]
+pub struct Keys {
+    source: KeySource,
+    rules: Rules,
+    refresh_interval: Duration,
+    held: ArcSwapOption<Held>,
+    looks: watch::Sender<Looks>,
+    wanted: Notify,
+}
+
+/// Keys that were found.
+#[derive(Debug)]
+struct Held {
+    set: KeySet,
+    text: Vec<u8>,
+    /// When they were last seen to be those of the issuer.
+    seen_at: Instant,
+}
+
+/// Looks, counted from 1.
+#[derive(Debug, Clone, Copy, Default)]
+struct Looks {
+    begun: u64,
+    ended: u64,
+    /// When a caller last asked for one, and which one that is.
+    asked: Option<(Instant, u64)>,
+}
+
+/// What somebody waits for who needs a newer look.
+#[derive(Debug, PartialEq, Eq)]
+enum News {
+    /// Nothing: there is one.
+    Over,
+    /// The look of this number, which somebody else has asked for, or nobody had to. It may be over: then there is
+    /// nothing newer to be had.
+    Coming(u64),
+    /// The look of this number, which is to be made now.
+    Wanted(u64),
+}
+
+/// Why a token's bearer is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unverified {
+    /// The token is not good.
+    Token(TokenError),
+    /// There are no keys to verify it with.
+    NoKeys,
+}
+
+/// Why there are no keys.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("jwt.jwks_file {path:?} cannot be read")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The URL does not give them.
+    #[error("the keys of jwt.jwks_url cannot be fetched")]
+    Fetch(#[from] FetchError),
+    /// What is there cannot be used.
+    #[error("the keys of tokens cannot be used")]
+    Set(#[from] SetError),
+}
+
+impl Keys {
+    /// The keys of a file; a URL's come later, by [`follow`](Self::follow).
+    pub fn new(config: &Jwt) -> Result<Self, Error> {
+        let keys = Self {
+            source: config.keys.clone(),
+            rules: Rules::new(config),
+            refresh_interval: config.refresh_interval,
+            held: ArcSwapOption::empty(),
+            looks: watch::Sender::default(),
+            wanted: Notify::new(),
+        };
+        if let KeySource::File(path) = &keys.source {
+            keys.take(read(path)?, Instant::now())?;
+        }
+        Ok(keys)
+    }
+
+    /// Who bears this token. Waits for the keys where they are not known.
+    pub async fn bearer_of(&self, token: &str) -> Result<Arc<str>, Unverified> {
+        for _ in 0..2 {
+            let seen = self.looks.borrow().ended;
+            let has_keys = match self.verify(token) {
+                Err(Unverified::NoKeys) => false,
+                Err(Unverified::Token(TokenError::UnknownKey)) => true,
+                known => return known,
+            };
+            if self.look_again(seen, has_keys).await {
+                break;
+            }
+            // One ended just now: what it found comes before another one.
+        }
+        self.verify(token)
+    }
+
+    fn verify(&self, token: &str) -> Result<Arc<str>, Unverified> {
+        let held = self.held.load();
+        let Some(held) = held.as_ref().filter(|held| !self.is_too_old(held, Instant::now())) else {
+            return Err(Unverified::NoKeys);
+        };
+        token::subject(token, &self.rules, &held.set, SystemTime::now()).map_err(Unverified::Token)
+    }
+
+    /// Has the keys looked at again, unless that was asked for a moment ago, and waits for it. The look goes on if the
+    /// caller leaves. False: a look has ended since the caller has `seen` so many, and none was asked for.
+    async fn look_again(&self, seen: u64, has_keys: bool) -> bool {
+        let mut news = News::Over;
+        self.looks.send_if_modified(|looks| {
+            news = looks.ask(seen, has_keys, Instant::now(), self.distance());
+            false // nothing that anybody waits for
+        });
+        let number = match news {
+            News::Over => return false,
+            News::Coming(number) => number,
+            News::Wanted(number) => {
+                // A file is looked at again soon enough, whoever asks.
+                if matches!(self.source, KeySource::Url(_)) {
+                    self.wanted.notify_one();
+                }
+                number
+            }
+        };
+        // Nobody looks any more when the process is stopping.
+        let mut looks = self.looks.subscribe();
+        let _ = timeout(LOOK_PATIENCE, looks.wait_for(|looks| looks.ended >= number)).await;
+        true
+    }
+
+    /// Keeps up with the file or the URL, for ever.
+    pub async fn follow(self: Arc<Self>) {
+        let mut said = None;
+        loop {
+            self.looks.send_modify(|looks| looks.begun += 1);
+            let found = match self.look().await {
+                Ok(text) => self.take(text, Instant::now()),
+                Err(error) => Err(error),
+            };
+            let is_found = found.is_ok();
+            let now = self.state(found, Instant::now());
+            if said.as_ref() != Some(&now) {
+                self.tell(&now);
+                said = Some(now);
+            }
+            self.looks.send_modify(|looks| looks.ended = looks.begun);
+            tokio::select! {
+                () = sleep(self.pause(is_found)) => {}
+                () = self.wanted.notified() => {}
+            }
+        }
+    }
+
+    async fn look(&self) -> Result<Vec<u8>, Error> {
+        match &self.source {
+            KeySource::File(path) => {
+                let path = path.clone();
+                // Files may be on a disk that does not answer.
+                match spawn_blocking(move || read(&path)).await {
+                    Ok(text) => text,
+                    Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+                }
+            }
+            KeySource::Url(url) => Ok(document::key_set(url).await?),
+        }
+    }
+
+    /// From now on, these keys hold.
+    fn take(&self, text: Vec<u8>, now: Instant) -> Result<(), Error> {
+        let set = KeySet::parse(&text)?;
+        self.held.store(Some(Arc::new(Held { set, text, seen_at: now })));
+        Ok(())
+    }
+
+    /// Keys of a file are those of whoever puts it there, however old.
+    fn is_too_old(&self, held: &Held, now: Instant) -> bool {
+        matches!(self.source, KeySource::Url(_)) && now.saturating_duration_since(held.seen_at) > MAX_AGE
+    }
+
+    fn pause(&self, is_found: bool) -> Duration {
+        match &self.source {
+            KeySource::File(_) => FILE_EVERY,
+            KeySource::Url(_) if is_found => self.refresh_interval,
+            KeySource::Url(_) => RETRY.min(self.refresh_interval),
+        }
+    }
+
+    fn distance(&self) -> Duration {
+        match &self.source {
+            // The next look comes soon enough, and by itself.
+            KeySource::File(_) => Duration::ZERO,
+            KeySource::Url(_) => ON_DEMAND_DISTANCE.min(self.refresh_interval),
+        }
+    }
+
+    fn state(&self, found: Result<(), Error>, now: Instant) -> State {
+        let held = self.held.load();
+        match (found, held.as_ref()) {
+            (Ok(()), Some(held)) => State::Held(held.text.clone()),
+            (Ok(()), None) => State::None(String::new()),
+            (Err(error), Some(held)) if !self.is_too_old(held, now) => State::Kept(chain(&error)),
+            (Err(error), Some(_)) => State::TooOld(chain(&error)),
+            (Err(error), None) => State::None(chain(&error)),
+        }
+    }
+
+    fn tell(&self, state: &State) {
+        let from = match &self.source {
+            KeySource::File(path) => path.display().to_string(),
+            KeySource::Url(url) => url.url.to_string(),
+        };
+        match state {
+            State::Held(_) => {
+                let held = self.held.load();
+                let (keys, left_out) = held.as_ref().map_or((0, 0), |held| (held.set.count(), held.set.left_out()));
+                info!(from, keys, left_out, "keys of callers' tokens in use");
+            }
+            State::Kept(problem) => {
+                warn!(from, problem, "the keys of callers' tokens cannot be had; the ones before stay in use");
+            }
+            State::TooOld(problem) => {
+                warn!(from, problem, "the keys of callers' tokens cannot be had; the ones before are too old");
+            }
+            State::None(problem) => warn!(from, problem, "the keys of callers' tokens cannot be had; there are none"),
+        }
+    }
+}
+
+/// What is told when it is not what it was before.
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Held(Vec<u8>),
+    Kept(String),
+    TooOld(String),
+    None(String),
+}
+
+impl Looks {
+    /// What there is to wait for, by somebody who has seen what so many looks have found.
+    fn ask(&mut self, seen: u64, has_keys: bool, now: Instant, distance: Duration) -> News {
+        if self.ended > seen {
+            return News::Over;
+        }
+        // At the start: whatever the first one finds is news.
+        if !has_keys && (self.begun == 0 || self.begun > self.ended) {
+            return News::Coming(self.begun.max(1));
+        }
+        match self.asked {
+            Some((at, number)) if now.saturating_duration_since(at) < distance => News::Coming(number),
+            // Not one that has begun: it may have been answered before the key was there.
+            _ => {
+                self.asked = Some((now, self.begun + 1));
+                News::Wanted(self.begun + 1)
+            }
+        }
+    }
+}
+
+fn read(path: &PathBuf) -> Result<Vec<u8>, Error> {
+    fs::read(path).map_err(|source| Error::Unreadable { path: path.clone(), source })
+}
+
+/// In one line, for the log.
+fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{KeyUrl, SignatureAlgorithm};
+
+    #[test]
+    fn fetched_keys_are_used_for_a_day_and_those_of_a_file_for_ever() {
+        let url = KeyUrl { url: "https://issuer.test".parse().unwrap(), ca_file: None, token_file: None };
+        let mut config = Jwt {
+            issuer: "us".to_owned(),
+            audience: "gateway".to_owned(),
+            algorithms: vec![SignatureAlgorithm::EdDsa],
+            keys: KeySource::Url(url),
+            refresh_interval: Duration::from_mins(5),
+        };
+        // Any 32 bytes will do: nothing is verified here.
+        let set = format!(r#"{{"keys": [{{"kty": "OKP", "crv": "Ed25519", "x": "{}"}}]}}"#, "A".repeat(43));
+        let is_too_old_after = |config: &Jwt, age| {
+            let (keys, now) = (Keys::new(config).unwrap(), Instant::now());
+            keys.take(set.clone().into_bytes(), now).unwrap();
+            let held = keys.held.load();
+            let failed = || Err(Error::Set(SetError::Malformed));
+            let is_told = matches!(keys.state(failed(), now + age), State::TooOld(_));
+            assert_eq!(keys.is_too_old(held.as_ref().unwrap(), now + age), is_told);
+            is_told
+        };
+        assert!(!is_too_old_after(&config, Duration::from_hours(24)));
+        assert!(is_too_old_after(&config, Duration::from_hours(24) + Duration::from_secs(1)));
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("keys.json");
+        fs::write(&file, &set).unwrap();
+        config.keys = KeySource::File(file);
+        assert!(!is_too_old_after(&config, Duration::from_hours(24_000)));
+    }
+
+    #[test]
+    fn callers_ask_for_the_next_look_and_not_too_often() {
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let distance = 30 * second;
+        let mut looks = Looks::default();
+        assert_eq!(looks.ask(0, false, start, distance), News::Coming(1), "the first one comes anyway");
+        looks.begun = 1;
+        assert_eq!(looks.ask(0, false, start, distance), News::Coming(1), "it is under way");
+        assert_eq!(looks.asked, None, "and nobody asked for it");
+        assert_eq!(looks.ask(0, true, start, distance), News::Wanted(2), "one that has begun may not know the key");
+        assert_eq!(looks.ask(0, true, start + 29 * second, distance), News::Coming(2), "they wait for the same one");
+        looks = Looks { begun: 5, ended: 5, ..looks };
+        assert_eq!(looks.ask(4, true, start + 29 * second, distance), News::Over, "look at what it found");
+        assert_eq!(looks.ask(5, true, start + 29 * second, distance), News::Coming(2), "which is over: too soon");
+        assert_eq!(looks.ask(5, true, start + 30 * second, distance), News::Wanted(6));
+        let mut failed = Looks { begun: 1, ended: 1, asked: None };
+        assert_eq!(failed.ask(1, false, start, distance), News::Wanted(2));
+    }
+}
