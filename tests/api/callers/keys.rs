@@ -182,7 +182,8 @@ async fn a_key_that_is_not_known_is_fetched_at_once_by_one_for_all_and_not_too_o
     request.metadata_mut().insert("authorization", authorization.parse().unwrap());
     request.set_timeout(Duration::from_millis(300));
     let left = gateway.client().unassign_licenses(request).await.unwrap_err();
-    assert_eq!(left.code(), Code::DeadlineExceeded, "{left:?}");
+    // Whose clock was first, the gateway's or the client library's own, does not matter.
+    assert!(matches!(left.code(), Code::DeadlineExceeded | Code::Cancelled), "{left:?}");
     server.asked(2).await;
     // Meanwhile, whoever is known waits for nothing.
     is_known(gateway.channel.clone(), &old).await.unwrap();
@@ -229,7 +230,8 @@ async fn without_keys_nobody_is_called_a_stranger() {
         (200, "{}".to_owned()),
         (200, set(&[])),
         (200, json!({"keys": [{"kty": "oct", "kid": "k", "k": "c2VjcmV0"}]}).to_string()),
-        (200, format!("{{\"keys\": [{}]", " ".repeat(300 * 1024))),
+        // A good set, but longer than what is read.
+        (200, set(&[&Key::new("other", "ES256")]) + &" ".repeat(300 * 1024)),
     ] {
         server.say(status, body.clone());
         server.asked(server.requests().len() + 3).await;
