@@ -142,7 +142,7 @@ test-prometheus: target/venv/complete ## alerts, dashboard and /metrics at a rea
 # ONLY=word runs the checks whose names contain it. The pods need root; --without-pods says loudly what is left out.
 .PHONY: test-chart
 test-chart: target/venv-chart/complete ## the chart, by real helm, Kubernetes' schemas, and the real binary in what is rendered (ONLY=word)
-	scripts/install-packages openssl
+	scripts/install-packages openssl redis-server
 	cargo build $(LOCKED)
 	target/venv-chart/bin/python tests/chart/check.py $(ONLY)
 

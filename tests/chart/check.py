@@ -74,7 +74,7 @@ def run(name, check):
 
 def stories(binary, words):
     """What stories.py tells, in namespaces of its own."""
-    for program in ("unshare", "setpriv", "chroot", "mount", "openssl"):
+    for program in ("unshare", "setpriv", "chroot", "mount", "openssl", "redis-server"):
         if not shutil.which(program):
             return [("the pods", "FAILED", 0, f"{program} is missing: the pods cannot be run")]
     command = ["unshare", "--net", "--mount", sys.executable, str(HERE / "stories.py"), "--binary", str(binary), *words]

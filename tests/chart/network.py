@@ -74,10 +74,11 @@ def network_policy_lets_through_what_is_needed():
     assert [port for port, _ in opened(template(ci("tokens")), "egress")] == [53, 53, 443, 443, 443, 6443]
     every = template(ci("everything"))
     assert opened(every, "egress", "licences")[2:] == [(443, [{"ipBlock": {"cidr": "192.0.2.0/24"}}]), (1514, None)]
-    assert [where for _, where in opened(every, "ingress", "licences")] == [
-        [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "callers"}}}],
-        [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
-    ]
+    (_, callers), (_, watchers) = opened(every, "ingress", "licences")
+    assert callers[:-1] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "callers"}}}]
+    test = every.one("Pod")["metadata"]["labels"]
+    assert callers[-1]["podSelector"]["matchLabels"].items() <= test.items(), "helm test comes through"
+    assert watchers == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
     trial = template(ci("sandbox"))
     ((port, where),) = opened(trial, "egress")[2:]
     assert port == 8085 and selects(

@@ -222,7 +222,9 @@ def the_release_says_how_to_begin():
     )
     assert "NOBODY MAY CALL IT YET" in notes(ci("one-gateway"), config={"callers": []})
     assert "read-only" in notes(ci("everything"))
-    assert "tokens can be read on the network" in notes(ci("tokens")) and "can be read" not in one
+    tokens = notes(ci("tokens"))
+    assert "tokens can be read on the network" in tokens and "--token-file" in tokens
+    assert "can be read" not in one and "--token-file" not in one
     assert "NOBODY" not in one + two + trial and "read-only" not in one
     return "in six situations"
 

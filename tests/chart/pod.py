@@ -366,5 +366,9 @@ class Central(Sandbox):
         connection.close()
         return answer["refresh_token"]
 
+    def token_exchanges(self):
+        """How many exchanges of a refresh token Central has answered with a new pair."""
+        return sum(call["status"] == 200 for call in self._control("GET", "calls?operation=token"))
+
     def forget_calls(self):
         self._control("DELETE", "calls")

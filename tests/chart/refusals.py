@@ -7,6 +7,7 @@ answer with, each of them once and no other.
 import concurrent.futures
 import copy
 import json
+import re
 
 import yaml
 
@@ -17,13 +18,26 @@ def every_file_is_refused_in_its_words():
     files = sorted((HERE / "refused").glob("*.yaml"))
     assert len(files) >= 15, "the files are not where they were"
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        failures = [failure for failure in pool.map(refused, files) if failure]
+        answers = list(pool.map(refused, files))
+    failures = [failure for failure, _ in answers if failure]
     assert not failures, "\n".join(failures)
-    return f"{len(files)} files refused, each in its own words"
+    heard = [problem for _, problems in answers for problem in problems]
+    unheard = [words for words in words_of_the_chart() if not any(words.fullmatch(problem) for problem in heard)]
+    assert not unheard, f"the chart can refuse so, and no file shows it: {unheard}"
+    return f"{len(files)} files refused, each in its own words: all that the chart has"
+
+
+def words_of_the_chart():
+    """Every sentence of the template, as a pattern of what it says."""
+    template_text = (CHART / "templates" / "_refusals.tpl").read_text()
+    sentences = re.findall(r'append \$problems \(?(?:printf )?"((?:[^"\\]|\\.)*)"', template_text)
+    assert len(sentences) == template_text.count("append $problems"), "a sentence that is not read here"
+    for sentence in sentences:
+        yield re.compile(re.sub(r"%[sd]", ".*", re.escape(sentence.replace('\\"', '"'))))
 
 
 def refused(file):
-    """What is wrong with how helm answers this file, or nothing."""
+    """What is wrong with how helm answers this file, or nothing; and what helm said."""
     base, sentences = "nothing", []
     for line in file.read_text().splitlines():
         if line.startswith("# over: "):
@@ -34,17 +48,15 @@ def refused(file):
     try:
         said = refusal(*([] if base == "nothing" else [ci(base)]), file)
     except AssertionError as taken:
-        return str(taken)
+        return str(taken), []
     _, marker, problems = said.rpartition("license-gateway refuses these values: ")
     if not marker:
-        return f"{file.name}: refused by something else: {said}"
-    problems = (
-        problems.removesuffix(" Use --debug flag to render out invalid YAML").strip().removeprefix("- ").split(" - ")
-    )
+        return f"{file.name}: refused by something else: {said}", []
+    problems = problems.partition(" Use --debug flag")[0].removeprefix("- ").split(" - ")
     missing = [sentence for sentence in sentences if not any(sentence in problem for problem in problems)]
     if missing or len(problems) != len(sentences):
-        return f"{file.name}: expected {sentences}, and helm said {problems}"
-    return None
+        return f"{file.name}: expected {sentences}, and helm said {problems}", problems
+    return None, problems
 
 
 def unknown_keys_are_refused_everywhere():

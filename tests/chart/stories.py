@@ -24,6 +24,7 @@ from python_client import GrpcioClient  # noqa: E402
 
 from objects import said_on_install  # noqa: E402
 from operations import commands_of_the_document  # noqa: E402
+from surroundings import Redis, make_certificates, plausible_secrets  # noqa: E402
 
 ALPINE_HOTELS = "267958b55d5a463e94a302c20f4a6b68"
 REQUEST = {"includeCustomers": {"customerIds": [ALPINE_HOTELS]}, "services": ["advanced_ap"], "reason": "chart"}
@@ -232,6 +233,51 @@ def one_gateway_with_certificates_keeps_its_tokens(folder, binary):
     return f"mutual TLS, {ran} commands of docs/operations.md, a second pod on the same volume; end after {took:.1f} s"
 
 
+# ---- several ----
+
+
+def two_gateways_share_their_tokens(folder, binary):
+    """A rolling update as the chart asks for it: two pods at once on one Redis, with one seed between them."""
+    rendered = template(
+        ci("sandbox"),
+        replicaCount=2,
+        config={
+            "token_store": {"kind": "redis", "url": "redis://redis:6379", "key": "try:token"},
+            "audit": {"path": "stdout"},
+        },
+        secrets={"redis": {"existingSecret": "redis"}},
+    )
+    assert rendered.deployment()["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    password = "a password of this test"
+    with Node(folder, binary, rendered, {"redis": {"password": password}}) as node, Redis(folder, password):
+        node.names = lambda names=list(node.names()): [*names, "redis"]
+        sandbox = node.deployment("license-gateway-sandbox").start()
+        sandbox.wait_for("the sandbox is ready", lambda: sandbox.probe("readinessProbe"))
+        old = node.deployment("license-gateway").start()
+        old.becomes_ready()
+        # Both have this machine's one address here, so the other one gets another port: the pods' own would do in a cluster.
+        new = node.deployment("license-gateway")
+        new.container["env"] = [
+            *new.container["env"],
+            {"name": "LICENSE_GATEWAY__SERVER__LISTEN", "value": f"{HERE}:50052"},
+            {"name": "LICENSE_GATEWAY__ADMIN__LISTEN", "value": f"{HERE}:9465"},
+        ]
+        new.start()
+        clients = [GrpcioClient(f"{HERE}:{port}", None) for port in (50051, 50052)]
+        for client in clients:
+            old.wait_for("it serves", lambda client=client: client.unassign(REQUEST, timeout=20).code == "OK")
+        old.terminate()
+        assert clients[1].unassign(REQUEST, timeout=20).code == "OK", "the other one goes on"
+        exchanges = Central(f"{HERE}:8085").token_exchanges()
+        assert exchanges == 1, f"{exchanges} exchanges: one seed, presented once"
+        records = [line for line in old.said() if '"type":"OUTCOME"' in line]
+        assert records, "the audit trail is on standard output"
+        new.terminate()
+        for client in clients:
+            client.close()
+    return "two pods on one Redis with a password, audit on stdout, one exchange of tokens for both"
+
+
 def calls_by_certificate(gateway, certificates, folder):
     """By the command for people: the caller that the policy knows may, another one may not."""
     for who, expected in (("offboarding", 0), ("dashboard", 2)):
@@ -258,60 +304,6 @@ def calls_by_certificate(gateway, certificates, folder):
             "chart",
         )
         assert done.returncode == expected, f"{who}: {done}"
-
-
-def make_certificates(folder):
-    """An authority, the server's certificate and two callers', made anew each time."""
-    folder.mkdir()
-
-    def openssl(*arguments):
-        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, cwd=folder)
-
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc")
-    openssl(
-        "req",
-        "-x509",
-        *key,
-        "-keyout",
-        "ca.key",
-        "-out",
-        "ca.crt",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=an authority",
-        "-addext",
-        "basicConstraints=critical,CA:TRUE",
-        "-addext",
-        "keyUsage=critical,keyCertSign",
-    )
-    names = {
-        "server": "DNS:license-gateway.msp.svc,DNS:localhost",
-        "offboarding": "URI:spiffe://msp.example.com/offboarding",
-        "dashboard": "URI:spiffe://msp.example.com/dashboard",
-    }
-    for name, alternative in names.items():
-        usage = "serverAuth" if name == "server" else "clientAuth"
-        extensions = ("-addext", f"subjectAltName={alternative}", "-addext", f"extendedKeyUsage={usage}")
-        openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}", *extensions)
-        openssl(
-            "x509",
-            "-req",
-            "-in",
-            f"{name}.csr",
-            "-CA",
-            "ca.crt",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-            "-days",
-            "2",
-            "-copy_extensions",
-            "copyall",
-            "-out",
-            f"{name}.crt",
-        )
-    return {file.name: file.read_text() for file in folder.glob("*.*") if file.suffix in (".crt", ".key")}
 
 
 # ---- every values file ----
@@ -343,32 +335,11 @@ def every_values_file_is_a_configuration(folder, binary):
     return told
 
 
-def plausible_secrets(rendered, certificates):
-    """Everything that the pod mounts and nobody rendered."""
-    made = {}
-    for volume in rendered.pod()["volumes"]:
-        for source in volume.get("projected", {}).get("sources", []):
-            ((kind, body),) = source.items()
-            for item in body.get("items", []):
-                path = item["path"]
-                if path.endswith(".crt"):
-                    text = certificates["server.crt" if "tls" in path or "client" in path else "ca.crt"]
-                elif path.endswith(".key"):
-                    text = certificates["server.key"]
-                else:
-                    text = '{"keys": []}' if path.endswith("jwks.json") else "plausible"
-                made.setdefault(body["name"], {})[item["key"]] = text
-    for each in rendered.container()["env"]:
-        reference = each.get("valueFrom", {}).get("secretKeyRef")
-        if reference:
-            made.setdefault(reference["name"], {})[reference["key"]] = "api-key=plausible"
-    return made
-
-
 STORIES = [
     every_values_file_is_a_configuration,
     a_release_with_the_sandbox_works,
     one_gateway_with_certificates_keeps_its_tokens,
+    two_gateways_share_their_tokens,
 ]
 
 if __name__ == "__main__":
