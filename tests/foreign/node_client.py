@@ -8,7 +8,7 @@ import subprocess
 import threading
 
 from answer import Answer, Stream
-from python_client import AGGRESSIVE_RETRIES
+from python_client import service_config
 
 
 class GrpcJsClient:
@@ -18,7 +18,7 @@ class GrpcJsClient:
         settings = {
             "address": address,
             "includeDirs": [str(path) for path in tools.include_dirs],
-            "retries": AGGRESSIVE_RETRIES if retries else None,
+            "retries": service_config(retries) if retries else None,
         }
         self.process = subprocess.Popen(
             ["node", tools.here / "node_client.cjs", json.dumps(settings)],

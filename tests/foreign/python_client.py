@@ -29,6 +29,11 @@ AGGRESSIVE_RETRIES = {
 }
 
 
+def service_config(retries):
+    """What a case means by `retries`: the caller above, or a service config of its own."""
+    return AGGRESSIVE_RETRIES if retries is True else retries
+
+
 class GrpcioClient:
     name = "grpcio"
 
@@ -36,7 +41,7 @@ class GrpcioClient:
         del tools
         options = [("grpc.enable_http_proxy", 0), ("grpc.max_send_message_length", -1)]
         if retries:
-            options.append(("grpc.service_config", json.dumps(AGGRESSIVE_RETRIES)))
+            options.append(("grpc.service_config", json.dumps(service_config(retries))))
         self.channel = grpc.insecure_channel(address, options)
         self.licensing = licensing_pb2_grpc.LicensingServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
