@@ -374,7 +374,9 @@ def the_example_says_that_a_customer_is_unknown(world, client):
 
 @case(*EXAMPLES, settings={"read_only": "true"})
 def the_example_says_that_the_policy_is_against_it(world, client):
-    example_fails(client.run(*SERVICES, *CUSTOMERS), 2, "PERMISSION_DENIED POLICY_DENIED not_applied", "nothing was changed")
+    example_fails(
+        client.run(*SERVICES, *CUSTOMERS), 2, "PERMISSION_DENIED POLICY_DENIED not_applied", "nothing was changed"
+    )
     assert world.sandbox.unassignments() == []
 
 
