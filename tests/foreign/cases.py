@@ -4,6 +4,8 @@ A case gets `world.sandbox`, `world.gateway` and a connected `client`. Those sta
 from one to the next: no breaker, no quota, no token.
 """
 
+import collections
+import contextlib
 import dataclasses
 import json
 import re
@@ -16,12 +18,14 @@ import grpc
 
 from buf_client import BufClient
 from credentials import AUDIENCE, Authority, Issuer
+from examples import ROOT, PythonExample, TypeScriptExample
 from node_client import GrpcJsClient
 from python_client import GrpcioClient
 from wire_client import WireClient
 
 LIBRARIES = (GrpcioClient, GrpcJsClient)
 EVERYONE = (GrpcioClient, GrpcJsClient, BufClient, WireClient)
+EXAMPLES = (PythonExample, TypeScriptExample)
 
 LICENSING = "central.licensing.v1.LicensingService"
 # Customers of the sandbox's seeded account, and a service that they have.
@@ -303,24 +307,121 @@ def unknown_once(world, client, code, reason):
 @case(*LIBRARIES)
 def an_eager_library_does_repeat_without_the_trailer(world, client):
     # The control of the four cases above: against a server that sends no trailer the same policy calls five times.
-    seen = []
+    with refused_without_trailer() as (address, seen), connected(client, world, address, retries=True) as eager:
+        assert eager.unassign(REQUEST).code == "UNAVAILABLE"
+    assert seen == {"UnassignLicenses": 5}, seen
 
-    def refuse(request, context):
-        seen.append(request)
-        context.abort(grpc.StatusCode.UNAVAILABLE, "come again")
+
+@case(*LIBRARIES)
+def the_advised_service_config_repeats_reads_alone(world, client):
+    # What a proxy answers has no trailer: then nothing but the configuration holds a library back.
+    advised = json.loads((ROOT / "clients" / "service-config.json").read_text())
+    with refused_without_trailer() as (address, seen), connected(client, world, address, retries=advised) as careful:
+        assert careful.unassign(REQUEST).code == "UNAVAILABLE"
+        assert careful.list_services().code == "UNAVAILABLE"
+    assert seen == {"UnassignLicenses": 1, "ListServices": 4}, seen
+
+
+@contextlib.contextmanager
+def refused_without_trailer():
+    """A server that is always unavailable and does not say more; how often it was called, by method."""
+    seen = collections.Counter()
+
+    def refuse(method):
+        def handler(request, context):
+            seen[method] += 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "come again")
+
+        return grpc.unary_unary_rpc_method_handler(handler)
 
     server = grpc.server(futures.ThreadPoolExecutor(1))
-    handlers = {"UnassignLicenses": grpc.unary_unary_rpc_method_handler(refuse)}
+    handlers = {method: refuse(method) for method in ("UnassignLicenses", "ListServices")}
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(LICENSING, handlers)])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    eager = type(client)(f"127.0.0.1:{port}", world.tools, retries=True)
     try:
-        assert eager.unassign(REQUEST).code == "UNAVAILABLE"
-        assert len(seen) == 5, seen
+        yield f"127.0.0.1:{port}", seen
     finally:
-        eager.close()
         server.stop(None)
+
+
+@contextlib.contextmanager
+def connected(client, world, address, retries):
+    """Another client of the same library."""
+    other = type(client)(address, world.tools, retries=retries)
+    try:
+        yield other
+    finally:
+        other.close()
+
+
+# ---- what clients/ tells other teams to do ----
+
+LOOK_FIRST = "look at the customers' licences before repeating"
+
+
+@case(*EXAMPLES)
+def the_example_takes_licences_away(world, client):
+    code, lines = client.run(*SERVICES, *CUSTOMERS)
+    assert code == 0, lines
+    [line] = lines
+    assert re.fullmatch(f"applied {UUID_V7.pattern}", line), line
+    [sent] = world.sandbox.unassignments()
+    assert sent == {"services": SERVICES, "include_customers": sorted(CUSTOMERS)}, sent
+
+
+@case(*EXAMPLES)
+def the_example_says_that_a_customer_is_unknown(world, client):
+    example_fails(client.run(*SERVICES, "0" * 32), 2, "NOT_FOUND CUSTOMER_NOT_FOUND not_applied", "nothing was changed")
+    assert len(world.sandbox.unassignments()) == 1
+
+
+@case(*EXAMPLES, settings={"read_only": "true"})
+def the_example_says_that_the_policy_is_against_it(world, client):
+    example_fails(
+        client.run(*SERVICES, *CUSTOMERS), 2, "PERMISSION_DENIED POLICY_DENIED not_applied", "nothing was changed"
+    )
+    assert world.sandbox.unassignments() == []
+
+
+@case(*EXAMPLES)
+def the_example_does_not_repeat_what_is_unknown(world, client):
+    world.sandbox.loses_connection()
+    example_fails(client.run(*SERVICES, *CUSTOMERS), 3, "UNAVAILABLE CENTRAL_CONNECTION_LOST unknown", LOOK_FIRST)
+    assert len(world.sandbox.unassignments()) == 1
+
+
+@case(*EXAMPLES)
+def the_example_tells_who_may_be_repeated(world, client):
+    done, lost = CUSTOMERS
+    world.sandbox.answers(413, times=1)
+    world.sandbox.answers(500, customer=lost)
+    example_fails(
+        client.run(*SERVICES, *CUSTOMERS),
+        3,
+        "INTERNAL CENTRAL_INTERNAL partial",
+        f"applied: {done}",
+        "may be repeated:",
+        f"look first: {lost}",
+    )
+
+
+@case(*EXAMPLES, settings={"central.max_wait": "500ms"})
+def the_example_repeats_after_the_wait_that_it_is_told(world, client):
+    world.sandbox.answers(429, times=1)
+    code, lines = client.run(*SERVICES, *CUSTOMERS)
+    assert code == 0, lines
+    failed, again, applied = lines
+    assert failed.startswith("RESOURCE_EXHAUSTED CENTRAL_RATE_LIMITED not_applied "), lines
+    assert re.fullmatch(r"again in \d+\.\d s", again), lines
+    assert applied.startswith("applied "), lines
+
+
+def example_fails(ended, code, failure, *conclusion):
+    assert ended[0] == code, ended
+    first, *rest = ended[1]
+    assert re.fullmatch(f"{failure} {UUID_V7.pattern}", first), ended
+    assert [line.rstrip() for line in rest] == list(conclusion), ended
 
 
 # ---- health ----

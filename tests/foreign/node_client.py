@@ -9,7 +9,7 @@ import subprocess
 import threading
 
 from answer import Answer, Stream
-from python_client import AGGRESSIVE_RETRIES
+from python_client import service_config
 
 
 class GrpcJsClient:
@@ -19,7 +19,7 @@ class GrpcJsClient:
         settings = {
             "address": address,
             "includeDirs": [str(path) for path in tools.include_dirs],
-            "retries": AGGRESSIVE_RETRIES if retries else None,
+            "retries": service_config(retries) if retries else None,
             "shown": shown and dataclasses.asdict(shown),
         }
         self.process = subprocess.Popen(

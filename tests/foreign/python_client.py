@@ -38,6 +38,11 @@ def channel_credentials(shown):
     return grpc.composite_channel_credentials(tls, grpc.access_token_call_credentials(shown.token))
 
 
+def service_config(retries):
+    """What a case means by `retries`: the caller above, or a service config of its own."""
+    return AGGRESSIVE_RETRIES if retries is True else retries
+
+
 class GrpcioClient:
     name = "grpcio"
 
@@ -45,7 +50,7 @@ class GrpcioClient:
         del tools
         options = [("grpc.enable_http_proxy", 0), ("grpc.max_send_message_length", -1)]
         if retries:
-            options.append(("grpc.service_config", json.dumps(AGGRESSIVE_RETRIES)))
+            options.append(("grpc.service_config", json.dumps(service_config(retries))))
         if shown:
             self.channel = grpc.secure_channel(address, channel_credentials(shown), options)
         else:
