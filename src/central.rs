@@ -8,9 +8,12 @@
 mod batch;
 mod breaker;
 mod catalogue;
+mod customers;
+mod devices;
 mod dispatch;
 mod error;
 mod gate;
+mod preview;
 mod queue;
 mod retry;
 pub(crate) mod wire;
@@ -22,8 +25,11 @@ use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
 use self::{batch::Member, dispatch::Dispatch};
 pub use self::{
     catalogue::{Catalogue, ServiceList},
+    customers::Flaw,
+    devices::DeviceCount,
     error::Error,
     gate::SendGate,
+    preview::Preview,
 };
 use crate::{
     audit::{Operation, Trail},
@@ -50,6 +56,8 @@ pub struct Accepted {
     pub calls: u32,
     /// The status of the last answer.
     pub http_status: u16,
+    /// How many customers were in scope just before, where that was looked up.
+    pub resolved: Option<usize>,
 }
 
 /// A request failed, wholly or in part.

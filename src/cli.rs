@@ -9,9 +9,11 @@ mod client;
 mod demo;
 mod failure;
 mod health;
+mod preview;
 mod print;
 #[cfg(feature = "sandbox")]
 mod sandbox;
+mod scope;
 mod serve;
 mod services;
 mod signals;
@@ -47,6 +49,7 @@ Examples:
   license-gateway token status --config gateway.toml
   license-gateway audit show --config gateway.toml --since 24h
   license-gateway services
+  license-gateway preview --all --service advanced_ap
   license-gateway unassign --include 0123456789abcdef0123456789abcdef --service advanced_ap --reason TICKET-42";
 
 #[derive(Debug, Subcommand)]
@@ -58,6 +61,8 @@ enum Command {
     Demo(demo::Demo),
     /// Take licences away from customers, through a running gateway
     Unassign(unassign::Unassign),
+    /// Tell whom an unassignment would hit now; changes nothing
+    Preview(preview::Preview),
     /// List the services whose licences can be taken away
     Services(services::Services),
     /// Play Central on a local port, for trying a gateway without an account
@@ -98,6 +103,7 @@ impl Cli {
             #[cfg(feature = "sandbox")]
             Command::Demo(demo) => finish(demo.run()),
             Command::Unassign(unassign) => finish(unassign.run()),
+            Command::Preview(preview) => finish(preview.run()),
             Command::Services(services) => finish(services.run()),
             #[cfg(feature = "sandbox")]
             Command::Sandbox(sandbox) => finish(sandbox.run()),

@@ -2,9 +2,17 @@
 //!
 //! A value that exists is valid: a [`Scope`] cannot be empty, and cannot be wide by accident.
 
+mod etag;
+mod resolved;
+
 use std::{collections::HashSet, fmt, sync::Arc};
 
 use uuid::Uuid;
+
+pub use self::{
+    etag::{Etag, NoEtag},
+    resolved::{Customer, Resolved},
+};
 
 /// The most customers that one request may name. Central documents no maximum; this is our own cap.
 pub const MAX_CUSTOMERS: usize = 1_000;
@@ -39,7 +47,7 @@ impl Caller {
     }
 }
 
-/// One accepted request: whose licences, of which services, and why.
+/// One accepted request: whose licences, of which services, why, and bound to which preview.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unassignment {
     /// Whose licences are taken away.
@@ -48,6 +56,8 @@ pub struct Unassignment {
     pub services: Services,
     /// Why, in the caller's words; may be empty.
     pub reason: Reason,
+    /// Whom it was previewed to hit: if that has changed, nothing is sent.
+    pub etag: Option<Etag>,
 }
 
 /// Whose licences are taken away.

@@ -3,6 +3,7 @@
 //! The work of a request runs in a task of its own, so that it is finished and recorded whatever becomes of the
 //! caller. The caller's side only waits for it, until the deadline.
 
+mod preview;
 pub mod request;
 pub mod status;
 
@@ -24,10 +25,11 @@ use crate::{
     },
     callers::{Callers, Identity, policy::Asked},
     central::{self, Accepted, Catalogue, CentralClient, Failed, SendGate},
-    license::{Caller, OperationId, Outcome, Scope, Unassignment},
+    license::{Caller, Etag, OperationId, Outcome, Scope, Unassignment},
     proto::{
-        ListServicesRequest, ListServicesResponse, ScopeKind, Service, UnassignLicensesRequest,
-        UnassignLicensesResponse, licensing_service_server::LicensingService,
+        ListServicesRequest, ListServicesResponse, PreviewUnassignLicensesRequest, PreviewUnassignLicensesResponse,
+        ScopeKind, Service, UnassignLicensesRequest, UnassignLicensesResponse,
+        licensing_service_server::LicensingService,
     },
     telemetry::{
         Origin,
@@ -86,13 +88,10 @@ impl Licensing {
         if unassignment.scope.is_open() && !self.allow_open_scopes {
             return Err(Failure::OpenScopeDenied);
         }
-        match deadline {
-            Some(deadline) => match timeout_at(deadline, self.check_services(&unassignment)).await {
-                Ok(checked) => checked?,
-                Err(_) => return Err(Failure::DeadlineExceeded { nothing_was_sent: true }),
-            },
-            None => self.check_services(&unassignment).await?,
+        if unassignment.scope.is_open() && unassignment.etag.is_none() {
+            return Err(Failure::PreviewRequired);
         }
+        self.check_services_by(&unassignment, deadline).await?;
 
         let gate = Arc::new(SendGate::new());
         let _leave = ShutOnDrop(Arc::clone(&gate));
@@ -157,7 +156,17 @@ impl Licensing {
         identified.map_err(Failure::CallerUnauthenticated)
     }
 
-    /// Refuses names that Central does not list, where the list can be had.
+    /// Refuses names that Central does not list, where the list can be had before the deadline.
+    async fn check_services_by(&self, unassignment: &Unassignment, deadline: Option<Instant>) -> Result<(), Failure> {
+        let check = self.check_services(unassignment);
+        match deadline {
+            Some(deadline) => {
+                timeout_at(deadline, check).await.map_err(|_| Failure::DeadlineExceeded { nothing_was_sent: true })?
+            }
+            None => check.await,
+        }
+    }
+
     async fn check_services(&self, unassignment: &Unassignment) -> Result<(), Failure> {
         let unknown = self.catalogue.unknown(&unassignment.services).await;
         if unknown.is_empty() {
@@ -189,6 +198,22 @@ impl LicensingService for Licensing {
         match result {
             Ok(response) => Ok(Response::new(response)),
             Err(failure) => Err(status::respond(&failure, operation_id)),
+        }
+    }
+
+    async fn preview_unassign_licenses(
+        &self,
+        request: Request<PreviewUnassignLicensesRequest>,
+    ) -> Result<Response<PreviewUnassignLicensesResponse>, Status> {
+        let identity = self.identify(&request).await;
+        let (_, extensions, message) = request.into_parts();
+        let result = match identity {
+            Ok(identity) => self.preview(message, &identity, &extensions).await,
+            Err(failure) => Err(failure),
+        };
+        match result {
+            Ok(response) => Ok(Response::new(response)),
+            Err(failure) => Err(status::respond(&failure, operation_id(&extensions))),
         }
     }
 
@@ -237,17 +262,22 @@ fn deadline(extensions: &Extensions) -> Option<Instant> {
 }
 
 fn response(operation_id: OperationId, unassignment: &Unassignment, accepted: Accepted) -> UnassignLicensesResponse {
-    let (scope, customer_count) = match &unassignment.scope {
-        Scope::Include(customers) => (ScopeKind::IncludeCustomers, u32::try_from(customers.count()).ok()),
-        Scope::Exclude(_) => (ScopeKind::ExcludeCustomers, None),
-        Scope::All(_) => (ScopeKind::AllCustomers, None),
-    };
+    let customer_count = unassignment.scope.listed().and_then(|customers| u32::try_from(customers.count()).ok());
     UnassignLicensesResponse {
         operation_id: operation_id.to_string(),
-        scope: scope.into(),
+        scope: scope_kind(&unassignment.scope).into(),
         services: unassignment.services.names().iter().map(ToString::to_string).collect(),
         customer_count,
         call_count: accepted.calls,
+        resolved_customer_count: accepted.resolved.and_then(|count| u32::try_from(count).ok()),
+    }
+}
+
+fn scope_kind(scope: &Scope) -> ScopeKind {
+    match scope {
+        Scope::Include(_) => ScopeKind::IncludeCustomers,
+        Scope::Exclude(_) => ScopeKind::ExcludeCustomers,
+        Scope::All(_) => ScopeKind::AllCustomers,
     }
 }
 
@@ -268,6 +298,7 @@ async fn record(unfinished: Unfinished, result: &Result<Accepted, Failed>) {
     let services = services.join(",");
     let (reason, caller) = (operation.unassignment.reason.as_str(), operation.caller.as_str());
     let identified_by = operation.identified_by;
+    let etag = operation.unassignment.etag.as_ref().map(Etag::as_str);
     match result {
         Ok(accepted) => info!(
             outcome = Outcome::Applied.as_str(),
@@ -277,6 +308,8 @@ async fn record(unfinished: Unfinished, result: &Result<Accepted, Failed>) {
             customers,
             services,
             reason,
+            etag,
+            resolved_customers = accepted.resolved,
             calls = accepted.calls,
             http_status = accepted.http_status,
             duration_ms,
@@ -295,6 +328,7 @@ async fn record(unfinished: Unfinished, result: &Result<Accepted, Failed>) {
             customers,
             services,
             reason,
+            etag,
             calls = failed.calls,
             http_status = failed.error.http_status(),
             duration_ms,

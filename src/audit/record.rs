@@ -78,6 +78,12 @@ pub(crate) struct Intent {
     pub(crate) customers: Vec<String>,
     pub(crate) services: Vec<String>,
     pub(crate) reason: String,
+    /// The etag of the preview that it is bound to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) etag: Option<String>,
+    /// How many customers were in scope just before the call, as the preview had said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) resolved_customers: Option<usize>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) trace_id: Option<String>,
 }
@@ -143,8 +149,15 @@ pub struct Operation {
 }
 
 impl Operation {
-    /// What its call of this number is meant to do, for a part of its customers or all of them.
-    pub(crate) fn intent(&self, call: u32, travelling: usize, part: Option<&Customers>) -> Intent {
+    /// What its call of this number is meant to do, for a part of its customers or all of them. `resolved`: how many
+    /// were in scope when that was looked up.
+    pub(crate) fn intent(
+        &self,
+        call: u32,
+        travelling: usize,
+        part: Option<&Customers>,
+        resolved: Option<usize>,
+    ) -> Intent {
         let (scope, named) = match &self.unassignment.scope {
             Scope::Include(customers) => (ScopeWord::IncludeCustomers, part.unwrap_or(customers).ids()),
             Scope::Exclude(customers) => (ScopeWord::ExcludeCustomers, customers.ids()),
@@ -161,6 +174,8 @@ impl Operation {
             customers: strings(named),
             services: self.unassignment.services.names().iter().map(ToString::to_string).collect(),
             reason: self.unassignment.reason.as_str().to_owned(),
+            etag: self.unassignment.etag.as_ref().map(ToString::to_string),
+            resolved_customers: resolved,
             trace_id: self.trace_id.clone(),
         }
     }

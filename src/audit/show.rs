@@ -114,6 +114,8 @@ mod tests {
             customers: customers.iter().map(ToString::to_string).collect(),
             services: Vec::new(),
             reason: String::new(),
+            etag: None,
+            resolved_customers: None,
             trace_id: None,
         }
     }

@@ -31,6 +31,8 @@ fn intent(n: u128) -> Event {
         customers: vec!["c1".to_owned()],
         services: vec!["s".to_owned()],
         reason: String::new(),
+        etag: None,
+        resolved_customers: None,
         trace_id: None,
     })
 }
@@ -369,4 +371,22 @@ fn nobody_else_may_read_the_trail() {
     for name in [files::name(1).as_str(), files::HEAD, "lock"] {
         assert_eq!(mode(&path.join(name)), 0o600, "{name}");
     }
+}
+
+/// Written by a gateway that knew no previews, and kept: it is whole, and it is read.
+const OF_BEFORE_PREVIEWS: &str = r#"{"seq":1,"at":"2026-11-01T08:00:00Z","type":"INTENT","operation_id":"019abc00-0000-7000-8000-000000000001","call":1,"travelling":1,"caller":"c","identified_by":"connection","scope":"all_customers","customers":[],"services":["s"],"reason":"","prev":"0000000000000000000000000000000000000000000000000000000000000000","hash":"e810351fb381ba4c5befd9485ff50ae4c1fe889dde73186f73fe6e6e00260618"}"#;
+
+#[test]
+fn records_of_before_previews_are_read_and_followed() {
+    let mut chain = Chain::empty();
+    let old = chain.follow(OF_BEFORE_PREVIEWS.as_bytes()).unwrap();
+    let Event::Intent(old) = old.event else { panic!("an intent") };
+    assert_eq!((&old.etag, old.resolved_customers), (&None, None));
+    let bound = Intent { call: 2, etag: Some("v1:x".to_owned()), resolved_customers: Some(7), ..old.clone() };
+    let mut end = chain.clone();
+    let sealed = end.seal(Timestamp::UNIX_EPOCH, Event::Intent(bound.clone()));
+    let sealed = sealed.strip_suffix(b"\n").unwrap();
+    assert_eq!(chain.follow(sealed).unwrap().event, Event::Intent(bound));
+    let unbound = Chain::empty().seal(Timestamp::UNIX_EPOCH, Event::Intent(old));
+    assert!(!String::from_utf8(unbound).unwrap().contains("etag"), "who is bound to nothing is written as before");
 }

@@ -79,6 +79,8 @@ pub(super) struct Batch {
     customer_count: usize,
     /// Whether others may join.
     is_open: bool,
+    /// How many customers were in scope when that was last looked up.
+    resolved: Option<usize>,
     tally: Arc<Tally>,
 }
 
@@ -107,21 +109,22 @@ impl Batch {
     /// A batch of one request.
     pub(super) fn new(member: Member) -> Self {
         let wanted = Arc::clone(&member.operation);
-        let Unassignment { scope, services, .. } = &wanted.unassignment;
+        let unassignment = &wanted.unassignment;
         Self {
-            key: key(services),
-            is_open: matches!(scope, Scope::Include(_)),
-            customer_count: customer_count(scope),
+            key: key(&unassignment.services),
+            is_open: may_share(unassignment),
+            customer_count: customer_count(&unassignment.scope),
+            resolved: None,
             places: vec![Place { wanted: Arc::clone(&wanted), members: vec![member] }],
             tally: Arc::default(),
         }
     }
 
-    /// Whether a request may join. An open scope travels alone: a call has room for one of them, and a mistake in it
-    /// must not be another caller's.
-    pub(super) fn takes(&self, scope: &Scope, key: &[ServiceName]) -> bool {
+    /// Whether a request may join.
+    pub(super) fn takes(&self, wanted: &Unassignment, key: &[ServiceName]) -> bool {
+        let scope = &wanted.scope;
         self.is_open
-            && matches!(scope, Scope::Include(_))
+            && may_share(wanted)
             && self.key == key
             && (self.customer_count + customer_count(scope) <= MAX_CUSTOMERS
                 || self.places.iter().any(|place| is_same(place.scope(), scope)))
@@ -169,7 +172,7 @@ impl Batch {
     /// What the call that they have boarded is meant to do for each of them.
     pub(super) fn intents(&self, part: Option<&Customers>) -> Vec<Intent> {
         let travelling = self.count();
-        self.members().map(|member| member.operation.intent(member.calls, travelling, part)).collect()
+        self.members().map(|member| member.operation.intent(member.calls, travelling, part, self.resolved)).collect()
     }
 
     /// The call is not made after all: everybody gets out, and callers may still give up.
@@ -234,6 +237,23 @@ impl Batch {
         self.places.first().map(|place| &place.wanted.unassignment.services)
     }
 
+    /// Whether it may be sent only to those whom a preview has shown.
+    pub(super) fn is_bound(&self) -> bool {
+        self.places.first().is_some_and(|place| place.wanted.unassignment.etag.is_some())
+    }
+
+    /// The one request in it, for what travels alone; none if it has left.
+    pub(super) fn sole(&self) -> Option<(Arc<Operation>, Arc<SendGate>, Option<Instant>)> {
+        let member = self.members().next()?;
+        Some((Arc::clone(&member.operation), Arc::clone(&member.gate), member.deadline))
+    }
+
+    /// So many customers are in scope, as previewed. Who waits has time until `give_up` for the call itself.
+    pub(super) fn confirmed(&mut self, resolved: usize, give_up: Instant) {
+        self.resolved = Some(resolved);
+        self.members_mut().for_each(|member| member.give_up = give_up);
+    }
+
     /// Whose work it is.
     pub(super) fn origins(&self) -> Vec<Origin> {
         self.members().map(|member| member.origin.clone()).collect()
@@ -252,8 +272,9 @@ impl Batch {
     /// Central accepted it, with this status: everybody is told.
     pub(super) fn accepted(self, http_status: u16) {
         self.tally.accepted.fetch_add(1, Relaxed);
+        let resolved = self.resolved;
         for member in self.places.into_iter().flat_map(|place| place.members) {
-            let _ = member.answer.send(Ok(Accepted { calls: member.calls, http_status }));
+            let _ = member.answer.send(Ok(Accepted { calls: member.calls, http_status, resolved }));
         }
     }
 
@@ -312,6 +333,7 @@ impl Batch {
             places: right,
             customer_count: 0, // nobody asks
             is_open: false,
+            resolved: None, // halves are of batches that nobody's preview binds
             tally: Arc::clone(&self.tally),
         };
         (Self { is_open: false, ..self }, right)
@@ -324,6 +346,12 @@ impl Batch {
     fn members_mut(&mut self) -> impl Iterator<Item = &mut Member> {
         self.places.iter_mut().flat_map(|place| &mut place.members)
     }
+}
+
+/// Whether a request may travel with others. An open scope travels alone: a call has room for one of them, and a mistake
+/// in it must not be another caller's. So does what is bound to a preview: its last look is its own.
+fn may_share(wanted: &Unassignment) -> bool {
+    matches!(wanted.scope, Scope::Include(_)) && wanted.etag.is_none()
 }
 
 /// What requests must have in common to travel together.

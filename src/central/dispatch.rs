@@ -1,4 +1,6 @@
-//! The loop that empties the queue, and the way of a batch to Central and back.
+//! The loop that empties the queue, and the way of a batch to Central and back. Calls that only read: [`reads`].
+
+mod reads;
 
 use std::{
     borrow::Cow,
@@ -14,10 +16,12 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+pub(super) use self::reads::{Read, Reads};
 use super::{
     Error, Parts,
     batch::{AfterRefusal, Batch, Member},
     breaker::{Breaker, Change},
+    customers,
     queue::{Queue, expected_wait},
     retry::{self, Attempts, Budget},
     wire::{self, Complaint},
@@ -26,7 +30,7 @@ use crate::{
     audit::Trail,
     config,
     exchange::{self, Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},
-    license::{Customers, Outcome, Scope, ServiceName},
+    license::{Customers, Outcome, Resolved, Scope},
     quota::{Heard, Purpose, Quota},
     telemetry::{
         Origin, Tracing,
@@ -38,8 +42,6 @@ use crate::{
 
 /// Takes licences away from all devices of the customers in its body (MSP accounts only).
 const UNASSIGN_ALL: &str = "/platform/licensing/v1/msp/subscriptions/devices/all";
-/// Lists the services that licences can be had for.
-const SERVICES_CONFIG: &str = "/platform/licensing/v1/services/config";
 
 /// The longest that a caller who was refused is asked to stay away: by then, things look different.
 const LONGEST_RETRY: Duration = Duration::from_mins(1);
@@ -69,6 +71,8 @@ pub(super) struct Dispatch {
 struct Call<'a> {
     method: Method,
     path: &'static str,
+    query: &'a [(&'a str, &'a str)],
+    headers: &'a [(&'static str, &'a str)],
     body: Body,
     token: &'a AccessToken,
     origins: &'a [Origin],
@@ -133,6 +137,11 @@ impl Dispatch {
         Ok(())
     }
 
+    /// Central's calls of a day, by its last word.
+    pub(super) fn day_limit(&self) -> Option<u64> {
+        self.quota.standing().day_limit
+    }
+
     /// Waits for a valid token.
     pub(super) async fn token(&self) -> Result<Arc<AccessToken>, Error> {
         Ok(self.tokens.newer_than(None, &[Origin::current()]).await?)
@@ -152,7 +161,7 @@ impl Dispatch {
         }
         let wanted = &member.operation.unassignment;
         let mut queue = lock(&self.queue);
-        let prospect = queue.prospect(&member.caller, &wanted.scope, &wanted.services);
+        let prospect = queue.prospect(&member.caller, wanted);
         let at = next_turn + expected_wait(prospect.turns_ahead, per_second.min(self.calls_per_second()));
         // Who must wait needs time for the call after it, or the wait was for nothing. (Who need not is sent at once.)
         let call_time = if at > now { (*lock(&self.call_time) * 2).min((patience - now) / 2) } else { Duration::ZERO };
@@ -240,14 +249,22 @@ impl Dispatch {
     ) -> Result<Answer, Error> {
         let mut attempts = Attempts::default();
         loop {
-            let slot = if let Some(slot) = slot.take() {
-                slot
-            } else {
-                let slot = self.slot().await;
+            let mut has_turn = slot.is_some();
+            let slot = match slot.take() {
+                Some(slot) => slot,
+                None => self.slot().await,
+            };
+            if batch.is_bound() {
+                if std::mem::take(&mut has_turn) {
+                    self.quota.give_back(); // reads take turns of their own
+                }
+                // Again for every repeat and every part: each of them would act on who is a customer by then.
+                self.confirm(batch).await?;
+            }
+            if !has_turn {
                 let give_up = batch.give_up().ok_or(Error::Abandoned)?;
                 self.quota.turn(Purpose::Again, give_up).await?;
-                slot
-            };
+            }
             // Turn before token: a token fetched first could be an old one by the time there is a turn.
             let token = self.tokens.newer_than(attempts.refused_generation, &batch.origins()).await;
             let token = token.inspect_err(|_| self.quota.give_back())?;
@@ -267,8 +284,16 @@ impl Dispatch {
             }
             let origins = batch.origins();
             self.tracing.metrics().members_per_call(origins.len());
-            let call =
-                Call { method: Method::DELETE, path: UNASSIGN_ALL, body, token: &token, origins: &origins, give_up };
+            let call = Call {
+                method: Method::DELETE,
+                path: UNASSIGN_ALL,
+                query: &[],
+                headers: &[],
+                body,
+                token: &token,
+                origins: &origins,
+                give_up,
+            };
             let refused = match self.call(call, &mut attempts).await {
                 Ok(answer) => return Ok(answer),
                 Err(refused) => refused,
@@ -287,33 +312,24 @@ impl Dispatch {
         }
     }
 
-    /// The services that Central knows now. Reads wait for no slot: calls that hang must not stop them too.
-    pub(super) async fn read_services(&self) -> Result<Vec<ServiceName>, Error> {
-        let give_up = Instant::now() + self.max_wait;
-        let origins = [Origin::current()];
-        let mut attempts = Attempts::default();
-        loop {
-            // Without a token there is nothing to ask for a turn with.
-            let token = self.tokens.newer_than(attempts.refused_generation, &origins).await?;
-            let purpose = if attempts.sent == 0 { Purpose::Read } else { Purpose::Again };
-            self.quota.turn(purpose, give_up).await?;
-            let call = Call {
-                method: Method::GET,
-                path: SERVICES_CONFIG,
-                body: Body::Empty,
-                token: &token,
-                origins: &origins,
-                give_up,
-            };
-            match self.call(call, &mut attempts).await {
-                Ok(answer) => {
-                    let names = wire::service_names(&answer.body);
-                    return names.ok_or(Error::Unreadable { status: answer.status });
-                }
-                Err(Refused { repeat_after: Some(wait), .. }) => sleep(wait).await,
-                Err(Refused { error, repeat_after: None }) => return Err(error),
-            }
+    /// Asks Central who is in scope now. Whoever is bound to a preview of others is not sent.
+    ///
+    /// What comes after this and before the call is kept short: a turn, in front of all others who wait, and a record in
+    /// the trail. Who becomes a customer in between is not seen.
+    async fn confirm(&self, batch: &mut Batch) -> Result<(), Error> {
+        let Some((operation, gate, deadline)) = batch.sole() else { return Err(Error::Abandoned) };
+        let wanted = &operation.unassignment;
+        let origins = batch.origins();
+        let mut reads = Reads::new(&origins, &gate, deadline, customers::MOST_CALLS);
+        let listed = self.list_customers(&mut reads).await.map_err(|error| Error::Unresolved(Box::new(error)))?;
+        let resolved = Resolved::of(&wanted.scope, listed);
+        if wanted.etag.as_ref() != Some(&resolved.etag(&wanted.scope, &wanted.services)) {
+            return Err(Error::PreviewStale);
         }
+        // Reading may have taken longer than a wait for one call.
+        let longest = Instant::now() + self.max_wait;
+        batch.confirmed(resolved.customers.len(), deadline.map_or(longest, |deadline| deadline.min(longest)));
+        Ok(())
     }
 
     /// One call. What it teaches about the quota and about Central's health is kept.
@@ -326,9 +342,9 @@ impl Dispatch {
         let request = Request {
             method: call.method,
             path: call.path,
-            query: &[],
+            query: call.query,
             bearer: Some(call.token.secret()),
-            headers: &[],
+            headers: call.headers,
             body: call.body,
             resend_count: attempts.sent,
             on_behalf: OnBehalf::Members(call.origins),

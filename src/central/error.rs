@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::Flaw;
 use crate::{exchange, license::Outcome, quota::NoTurn, token};
 
 /// Why a call to Central did not succeed. One variant per line of the failure table (`service/status.rs`).
@@ -96,6 +97,15 @@ pub enum Error {
         /// The HTTP status.
         status: u16,
     },
+    /// A list of customers that does not add up.
+    #[error("Central's list of customers cannot be relied on: {0}")]
+    ListUnreliable(Flaw),
+    /// Nothing was sent: other customers are in scope than when it was previewed.
+    #[error("other customers are in scope now than when it was previewed")]
+    PreviewStale,
+    /// Nothing was sent: who is in scope could not be looked up just before.
+    #[error("who is in scope could not be looked up again")]
+    Unresolved(#[source] Box<Error>),
     /// Not connected: nothing was sent.
     #[error("Central cannot be reached")]
     Unreachable(#[source] exchange::Error),
@@ -150,6 +160,9 @@ impl Error {
             | Self::Unreachable(_)
             | Self::Down { .. }
             | Self::Overloaded { .. }
+            | Self::ListUnreliable(_)
+            | Self::PreviewStale
+            | Self::Unresolved(_)
             | Self::AuditUnavailable
             | Self::Abandoned
             | Self::DeadlineBeforeSending => Outcome::NotApplied,
@@ -186,6 +199,9 @@ impl Error {
             | Self::Unreadable { .. }
             | Self::Down { .. }
             | Self::Overloaded { .. }
+            | Self::ListUnreliable(_)
+            | Self::PreviewStale
+            | Self::Unresolved(_)
             | Self::AuditUnavailable
             | Self::Abandoned
             | Self::DeadlineBeforeSending => false,
@@ -208,12 +224,15 @@ impl Error {
             Self::Conflict => Some(409),
             Self::RateLimited { is_answer, .. } | Self::QuotaExhausted { is_answer, .. } => is_answer.then_some(429),
             Self::Unimplemented => Some(501),
+            Self::ListUnreliable(_) => Some(200),
+            Self::Unresolved(error) => error.http_status(),
             Self::TokenUnavailable { .. }
             | Self::Unreachable(_)
             | Self::Down { .. }
             | Self::Overloaded { .. }
             | Self::ConnectionLost(_)
             | Self::TimedOut(_)
+            | Self::PreviewStale
             | Self::AuditUnavailable
             | Self::Abandoned
             | Self::DeadlineBeforeSending => None,

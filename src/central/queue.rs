@@ -12,7 +12,7 @@ use super::{
     Error,
     batch::{self, Batch, Member},
 };
-use crate::license::{Caller, Scope, Services};
+use crate::license::{Caller, Unassignment};
 
 /// The requests that wait.
 #[derive(Debug, Default)]
@@ -48,15 +48,15 @@ pub(super) struct Prospect {
 
 impl Queue {
     /// Where a request would go, and how many calls go out before it.
-    pub(super) fn prospect(&self, caller: &Caller, scope: &Scope, services: &Services) -> Prospect {
+    pub(super) fn prospect(&self, caller: &Caller, wanted: &Unassignment) -> Prospect {
         let own = match self.lanes.iter().position(|lane| lane.caller == *caller) {
             Some(lane) => Spot { lane, position: self.lanes[lane].batches.len() },
             None => Spot { lane: self.lanes.len(), position: 0 },
         };
         let own_turns = self.turns_ahead(own);
-        let key = batch::key(services);
+        let key = batch::key(&wanted.services);
         let joins = self.lanes.iter().enumerate().find_map(|(lane, waiting)| {
-            let position = waiting.batches.iter().position(|batch| batch.takes(scope, &key))?;
+            let position = waiting.batches.iter().position(|batch| batch.takes(wanted, &key))?;
             Some(Spot { lane, position })
         });
         let its_turns = joins.map_or(own_turns, |spot| self.turns_ahead(spot));
@@ -166,7 +166,7 @@ mod tests {
     use crate::{
         audit::Operation,
         central::{Accepted, Failed, SendGate, batch::AfterRefusal},
-        license::{CustomerId, Customers, MAX_CUSTOMERS, OperationId, Outcome, Reason, ServiceName, Unassignment},
+        license::{CustomerId, Customers, MAX_CUSTOMERS, OperationId, Outcome, Reason, Scope, ServiceName, Services},
         telemetry::Origin,
     };
 
@@ -186,7 +186,7 @@ mod tests {
     }
 
     fn wanted(scope: Scope, names: &[&str]) -> Unassignment {
-        Unassignment { scope, services: services(names), reason: Reason::default() }
+        Unassignment { scope, services: services(names), reason: Reason::default(), etag: None }
     }
 
     fn operation(caller: &str, unassignment: Unassignment) -> Arc<Operation> {
@@ -215,7 +215,7 @@ mod tests {
     /// Joins, and says how many calls go out before its own.
     fn join(queue: &mut Queue, caller: &str, scope: &Scope, names: &[&str]) -> (usize, Answer) {
         let wanted = wanted(scope.clone(), names);
-        let prospect = queue.prospect(&Caller::new(caller), scope, &wanted.services);
+        let prospect = queue.prospect(&Caller::new(caller), &wanted);
         let (member, answered, _) = member(caller, wanted, None);
         queue.join(prospect, member);
         (prospect.turns_ahead, answered)
@@ -394,7 +394,7 @@ mod tests {
         let mut queue = Queue::default();
         let mut add = |id, deadline| {
             let wanted = wanted(include([id]), &["x"]);
-            let prospect = queue.prospect(&Caller::new("a"), &wanted.scope, &wanted.services);
+            let prospect = queue.prospect(&Caller::new("a"), &wanted);
             let (member, answered, gate) = member("a", wanted, deadline);
             queue.join(prospect, member);
             (answered, gate)
@@ -419,7 +419,7 @@ mod tests {
         let mut answers: Vec<_> = [1, 3]
             .map(|seconds| {
                 let wanted = wanted(include([1]), &["x"]);
-                let prospect = queue.prospect(&Caller::new("a"), &wanted.scope, &wanted.services);
+                let prospect = queue.prospect(&Caller::new("a"), &wanted);
                 let (member, answered, _) = member("a", wanted, Some(now + Duration::from_secs(seconds)));
                 queue.join(prospect, member);
                 answered

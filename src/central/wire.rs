@@ -1,6 +1,8 @@
 //! Central's JSON, spelled as Central spells it. Facts: the vendor's reference page for this operation, its Python
 //! SDK and Kong 0.14.1's source; nothing here was tried against a live Central.
 
+pub(super) mod listings;
+
 use serde::Serialize;
 use serde_json::Value;
 

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     audit::{
-        record::ScopeWord,
+        record::{Intent, ScopeWord},
         show::{self, Filter, Shown},
         verify::{self, Remembered, Report},
     },
@@ -233,8 +233,8 @@ fn row(operation: &Shown) -> [String; 10] {
         // Parts of a scope that was too large are halves of the first intent's.
         ScopeWord::IncludeCustomers if intent.customers.len() == 1 => intent.customers[0].clone(),
         ScopeWord::IncludeCustomers => format!("{} customers", intent.customers.len()),
-        ScopeWord::ExcludeCustomers => format!("all but {}", intent.customers.len()),
-        ScopeWord::AllCustomers => "all".to_owned(),
+        ScopeWord::ExcludeCustomers => format!("all but {}", intent.customers.len()) + &previewed(intent),
+        ScopeWord::AllCustomers => "all".to_owned() + &previewed(intent),
     });
     let outcome = ended.map(|ended| match &ended.cause {
         Some(cause) => format!("{} ({cause})", ended.outcome),
@@ -254,6 +254,11 @@ fn row(operation: &Shown) -> [String; 10] {
         or_dash(ended.and_then(|ended| ended.duration_ms).map(|ms| ms.to_string())),
         or_dash(first.map(|intent| intent.reason.clone())),
     ]
+}
+
+/// How many an open scope hit, where that was looked up just before.
+fn previewed(intent: &Intent) -> String {
+    intent.resolved_customers.map(|count| format!(": {count} customers")).unwrap_or_default()
 }
 
 fn remembered(text: &str) -> Result<Remembered, String> {

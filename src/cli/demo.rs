@@ -15,6 +15,7 @@ use super::{
     Exit,
     client::chain,
     failure::Failure,
+    preview::{self, Seen},
     print::{self, HEAD},
     signals::told_to_stop,
     unassign::Done,
@@ -163,23 +164,25 @@ fn configuration(sandbox: &Sandbox, directory: &Path) -> Result<config::Config, 
 async fn tell_the_call(stage: &Stage) -> Result<(), String> {
     let customer = stage.sandbox.settings().customers[0].clone();
     let trace_id = Uuid::new_v4().simple().to_string();
-    let request = request(&customer.id, &trace_id)?;
+    let etag = tell_the_preview(stage, &customer).await?;
+    let request = request(&customer.id, &trace_id, etag)?;
     print::out(&format!(
-        "\n{HEAD}2. The request, over gRPC{HEAD:#}\n\n{}",
+        "\n{HEAD}3. The request, over gRPC{HEAD:#}\n\n{}",
         print::list(&[
             ("method", "central.licensing.v1.LicensingService/UnassignLicenses".to_owned()),
             ("include_customers", format!("{} ({})", customer.id, customer.name)),
             ("services", SERVICE.to_owned()),
             ("reason", REASON.to_owned()),
+            ("etag", "as above: if somebody else were hit by now, nothing would be sent".to_owned()),
             ("traceparent", format!("00-{trace_id}-{CALLERS_SPAN}-01 (the caller's trace)")),
         ])
     ));
 
     let before = devices(&stage.sandbox, &customer);
     let answer = stage.client.clone().unassign_licenses(request).await;
-    print::out(&format!("\n{HEAD}3. What Central saw{HEAD:#}\n\n{}", calls(&stage.sandbox.calls())));
+    print::out(&format!("\n{HEAD}4. What Central saw{HEAD:#}\n\n{}", calls(&stage.sandbox.calls())));
     print::out(&format!(
-        "\n{HEAD}4. The devices of {}, before and after{HEAD:#}\n\n{}",
+        "\n{HEAD}5. The devices of {}, before and after{HEAD:#}\n\n{}",
         customer.name,
         comparison(&before, &devices(&stage.sandbox, &customer))
     ));
@@ -187,23 +190,33 @@ async fn tell_the_call(stage: &Stage) -> Result<(), String> {
         Ok(response) => Done::of(response.into_inner()).text(),
         Err(status) => Failure::of_status(&status, Outcome::Unknown).text(),
     };
-    print::out(&format!("\n{HEAD}5. The answer{HEAD:#}\n\n{text}"));
+    print::out(&format!("\n{HEAD}6. The answer{HEAD:#}\n\n{text}"));
     print::out(&format!(
-        "\n{HEAD}6. The trace{HEAD:#}, below the caller's span\n\n{}",
+        "\n{HEAD}7. The trace{HEAD:#}, below the caller's span\n\n{}",
         indented(&stage.recorder.tree(&trace_id))
     ));
     Ok(())
 }
 
+/// Looks whom the request would hit; the etag that binds it to them.
+async fn tell_the_preview(stage: &Stage, customer: &Customer) -> Result<String, String> {
+    let look = preview::request(only(&customer.id), vec![SERVICE.to_owned()], 1);
+    let answer = stage.client.clone().preview_unassign_licenses(look).await;
+    let seen = answer.map_err(|status| Failure::of_status(&status, Outcome::NotApplied).text())?.into_inner();
+    let etag = seen.etag.clone();
+    print::out(&format!("\n{HEAD}2. A look first{HEAD:#}: PreviewUnassignLicenses\n\n{}", Seen::of(seen).text()));
+    Ok(etag)
+}
+
 async fn tell_a_failure(stage: &Stage) -> Result<(), String> {
     let unknown = "00000000000000000000000000000000";
-    let request = request(unknown, &Uuid::new_v4().simple().to_string())?;
+    let request = request(unknown, &Uuid::new_v4().simple().to_string(), String::new())?;
     let text = match stage.client.clone().unassign_licenses(request).await {
         Ok(response) => Done::of(response.into_inner()).text(),
         Err(status) => Failure::of_status(&status, Outcome::Unknown).text(),
     };
     print::out(&format!(
-        "\n{HEAD}7. A failure{HEAD:#}: the same for customer {unknown}, whom Central does not know\n\n{text}"
+        "\n{HEAD}8. A failure{HEAD:#}: the same for customer {unknown}, whom Central does not know\n\n{text}"
     ));
     Ok(())
 }
@@ -211,17 +224,22 @@ async fn tell_a_failure(stage: &Stage) -> Result<(), String> {
 const REASON: &str = "demo";
 const CALLERS_SPAN: &str = "00f067aa0ba902b7";
 
-fn request(customer: &str, trace_id: &str) -> Result<Request<UnassignLicensesRequest>, String> {
+fn request(customer: &str, trace_id: &str, etag: String) -> Result<Request<UnassignLicensesRequest>, String> {
     let mut request = Request::new(UnassignLicensesRequest {
-        scope: Some(Scope::IncludeCustomers(CustomerList { customer_ids: vec![customer.to_owned()] })),
+        scope: Some(only(customer)),
         services: vec![SERVICE.to_owned()],
         reason: REASON.to_owned(),
+        etag,
     });
     let traceparent: MetadataValue<Ascii> =
         format!("00-{trace_id}-{CALLERS_SPAN}-01").parse().map_err(|_| "a trace id is hexadecimal".to_owned())?;
     request.metadata_mut().insert("traceparent", traceparent);
     request.set_timeout(Duration::from_secs(30));
     Ok(request)
+}
+
+fn only(customer: &str) -> Scope {
+    Scope::IncludeCustomers(CustomerList { customer_ids: vec![customer.to_owned()] })
 }
 
 /// The calls as lines, with what the licensing call asked for.
@@ -235,6 +253,9 @@ fn calls(calls: &[Call]) -> String {
         let what = match call.operation {
             Operation::Token => "  (a refresh token for a new pair; stored before it is used)",
             Operation::ServicesConfig => "  (which services are there? kept for an hour)",
+            Operation::Customers => "  (who is a customer? for the look, and again just before the call)",
+            Operation::AutoLicense => "  (would Central put the licences back by itself?)",
+            Operation::Devices => "  (how many devices hold them?)",
             _ => "",
         };
         let _ = writeln!(text, "  {} {} → {status}{what}", call.method, call.path);
@@ -269,8 +290,9 @@ fn comparison(before: &[[String; 3]], after: &[[String; 3]]) -> String {
 fn more(stage: &Stage) -> String {
     let customer = &stage.sandbox.settings().customers[1];
     format!(
-        "\n{HEAD}8. Your turn{HEAD:#}: both go on until Ctrl-C\n\n  \
+        "\n{HEAD}9. Your turn{HEAD:#}: both go on until Ctrl-C\n\n  \
          license-gateway unassign --address http://{address} --include {id} --service {SERVICE}\n  \
+         license-gateway preview --address http://{address} --all --service {SERVICE}\n  \
          license-gateway services --address http://{address}\n  \
          buf curl --protocol grpc --http2-prior-knowledge http://{address} --list-methods\n  \
          curl {central}/__sandbox/",

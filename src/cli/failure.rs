@@ -31,6 +31,14 @@ pub(super) struct Failure {
     partial: Option<Partial>,
 }
 
+/// Why a call of a command has no answer.
+pub(super) enum CallError {
+    /// The command line is wrong.
+    Usage(String),
+    /// It failed.
+    Failed(Box<Failure>),
+}
+
 /// What the gateway says about a repeat.
 #[derive(Debug, Serialize)]
 struct Retry {
@@ -99,6 +107,12 @@ impl Failure {
     /// The person said no.
     pub(super) fn declined() -> Self {
         Self::local(Code::Cancelled, "DECLINED", Outcome::NotApplied, "not confirmed; nothing was sent".to_owned())
+    }
+
+    /// Others are in scope than somebody expected.
+    pub(super) fn unexpected_count(expected: u32, found: u32) -> Self {
+        let message = format!("{found} customers are in scope, and --expect says {expected}; nothing was sent");
+        Self::local(Code::FailedPrecondition, "COUNT_MISMATCH", Outcome::NotApplied, message)
     }
 
     /// How an unassignment ends that failed so.
@@ -202,7 +216,12 @@ impl Failure {
             // Whole seconds are precise enough for a person.
             humantime::format_duration(Duration::from_secs_f64(seconds.ceil().min(1e9))).to_string()
         });
+        let is_about_the_preview =
+            matches!(self.reason.as_deref(), Some("PREVIEW_STALE" | "PREVIEW_REQUIRED" | "COUNT_MISMATCH"));
         match (self.outcome, self.retry.allowed, wait) {
+            (Outcome::NotApplied, ..) if is_about_the_preview => {
+                "Look with `license-gateway preview` whom it would hit now.".to_owned()
+            }
             (Outcome::NotApplied, Some(false), None) if self.code == "DEADLINE_EXCEEDED" => {
                 "Repeating it is safe; give it more time.".to_owned()
             }

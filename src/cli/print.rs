@@ -56,9 +56,14 @@ pub(super) fn lines(lines: impl Iterator<Item = String>) -> String {
     lines.flat_map(|line| [line, "\n".to_owned()]).collect()
 }
 
-/// The text without control characters: what a server sends must not steer the terminal.
+/// The text without control characters: what a server sends must not steer the terminal, nor turn its lines around.
 pub(super) fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    text.chars().map(|c| if c.is_control() || changes_direction(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// Marks of direction, and ends of lines that are no control characters.
+fn changes_direction(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn widths<'a, const N: usize>(rows: impl Iterator<Item = [&'a str; N]>) -> [usize; N] {
@@ -81,8 +86,8 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_and_control_characters_are_replaced() {
-        let rows = [["é".to_owned(), "1".to_owned()], ["long\u{1b}[2J".to_owned(), "2".to_owned()]];
+        let rows = [["é".to_owned(), "1".to_owned()], ["long\u{1b}[2\u{202e}".to_owned(), "2".to_owned()]];
         let text = anstream::adapter::strip_str(&table(["A", "B"], &rows)).to_string();
-        assert_eq!(text, "  A         B\n  é         1\n  long\u{fffd}[2J  2\n");
+        assert_eq!(text, "  A         B\n  é         1\n  long\u{fffd}[2\u{fffd}  2\n");
     }
 }

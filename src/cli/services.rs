@@ -96,6 +96,6 @@ impl Services {
     }
 }
 
-fn time(timestamp: prost_types::Timestamp) -> Option<String> {
+pub(super) fn time(timestamp: prost_types::Timestamp) -> Option<String> {
     jiff::Timestamp::new(timestamp.seconds, timestamp.nanos).ok().map(|time| format!("{time:.0}"))
 }

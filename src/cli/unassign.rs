@@ -1,26 +1,27 @@
 //! `unassign`: one call of `UnassignLicenses`, and what became of it.
 
 use std::{
-    fs,
-    io::{self, BufRead, IsTerminal as _, Read as _, Write},
+    io::{self, BufRead, IsTerminal as _, Write},
     time::Duration,
 };
 
-use clap::Args;
+use clap::{Args, builder::NonEmptyStringValueParser};
 use serde::Serialize;
 use tonic::Request;
 
 use super::{
     Exit,
     client::{ConnectError, Gateway},
-    failure::Failure,
+    failure::{CallError, Failure},
+    preview::{self, DEVICE_CALLS},
     print::{self, GOOD},
+    scope::{self, ScopeArguments},
 };
 use crate::{
     license::Outcome,
     proto::{
-        AllCustomers, CustomerList, ScopeKind, UnassignLicensesRequest, UnassignLicensesResponse,
-        licensing_service_client::LicensingServiceClient, unassign_licenses_request::Scope,
+        UnassignLicensesRequest, UnassignLicensesResponse, licensing_service_client::LicensingServiceClient,
+        unassign_licenses_request::Scope,
     },
 };
 
@@ -39,9 +40,17 @@ pub(super) struct Unassign {
     #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
     reason: String,
 
-    /// Do not ask before a scope that may hit everyone
+    /// Do not ask before a scope that may hit everyone; it needs --expect or --etag then
     #[arg(long)]
     yes: bool,
+
+    /// Look first, and send only if exactly so many customers are in scope
+    #[arg(long, value_name = "N")]
+    expect: Option<u32>,
+
+    /// The etag that a preview of the same scope and services gave: nothing is sent if the customers have changed
+    #[arg(long, value_parser = NonEmptyStringValueParser::new(), value_name = "ETAG")]
+    etag: Option<String>,
 
     /// Print one JSON object, whether it worked or not
     #[arg(long)]
@@ -55,53 +64,32 @@ pub(super) struct Unassign {
     gateway: Gateway,
 }
 
-/// Whose licences are taken away: exactly one of these.
-#[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
-struct ScopeArguments {
-    /// Exactly these customers, by Central's customer id
-    #[arg(long, num_args = 1.., value_name = "ID")]
-    include: Vec<String>,
-
-    /// As --include, from a file: one id a line, blank lines and lines that begin with # left out; - is standard input
-    #[arg(long, value_name = "FILE")]
-    include_from: Option<String>,
-
-    /// Every customer and the MSP's own devices, except these customers
-    #[arg(long, num_args = 1.., value_name = "ID")]
-    exclude: Vec<String>,
-
-    /// As --exclude, from a file
-    #[arg(long, value_name = "FILE")]
-    exclude_from: Option<String>,
-
-    /// Every customer
-    #[arg(long)]
-    all: bool,
-}
-
 const AFTER_HELP: &str = "\
 --exclude and --exclude-from and --all hit whoever is a customer when Central acts. The gateway refuses them unless
-central.allow_open_scopes is set; this command asks before it sends them.
+central.allow_open_scopes is set, and without the etag of a preview. So this command looks first, shows whom it would hit,
+asks for the number of customers, and sends the etag: if anybody came or went meanwhile, nothing is changed. Where nobody
+can be asked, --yes goes on by itself, with --expect (the number that there must be) or --etag (of an earlier preview).
 
 Exit codes:
   0   applied: Central accepted it
-  2   not applied: nothing was changed
+  2   not applied: nothing was changed; so too where others are in scope than --expect or --etag say
   3   unknown or partial: look at Central before you repeat it
   64  the command line is wrong; nothing was sent
 
 Keys of --json, all always there unless said otherwise:
   ok, outcome (applied, not_applied, partial, unknown), operation_id
-  if ok: scope, customer_count (null for open scopes), services, call_count
+  if ok: scope, customer_count (null for open scopes), resolved_customer_count (null without an etag), services,
+    call_count
   if not: code, reason, message, http_status, retry {allowed, after_seconds}, field_violations [{field, description}],
     quota_violations [{subject, description}], partial {applied_customer_ids, not_applied_customer_ids,
     unknown_customer_ids}; null where there is none
-  Reasons of this command itself: GATEWAY_UNREACHABLE, CONNECTION_LOST, CLIENT_TIMEOUT, INTERRUPTED, DECLINED
+  Reasons of this command itself: GATEWAY_UNREACHABLE, CONNECTION_LOST, CLIENT_TIMEOUT, INTERRUPTED, DECLINED,
+    COUNT_MISMATCH
 
 Examples:
   license-gateway unassign --include 0123456789abcdef0123456789abcdef --service advanced_ap --reason TICKET-42
   license-gateway unassign --include-from customers.txt --service advanced_ap foundation_ap --json
-  license-gateway unassign --all --service advanced_ap --yes";
+  license-gateway unassign --all --service advanced_ap --yes --expect 12";
 
 impl Unassign {
     pub(super) async fn run(self) -> Exit {
@@ -109,18 +97,33 @@ impl Unassign {
             Ok(scope) => scope,
             Err(message) => return usage(&message),
         };
-        if let Some(question) = question(&scope, &self.service)
-            && !self.yes
-        {
-            if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
-                return usage("this may hit everyone, and nobody is there to ask; add --yes if that is meant");
-            }
-            if !confirmed(&question, &mut io::stdin().lock(), &mut anstream::stderr()) {
-                return self.failed(&Failure::declined());
-            }
+        let is_open = !matches!(scope, Scope::IncludeCustomers(_));
+        let asks = is_open && !self.yes;
+        let somebody_is_there = io::stdin().is_terminal() && io::stderr().is_terminal();
+        if asks && (!somebody_is_there || self.scope.reads_standard_input()) {
+            return usage(
+                "this may hit everyone, and nobody is there to ask; look whom with `license-gateway preview`, then add \
+                 --yes, and --expect or --etag",
+            );
         }
-        let request =
-            UnassignLicensesRequest { scope: Some(scope), services: self.service.clone(), reason: self.reason.clone() };
+        if is_open && self.yes && self.expect.is_none() && self.etag.is_none() {
+            return usage("--yes for what may hit everyone needs --expect with the number of customers, or --etag");
+        }
+        let etag = if asks || self.expect.is_some() {
+            match self.look(scope.clone(), asks).await {
+                Ok(etag) => etag,
+                Err(CallError::Usage(message)) => return usage(&message),
+                Err(CallError::Failed(failure)) => return self.failed(&failure),
+            }
+        } else {
+            self.etag.clone().unwrap_or_default()
+        };
+        let request = UnassignLicensesRequest {
+            scope: Some(scope),
+            services: self.service.clone(),
+            reason: self.reason.clone(),
+            etag,
+        };
         match self.call(request).await {
             Ok(response) => {
                 let done = Done::of(response);
@@ -134,6 +137,25 @@ impl Unassign {
             Err(CallError::Usage(message)) => usage(&message),
             Err(CallError::Failed(failure)) => self.failed(&failure),
         }
+    }
+
+    /// Looks whom it would hit, and whether that is meant: the etag to send.
+    async fn look(&self, scope: Scope, asks: bool) -> Result<String, CallError> {
+        // Devices are counted for people only.
+        let device_calls = if asks { DEVICE_CALLS } else { 0 };
+        let seen = preview::look(&self.gateway, scope, self.service.clone(), device_calls, self.timeout).await?;
+        if let Some(expected) = self.expect
+            && expected != seen.customer_count
+        {
+            return Err(CallError::Failed(Box::new(Failure::unexpected_count(expected, seen.customer_count))));
+        }
+        if asks {
+            print::err(&seen.text());
+            if !confirmed(seen.customer_count, &mut io::stdin().lock(), &mut anstream::stderr()) {
+                return Err(CallError::Failed(Box::new(Failure::declined())));
+            }
+        }
+        Ok(self.etag.clone().unwrap_or(seen.etag))
     }
 
     async fn call(&self, message: UnassignLicensesRequest) -> Result<UnassignLicensesResponse, CallError> {
@@ -162,69 +184,11 @@ impl Unassign {
     }
 }
 
-enum CallError {
-    Usage(String),
-    Failed(Box<Failure>),
-}
-
-impl ScopeArguments {
-    /// The scope, with its file read. What the ids are worth is for the gateway to judge, but a file without any is
-    /// most likely the wrong file.
-    fn read(&self) -> Result<Scope, String> {
-        if self.all {
-            return Ok(Scope::AllCustomers(AllCustomers {}));
-        }
-        if let Some(file) = &self.include_from {
-            return Ok(Scope::IncludeCustomers(CustomerList { customer_ids: read_ids(file)? }));
-        }
-        if let Some(file) = &self.exclude_from {
-            return Ok(Scope::ExcludeCustomers(CustomerList { customer_ids: read_ids(file)? }));
-        }
-        if self.exclude.is_empty() {
-            return Ok(Scope::IncludeCustomers(CustomerList { customer_ids: self.include.clone() }));
-        }
-        Ok(Scope::ExcludeCustomers(CustomerList { customer_ids: self.exclude.clone() }))
-    }
-}
-
-fn read_ids(file: &str) -> Result<Vec<String>, String> {
-    let (name, text) = if file == "-" {
-        let mut text = String::new();
-        ("standard input", io::stdin().read_to_string(&mut text).map(|_| text))
-    } else {
-        (file, fs::read_to_string(file))
-    };
-    let text = text.map_err(|error| format!("cannot read the customer ids from {name}: {error}"))?;
-    let ids = ids(&text);
-    if ids.is_empty() {
-        return Err(format!("{name} holds no customer id, one a line; an empty list never means everyone"));
-    }
-    Ok(ids)
-}
-
-/// One id a line. Blanks around it go, because editors leave them; so does the mark that some put before the first.
-fn ids(text: &str) -> Vec<String> {
-    let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim);
-    lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
-}
-
-/// What to ask before an open scope.
-fn question(scope: &Scope, services: &[String]) -> Option<String> {
-    let whom = match scope {
-        Scope::IncludeCustomers(_) => return None,
-        Scope::ExcludeCustomers(list) => format!(
-            "EVERY customer of the account and the MSP's own devices, except {} customer(s)",
-            list.customer_ids.len()
-        ),
-        Scope::AllCustomers(_) => "EVERY customer of the account, and perhaps the MSP's own devices".to_owned(),
-    };
-    Some(format!("This takes the licences of {} away from {whom}.\nType everyone to go on: ", services.join(", ")))
-}
-
-fn confirmed(question: &str, input: &mut impl BufRead, output: &mut impl Write) -> bool {
+/// Asks for the number, so that nobody says yes to what they have not read.
+fn confirmed(count: u32, input: &mut impl BufRead, output: &mut impl Write) -> bool {
     let mut answer = String::new();
-    let asked = write!(output, "{question}").and_then(|()| output.flush());
-    asked.and_then(|()| input.read_line(&mut answer)).is_ok() && answer.trim() == "everyone"
+    let asked = write!(output, "\nType the number of customers to go on: ").and_then(|()| output.flush());
+    asked.and_then(|()| input.read_line(&mut answer)).is_ok() && answer.trim() == count.to_string()
 }
 
 fn usage(message: &str) -> Exit {
@@ -240,6 +204,7 @@ pub(super) struct Done {
     operation_id: String,
     scope: &'static str,
     customer_count: Option<u32>,
+    resolved_customer_count: Option<u32>,
     services: Vec<String>,
     call_count: u32,
 }
@@ -249,22 +214,21 @@ impl Done {
         Self {
             ok: true,
             outcome: Outcome::Applied.as_str(),
-            scope: match response.scope() {
-                ScopeKind::IncludeCustomers => "include_customers",
-                ScopeKind::ExcludeCustomers => "exclude_customers",
-                ScopeKind::AllCustomers => "all_customers",
-                ScopeKind::Unspecified => "unspecified",
-            },
+            scope: scope::kind(response.scope()),
             operation_id: response.operation_id,
             customer_count: response.customer_count,
+            resolved_customer_count: response.resolved_customer_count,
             services: response.services,
             call_count: response.call_count,
         }
     }
 
     pub(super) fn text(&self) -> String {
-        let customers =
-            self.customer_count.map_or_else(|| "not known: the scope is open".to_owned(), |count| count.to_string());
+        let customers = match (self.customer_count, self.resolved_customer_count) {
+            (Some(count), _) => count.to_string(),
+            (None, Some(count)) => format!("{count}, as previewed"),
+            (None, None) => "not known: the scope is open".to_owned(),
+        };
         let rows = [
             ("operation", self.operation_id.clone()),
             ("outcome", self.outcome.to_owned()),
@@ -285,27 +249,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn id_files_may_have_blank_lines_comments_and_foreign_line_ends() {
-        assert_eq!(ids("\u{feff}a\r\n\r\n# b\n  c  \n#\nd#1"), ["a", "c", "d#1"]);
-        assert_eq!(ids("# none\n\n"), Vec::<String>::new());
-    }
-
-    #[test]
-    fn open_scopes_are_confirmed_by_the_word_alone() {
-        let question =
-            question(&Scope::AllCustomers(AllCustomers {}), &["advanced_ap".to_owned()]).expect("it is open");
-        for (answer, expected) in
-            [("everyone\n", true), ("y\n", false), ("", false), ("\n", false), ("Everyone\n", false)]
-        {
+    fn only_the_number_goes_on() {
+        for (answer, expected) in [
+            ("12\n", true),
+            (" 12 \r\n", true),
+            ("y\n", false),
+            ("yes\n", false),
+            ("everyone\n", false),
+            ("", false),
+            ("\n", false),
+            ("1\n", false),
+            ("012\n", false),
+            ("12.0\n", false),
+            ("120\n", false),
+        ] {
             let mut asked = Vec::new();
-            assert_eq!(confirmed(&question, &mut answer.as_bytes(), &mut asked), expected, "{answer:?}");
-            assert_eq!(String::from_utf8_lossy(&asked), question);
+            assert_eq!(confirmed(12, &mut answer.as_bytes(), &mut asked), expected, "{answer:?}");
+            assert!(!String::from_utf8_lossy(&asked).contains("12"), "the number is to be read above");
         }
-    }
-
-    #[test]
-    fn closed_scopes_are_not_questioned() {
-        let scope = Scope::IncludeCustomers(CustomerList { customer_ids: vec!["a".to_owned()] });
-        assert_eq!(question(&scope, &[]), None);
     }
 }

@@ -230,7 +230,7 @@ pub const SETTINGS: &[Setting] = &[
         name: "central.allow_open_scopes",
         unset: Unset::Default("false"),
         allowed: Allowed::Boolean,
-        meaning: "Whether callers may use the scopes `exclude_customers` and `all_customers`.",
+        meaning: "Whether changes may have the scopes `exclude_customers` and `all_customers`; previews always may.",
     },
     Setting {
         name: "credentials.client_id",

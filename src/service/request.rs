@@ -1,12 +1,15 @@
-//! A message becomes an [`Unassignment`], or every violation at once.
+//! A message becomes an [`Unassignment`], or a [`Look`] at one, or every violation at once.
 
 use super::status::Violation;
 use crate::{
     license::{
-        CustomerId, Customers, ListError, MAX_CUSTOMERS, MAX_SERVICES, Reason, Scope, ServiceName, Services, TextError,
-        Unassignment, check_set,
+        CustomerId, Customers, Etag, ListError, MAX_CUSTOMERS, MAX_SERVICES, Reason, Scope, ServiceName, Services,
+        TextError, Unassignment, check_set,
     },
-    proto::{CustomerList, UnassignLicensesRequest, unassign_licenses_request},
+    proto::{
+        CustomerList, PreviewUnassignLicensesRequest, UnassignLicensesRequest, preview_unassign_licenses_request,
+        unassign_licenses_request,
+    },
 };
 
 impl TryFrom<UnassignLicensesRequest> for Unassignment {
@@ -24,12 +27,54 @@ impl TryFrom<UnassignLicensesRequest> for Unassignment {
                 None
             }
         };
+        let etag =
+            (!message.etag.is_empty()).then(|| Etag::parse(message.etag)).transpose().unwrap_or_else(|problem| {
+                violations.push(Violation { field: "etag".to_owned(), problem: problem.to_string() });
+                None
+            });
         match (scope, services, reason) {
             (Some(scope), Some(services), Some(reason)) if violations.is_empty() => {
-                Ok(Self { scope, services, reason })
+                Ok(Self { scope, services, reason, etag })
             }
             _ => Err(violations),
         }
+    }
+}
+
+/// What is to be previewed, and at what cost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Look {
+    /// What an unassignment of this would hit.
+    pub wanted: Unassignment,
+    /// How many calls may be spent on counting devices.
+    pub max_device_calls: u32,
+}
+
+/// 10,000 devices. More would be a fiftieth of the day's calls for a number.
+const MAX_DEVICE_CALLS: u32 = 100;
+
+impl TryFrom<PreviewUnassignLicensesRequest> for Look {
+    type Error = Vec<Violation>;
+
+    fn try_from(message: PreviewUnassignLicensesRequest) -> Result<Self, Vec<Violation>> {
+        use preview_unassign_licenses_request::Scope as Previewed;
+        use unassign_licenses_request::Scope;
+
+        let scope = message.scope.map(|scope| match scope {
+            Previewed::IncludeCustomers(list) => Scope::IncludeCustomers(list),
+            Previewed::ExcludeCustomers(list) => Scope::ExcludeCustomers(list),
+            Previewed::AllCustomers(all) => Scope::AllCustomers(all),
+        });
+        let max_device_calls = message.max_device_calls;
+        let same = UnassignLicensesRequest { scope, services: message.services, ..UnassignLicensesRequest::default() };
+        let wanted = Unassignment::try_from(same);
+        if max_device_calls <= MAX_DEVICE_CALLS {
+            return wanted.map(|wanted| Self { wanted, max_device_calls });
+        }
+        let problem = format!("is {max_device_calls}; at most {MAX_DEVICE_CALLS} are allowed");
+        let mut violations = wanted.err().unwrap_or_default();
+        violations.push(Violation { field: "max_device_calls".to_owned(), problem });
+        Err(violations)
     }
 }
 
@@ -103,7 +148,7 @@ mod tests {
 
     fn request(scope: Option<Message>, services: &[&str]) -> UnassignLicensesRequest {
         let services = services.iter().map(ToString::to_string).collect();
-        UnassignLicensesRequest { scope, services, reason: String::new() }
+        UnassignLicensesRequest { scope, services, reason: String::new(), etag: String::new() }
     }
 
     fn ids(ids: &[&str]) -> CustomerList {
@@ -155,6 +200,7 @@ mod tests {
             scope: Some(Message::IncludeCustomers(CustomerList { customer_ids: names(MAX_CUSTOMERS) })),
             services: names(MAX_SERVICES),
             reason: "\u{e4}".repeat(512),
+            etag: String::new(),
         };
         assert!(Unassignment::try_from(request).is_ok());
     }
@@ -174,7 +220,12 @@ mod tests {
             1 => Just(Some(Message::AllCustomers(AllCustomers {}))),
             1 => Just(None),
         ];
-        (scope, list()).prop_map(|(scope, services)| UnassignLicensesRequest { scope, services, reason: String::new() })
+        (scope, list()).prop_map(|(scope, services)| UnassignLicensesRequest {
+            scope,
+            services,
+            reason: String::new(),
+            etag: String::new(),
+        })
     }
 
     proptest! {

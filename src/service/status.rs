@@ -45,6 +45,8 @@ pub enum Failure {
     UsageUnavailable,
     /// The configuration allows no scope whose customers are not listed.
     OpenScopeDenied,
+    /// An open scope that is not bound to a preview.
+    PreviewRequired,
     /// The caller's deadline passed.
     DeadlineExceeded {
         /// Whether that was before anything was sent.
@@ -174,6 +176,13 @@ fn row(failure: &Failure) -> Row {
             "this gateway does not allow exclude_customers and all_customers; list the customers in include_customers, \
              or have central.allow_open_scopes set",
         ),
+        Failure::PreviewRequired => Row::new(
+            Code::FailedPrecondition,
+            "PREVIEW_REQUIRED",
+            NotApplied,
+            "exclude_customers and all_customers need the etag of a preview: ask PreviewUnassignLicenses for the same \
+             scope and services, look whom it hits, and send its etag",
+        ),
         Failure::DeadlineExceeded { nothing_was_sent } => Row::new(
             Code::DeadlineExceeded,
             "DEADLINE_EXCEEDED",
@@ -198,12 +207,7 @@ fn row(failure: &Failure) -> Row {
                 None => row,
             }
         }
-        Failure::Read(error) => {
-            let row = central_row(error);
-            // A read changes nothing, so it may be repeated whatever became of it.
-            let repeat_after = row.repeat_after.or((row.code == Code::Unavailable).then_some(SOON));
-            Row { outcome: NotApplied, repeat_after, ..row }
-        }
+        Failure::Read(error) => read_row(error),
         Failure::Overloaded => Row::new(
             Code::ResourceExhausted,
             "GATEWAY_OVERLOADED",
@@ -241,6 +245,15 @@ fn row(failure: &Failure) -> Row {
             "this gateway has no such method, or does not know the compression of the message",
         ),
     }
+}
+
+/// The row of a read that failed. It changes nothing, so it may be repeated whatever became of it.
+fn read_row(error: &central::Error) -> Row {
+    let row = central_row(error);
+    let repeat_after = row.repeat_after.or((row.code == Code::Unavailable).then_some(SOON));
+    // Of a change these say that it may have been done.
+    let message = if row.outcome == Outcome::Unknown { error.to_string() } else { row.message };
+    Row { outcome: Outcome::NotApplied, message, repeat_after, ..row }
 }
 
 /// The rows of Central's part.
@@ -351,6 +364,20 @@ fn central_row(error: &central::Error) -> Row {
         )
         .detail("google.rpc.QuotaFailure", &quota_failure("requests waiting"))
         .repeat_after((*retry_after).max(SOON)),
+        Error::ListUnreliable(_) => row(Code::Internal, "CENTRAL_UNEXPECTED", &error.to_string()),
+        Error::PreviewStale => row(
+            Code::Aborted,
+            "PREVIEW_STALE",
+            "other customers are in scope now than when it was previewed, or the etag is of another scope or other \
+             services; nothing was sent: preview it again, and look",
+        ),
+        Error::Unresolved(read) => {
+            let row = read_row(read);
+            Row {
+                message: format!("nothing was sent, for it is not known who is in scope now: {}", row.message),
+                ..row
+            }
+        }
         // The caller's library must not try again on its own: a person has to make room, or mend a disk.
         Error::AuditUnavailable => row(
             Code::FailedPrecondition,
@@ -405,6 +432,7 @@ fn log(failure: &Failure, row: &Row) {
         | Failure::PolicyDenied(_)
         | Failure::UsageUnavailable
         | Failure::OpenScopeDenied
+        | Failure::PreviewRequired
         | Failure::Draining
         | Failure::MessageTooLarge
         | Failure::MessageMalformed
@@ -492,7 +520,7 @@ mod tests {
             policy::{Asked, decide},
             usage::Hour,
         },
-        central::Error,
+        central::{Error, Flaw},
         config::{CallerRules, Policy, WhichCaller},
         exchange,
         license::{Customers, Reason, Scope, ServiceName, Services, Unassignment},
@@ -516,6 +544,7 @@ mod tests {
             scope: Scope::Include(Customers::new(vec![id("a")]).unwrap()),
             services: Services::new(vec![ServiceName::new("s".to_owned()).unwrap()]).unwrap(),
             reason: Reason::default(),
+            etag: None,
         };
         let now = std::time::SystemTime::now();
         let mut hour = Hour::default();
@@ -565,6 +594,21 @@ mod tests {
                 (PermissionDenied, "POLICY_DENIED", "not_applied", None, 3_660_000, retry),
             ),
             (Failure::UsageUnavailable, (Unavailable, "USAGE_UNAVAILABLE", "not_applied", None, 1_000, retry)),
+            (Failure::PreviewRequired, (FailedPrecondition, "PREVIEW_REQUIRED", "not_applied", None, -1, &[])),
+            (change(Error::PreviewStale), (Aborted, "PREVIEW_STALE", "not_applied", None, -1, &[])),
+            (
+                change(Error::ListUnreliable(Flaw::NoId)),
+                (Internal, "CENTRAL_UNEXPECTED", "not_applied", Some("200"), -1, &[]),
+            ),
+            // What failed before anything was sent was a read, whatever it would mean of a change.
+            (
+                change(Error::Unresolved(Box::new(Error::Unavailable { status: 503 }))),
+                (Unavailable, "CENTRAL_UNAVAILABLE", "not_applied", Some("503"), 1_000, retry),
+            ),
+            (
+                change(Error::Unresolved(Box::new(Error::Internal { status: 500 }))),
+                (Internal, "CENTRAL_INTERNAL", "not_applied", Some("500"), -1, &[]),
+            ),
             (Failure::OpenScopeDenied, (PermissionDenied, "POLICY_DENIED", "not_applied", None, -1, &[])),
             (
                 Failure::DeadlineExceeded { nothing_was_sent: true },

@@ -265,8 +265,11 @@ pub(super) fn status_code(name: StatusCodeName) -> impl Iterator<Item = &'static
 }
 
 /// The RPCs of the contract. A test holds them against it.
-const METHODS: [&str; 2] =
-    ["central.licensing.v1.LicensingService/UnassignLicenses", "central.licensing.v1.LicensingService/ListServices"];
+const METHODS: [&str; 3] = [
+    "central.licensing.v1.LicensingService/UnassignLicenses",
+    "central.licensing.v1.LicensingService/PreviewUnassignLicenses",
+    "central.licensing.v1.LicensingService/ListServices",
+];
 
 /// The method of a request path, if it is in the contract. It also names the span.
 pub(super) fn method(path: &str) -> Option<&'static str> {
@@ -303,7 +306,7 @@ mod tests {
 
     #[test]
     fn only_paths_of_the_contract_name_spans() {
-        assert_eq!(method("/central.licensing.v1.LicensingService/ListServices"), Some(METHODS[1]));
+        assert_eq!(method("/central.licensing.v1.LicensingService/ListServices"), Some(METHODS[2]));
         assert_eq!(method("central.licensing.v1.LicensingService/ListServices"), None);
         assert_eq!(method("/central.licensing.v1.LicensingService/ListServices/"), None);
         assert_eq!(method("/grpc.health.v1.Health/Check"), None);

@@ -13,8 +13,9 @@ use std::{
 use license_gateway::{
     config::settings,
     proto::{
-        ListServicesRequest, ListServicesResponse, PartialOutcome, ScopeKind, Service, UnassignLicensesRequest,
-        UnassignLicensesResponse,
+        Customer, DeviceCount, ListServicesRequest, ListServicesResponse, PartialOutcome,
+        PreviewUnassignLicensesRequest, PreviewUnassignLicensesResponse, PreviewWarning, PreviewWarningCode, ScopeKind,
+        Service, UnassignLicensesRequest, UnassignLicensesResponse,
         health::{
             HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
             health_check_response::ServingStatus,
@@ -87,6 +88,7 @@ type Answer = dyn Fn() -> Result<UnassignLicensesResponse, Status> + Send + Sync
 struct Gateway {
     address: SocketAddr,
     requests: Arc<Mutex<Vec<(UnassignLicensesRequest, MetadataMap)>>>,
+    previews: Arc<Mutex<Vec<PreviewUnassignLicensesRequest>>>,
 }
 
 impl Gateway {
@@ -98,8 +100,9 @@ impl Gateway {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         listener.set_nonblocking(true).expect("a plain socket");
         let address = listener.local_addr().expect("it is bound");
-        let requests = Arc::default();
-        let canned = Canned { answer: answer.into(), delay, requests: Arc::clone(&requests) };
+        let (requests, previews) = (Arc::default(), Arc::default());
+        let canned =
+            Canned { answer: answer.into(), delay, requests: Arc::clone(&requests), previews: Arc::clone(&previews) };
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
@@ -112,7 +115,7 @@ impl Gateway {
                     .expect("the canned gateway serves");
             });
         });
-        Self { address, requests }
+        Self { address, requests, previews }
     }
 
     /// Runs the binary against this gateway.
@@ -127,6 +130,10 @@ impl Gateway {
         requests[0].0.clone()
     }
 
+    fn preview_count(&self) -> usize {
+        self.previews.lock().expect("nobody panics with it").len()
+    }
+
     fn request_count(&self) -> usize {
         self.requests.lock().expect("nobody panics with it").len()
     }
@@ -137,6 +144,7 @@ struct Canned {
     answer: Arc<Answer>,
     delay: Duration,
     requests: Arc<Mutex<Vec<(UnassignLicensesRequest, MetadataMap)>>>,
+    previews: Arc<Mutex<Vec<PreviewUnassignLicensesRequest>>>,
 }
 
 #[tonic::async_trait]
@@ -149,6 +157,15 @@ impl LicensingService for Canned {
         self.requests.lock().expect("nobody panics with it").push((message, metadata));
         tokio::time::sleep(self.delay).await;
         (self.answer)().map(Response::new)
+    }
+
+    async fn preview_unassign_licenses(
+        &self,
+        request: Request<PreviewUnassignLicensesRequest>,
+    ) -> Result<Response<PreviewUnassignLicensesResponse>, Status> {
+        self.previews.lock().expect("nobody panics with it").push(request.into_inner());
+        (self.answer)()?;
+        Ok(Response::new(previewed()))
     }
 
     async fn list_services(&self, _: Request<ListServicesRequest>) -> Result<Response<ListServicesResponse>, Status> {
@@ -181,6 +198,26 @@ impl Health for Canned {
     }
 }
 
+const ETAG: &str = "v1:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+/// Three customers; one tries to steer the terminal.
+fn previewed() -> PreviewUnassignLicensesResponse {
+    let customer = |id: &str, name: &str| Customer { id: id.to_owned(), name: name.to_owned() };
+    let warning = |code: PreviewWarningCode, text: &str| PreviewWarning { code: code.into(), text: text.to_owned() };
+    PreviewUnassignLicensesResponse {
+        scope: ScopeKind::ExcludeCustomers.into(),
+        services: vec!["advanced_ap".to_owned()],
+        customer_count: 3,
+        customers: vec![customer("c1", "Alpine"), customer("c2", "Bad\u{1b}[2J\u{202e}"), customer("c3", "Cedar")],
+        unknown_customer_ids: vec!["c9".to_owned()],
+        etag: ETAG.to_owned(),
+        resolved_at: Some(prost_types::Timestamp { seconds: 1_790_000_000, nanos: 999 }),
+        devices: Some(DeviceCount { device_count: 7, customers_seen: 2, is_complete: false }),
+        warnings: vec![warning(PreviewWarningCode::MspDevicesInReach, "the MSP's own devices are in reach")],
+        call_count: 4,
+    }
+}
+
 #[allow(clippy::unnecessary_wraps)] // one of the answers that there are
 fn accepted() -> Result<UnassignLicensesResponse, Status> {
     Ok(UnassignLicensesResponse {
@@ -189,6 +226,7 @@ fn accepted() -> Result<UnassignLicensesResponse, Status> {
         services: vec!["advanced_ap".to_owned()],
         customer_count: Some(2),
         call_count: 1,
+        resolved_customer_count: None,
     })
 }
 
@@ -274,7 +312,7 @@ fn applied_unassignment_is_one_json_object() {
         ran.json(),
         json!({
             "ok": true, "outcome": "applied", "operation_id": OPERATION, "scope": "include_customers",
-            "customer_count": 2, "services": ["advanced_ap"], "call_count": 1,
+            "customer_count": 2, "resolved_customer_count": null, "services": ["advanced_ap"], "call_count": 1,
         })
     );
     assert_eq!(ran.code, 0);
@@ -488,7 +526,8 @@ fn customers_come_from_files_and_standard_input() {
 
     let gateway = Gateway::answering(accepted);
     let address = format!("http://{}", gateway.address);
-    let arguments = ["unassign", "--exclude-from", "-", "--service", "s", "--yes", "--address", &address];
+    let arguments =
+        ["unassign", "--exclude-from", "-", "--service", "s", "--yes", "--expect", "3", "--address", &address];
     assert_eq!(run_with_input(&arguments, "c3\n").code, 0);
     assert!(matches!(gateway.request().scope, Some(Scope::ExcludeCustomers(list)) if list.customer_ids == ["c3"]));
 }
@@ -514,17 +553,126 @@ fn empty_list_of_customers_is_never_sent() {
 }
 
 #[test]
-fn open_scopes_need_a_yes_where_nobody_can_be_asked() {
+fn open_scopes_need_a_yes_and_a_number_where_nobody_can_be_asked() {
     let gateway = Gateway::answering(accepted);
     for scope in [&["--all"][..], &["--exclude", "c1"]] {
         let ran = gateway.run(&[&["unassign", "--service", "s"], scope].concat());
         assert_eq!(ran.code, 64);
-        assert!(ran.err.contains("add --yes if that is meant\nNothing was sent.\n"), "{}", ran.err);
+        assert!(ran.err.contains("then add --yes, and --expect or --etag\nNothing was sent.\n"), "{}", ran.err);
+        let ran = gateway.run(&[&["unassign", "--service", "s", "--yes"], scope].concat());
+        assert_eq!(ran.code, 64);
+        assert!(ran.err.contains("needs --expect with the number of customers, or --etag\nNothing"), "{}", ran.err);
     }
-    assert_eq!(gateway.request_count(), 0);
+    let ran = run_with_input(&["unassign", "--service", "s", "--all"], "3\n");
+    assert_eq!(ran.code, 64, "a number in a pipe is nobody who reads");
+    assert_eq!((gateway.request_count(), gateway.preview_count()), (0, 0));
+}
 
-    assert_eq!(gateway.run(&["unassign", "--service", "s", "--all", "--yes"]).code, 0);
-    assert!(matches!(gateway.request().scope, Some(Scope::AllCustomers(_))));
+#[test]
+fn the_expected_number_is_looked_up_first_and_the_etag_travels_along() {
+    let gateway = Gateway::answering(accepted);
+    let all = ["unassign", "--service", "advanced_ap", "--all", "--yes"];
+    assert_eq!(gateway.run(&[&all[..], &["--expect", "3"]].concat()).code, 0);
+    let request = gateway.request();
+    assert!(matches!(request.scope, Some(Scope::AllCustomers(_))));
+    assert_eq!(request.etag, ETAG);
+    let look = gateway.previews.lock().expect("nobody panics with it")[0].clone();
+    assert_eq!((look.services, look.max_device_calls), (vec!["advanced_ap".to_owned()], 0));
+    assert!(look.scope.is_some_and(|scope| format!("{scope:?}").starts_with("AllCustomers")));
+
+    let ran = gateway.run(&[&all[..], &["--expect", "4", "--json"]].concat());
+    let json = ran.json();
+    assert_eq!((ran.code, &json["reason"], &json["outcome"]), (2, &json!("COUNT_MISMATCH"), &json!("not_applied")));
+    assert_eq!(gateway.run(&[CLOSED, &["--expect", "2"]].concat()).code, 2, "also where the customers are named");
+    assert_eq!((gateway.request_count(), gateway.preview_count()), (1, 3));
+}
+
+#[test]
+fn an_etag_of_before_is_sent_as_it_is() {
+    let gateway = Gateway::answering(accepted);
+    let ran = gateway.run(&["unassign", "--service", "s", "--exclude", "c1", "--yes", "--etag", "v1:mine"]);
+    assert_eq!((ran.code, gateway.request().etag.as_str(), gateway.preview_count()), (0, "v1:mine", 0));
+    let gateway = Gateway::answering(accepted);
+    assert_eq!(gateway.run(&[CLOSED, &["--etag", "v1:mine"]].concat()).code, 0);
+    assert_eq!((gateway.request().etag.as_str(), gateway.preview_count()), ("v1:mine", 0));
+}
+
+#[test]
+fn a_look_that_fails_sends_nothing() {
+    let gateway = Gateway::answering(|| Err(Status::unavailable("away")));
+    let ran = gateway.run(&["unassign", "--service", "s", "--all", "--yes", "--expect", "3", "--json"]);
+    assert_eq!((ran.code, &ran.json()["outcome"]), (2, &json!("not_applied")));
+    assert_eq!((gateway.request_count(), gateway.preview_count()), (0, 1));
+}
+
+#[test]
+fn a_stale_preview_is_told_with_what_to_do() {
+    let gateway = Gateway::answering(|| {
+        let details = details("PREVIEW_STALE", "not_applied", &[]);
+        Err(refusal(Code::Aborted, "other customers are in scope now", details, "-1"))
+    });
+    let ran = gateway.run(&["unassign", "--service", "s", "--all", "--yes", "--etag", ETAG]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.ends_with("\nLook with `license-gateway preview` whom it would hit now.\n"), "{}", ran.err);
+}
+
+// ---- preview
+
+#[test]
+fn a_preview_is_told_in_tables() {
+    let gateway = Gateway::answering(accepted);
+    let ran = gateway.run(&["preview", "--exclude", "c9", "--service", "advanced_ap"]);
+    assert_eq!(
+        ran.out,
+        format!(
+            "This would hit:\n\
+             \n\
+             \x20 scope               exclude_customers\n\
+             \x20 services            advanced_ap\n\
+             \x20 customers           3\n\
+             \x20 devices             at least 7 (of 2 customers seen; not all were looked at)\n\
+             \x20 unknown to Central  c9\n\
+             \x20 as of               2026-09-21T14:13:20Z\n\
+             \x20 calls to Central    4\n\
+             \x20 etag                {ETAG}\n\
+             \n\
+             \x20 CUSTOMER  NAME\n\
+             \x20 c1        Alpine\n\
+             \x20 c2        Bad\u{fffd}[2J\u{fffd}\n\
+             \x20 c3        Cedar\n\
+             \n\
+             Mind: the MSP's own devices are in reach\n\
+             \n\
+             Nothing was changed. With `unassign --etag` and this etag, nobody else is hit.\n"
+        )
+    );
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    let look = gateway.previews.lock().expect("nobody panics with it")[0].clone();
+    assert_eq!(look.max_device_calls, 10);
+    assert_eq!(gateway.request_count(), 0);
+}
+
+#[test]
+fn a_preview_is_one_json_object() {
+    let gateway = Gateway::answering(accepted);
+    let ran = gateway.run(&["preview", "--all", "--service", "advanced_ap", "--device-calls", "0", "--json"]);
+    assert_eq!(
+        ran.json(),
+        json!({
+            "ok": true, "scope": "exclude_customers", "services": ["advanced_ap"], "customer_count": 3,
+            "customers": [
+                {"id": "c1", "name": "Alpine"}, {"id": "c2", "name": "Bad\u{1b}[2J\u{202e}"}, {"id": "c3", "name": "Cedar"},
+            ],
+            "unknown_customer_ids": ["c9"], "etag": ETAG, "resolved_at": "2026-09-21T14:13:20Z",
+            "devices": {"device_count": 7, "customers_seen": 2, "is_complete": false},
+            "warnings": [{"code": "MSP_DEVICES_IN_REACH", "text": "the MSP's own devices are in reach"}],
+            "call_count": 4,
+        })
+    );
+    assert_eq!(gateway.previews.lock().expect("nobody panics with it")[0].max_device_calls, 0);
+
+    let ran = Gateway::answering(|| Err(Status::unavailable("away"))).run(&["preview", "--all", "-s", "s", "--json"]);
+    assert_eq!((ran.code, &ran.json()["outcome"]), (1, &json!("not_applied")));
 }
 
 // ---- services, health
@@ -630,7 +778,7 @@ fn readme_lists_the_settings() {
 #[test]
 fn wrong_command_lines_end_with_64() {
     let service = ["--service", "s"];
-    let cases: [&[&str]; 15] = [
+    let cases: [&[&str]; 19] = [
         &[],
         &["explode"],
         &["serve", "--port", "1"],
@@ -643,6 +791,10 @@ fn wrong_command_lines_end_with_64() {
         &[&["unassign", "--include", "c1", "--exclude", "c2"], &service[..]].concat(),
         &[&["unassign", "--include", "c1", "--timeout", "5"], &service[..]].concat(),
         &[&["unassign", "--include-from", "/does/not/exist"], &service[..]].concat(),
+        &[&["unassign", "--all", "--yes"], &service[..]].concat(),
+        &[&["unassign", "--all", "--etag", ""], &service[..]].concat(),
+        &[&["preview"], &service[..]].concat(),
+        &[&["preview", "--all", "--device-calls", "101"], &service[..]].concat(),
         &["services", "--address", "127.0.0.1:50051"],
         &["services", "--ca-file", "/does/not/exist"],
         &["token"],
@@ -660,6 +812,7 @@ fn help_and_version_are_no_errors() {
         "serve",
         "sandbox",
         "unassign",
+        "preview",
         "services",
         "check-config",
         "health",

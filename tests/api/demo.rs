@@ -30,6 +30,7 @@ fn alike(text: &str) -> String {
         let (body, end) = word.split_at(word.trim_end_matches([' ', '\n', '(', ')', ',']).len());
         let is_random = body.contains("127.0.0.1:")
             || body.parse::<f64>().is_ok()
+            || (body.ends_with('Z') && body.contains('T') && body.starts_with("20"))
             || (body.len() >= 36 && body.contains('-') && body.chars().all(|c| c.is_ascii_hexdigit() || c == '-'));
         alike.push_str(if is_random { "*" } else { body });
         alike.push_str(end);

@@ -235,6 +235,7 @@ async fn an_open_scope_that_is_too_large_is_never_split() {
     let spared: Vec<_> = (0..4).map(|n| customer(&sandbox, n)).collect();
     let spared: Vec<_> = spared.iter().map(String::as_str).collect();
     for request in [crate::support::exclude(&spared), crate::support::everyone()] {
+        let request = gateway.bound(request).await;
         sandbox.fault(Fault::answer(413).on(Operation::Unassign));
         let before = sandbox.unassign_calls().len();
         let failure = gateway.send(request).await.unwrap_err();

@@ -21,6 +21,7 @@ mod failures;
 mod killed;
 
 mod otel;
+mod previews;
 mod quota;
 mod reads;
 #[cfg(feature = "tests-with-redis")]

@@ -21,6 +21,7 @@ async fn an_include_scope_takes_licences_from_exactly_its_customers() {
     let response = gateway.client().unassign_licenses(include(&[&a, &b])).await.unwrap().into_inner();
     assert_eq!(response.scope(), ScopeKind::IncludeCustomers);
     assert_eq!((response.customer_count, response.call_count), (Some(2), 1));
+    assert_eq!(response.resolved_customer_count, None, "nobody looked it up");
     assert_eq!(response.services, [SERVICE]);
     assert_eq!(response.operation_id.len(), 36);
     assert!(!has_service(&a) && !has_service(&b));
@@ -48,6 +49,7 @@ async fn open_scopes_are_refused_unless_the_configuration_allows_them() {
     gateway.ready().await;
     let spared = customer(&sandbox, 0);
     for request in [everyone(), exclude(&[&spared])] {
+        let request = gateway.bound(request).await; // looking is allowed
         let failure = gateway.send(request).await.unwrap_err();
         assert_eq!((failure.code, failure.reason.as_str()), (Code::PermissionDenied, "POLICY_DENIED"));
         assert_eq!((failure.outcome.as_str(), failure.pushback.as_str()), ("not_applied", "-1"));
@@ -57,10 +59,12 @@ async fn open_scopes_are_refused_unless_the_configuration_allows_them() {
 
     let sandbox = crate::support::sandbox().await;
     let gateway = Gateway::start_with(&sandbox, |config| config.central.allow_open_scopes = true).await;
-    let response = gateway.client().unassign_licenses(exclude(&[&spared])).await.unwrap().into_inner();
+    let response =
+        gateway.client().unassign_licenses(gateway.bound(exclude(&[&spared])).await).await.unwrap().into_inner();
     assert_eq!((response.scope(), response.customer_count), (ScopeKind::ExcludeCustomers, None));
-    let response = gateway.client().unassign_licenses(everyone()).await.unwrap().into_inner();
-    assert_eq!(response.scope(), ScopeKind::AllCustomers);
+    assert_eq!(response.resolved_customer_count, Some(4));
+    let response = gateway.client().unassign_licenses(gateway.bound(everyone()).await).await.unwrap().into_inner();
+    assert_eq!((response.scope(), response.resolved_customer_count), (ScopeKind::AllCustomers, Some(5)));
     let bodies: Vec<_> = sandbox.unassign_calls().into_iter().map(|call| call.body.unwrap()).collect();
     assert_eq!(
         bodies,

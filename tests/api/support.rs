@@ -13,8 +13,9 @@ use std::{
 use license_gateway::{
     config,
     proto::{
-        AllCustomers, CustomerList, ListServicesRequest, UnassignLicensesRequest,
-        licensing_service_client::LicensingServiceClient, unassign_licenses_request::Scope,
+        AllCustomers, CustomerList, ListServicesRequest, PreviewUnassignLicensesRequest,
+        PreviewUnassignLicensesResponse, UnassignLicensesRequest, licensing_service_client::LicensingServiceClient,
+        preview_unassign_licenses_request, unassign_licenses_request::Scope,
     },
     sandbox::{Sandbox, Settings},
     server::Server,
@@ -133,6 +134,23 @@ impl Gateway {
         answer.map(|response| response.into_inner().call_count).map_err(Failure::from)
     }
 
+    /// Looks whom a request would hit, with so many calls for devices.
+    pub async fn preview(
+        &self,
+        request: &UnassignLicensesRequest,
+        max_device_calls: u32,
+    ) -> Result<PreviewUnassignLicensesResponse, Failure> {
+        let look = look(request, max_device_calls);
+        let answer = timeout(PATIENCE, self.client().preview_unassign_licenses(look)).await.expect("an answer");
+        answer.map(tonic::Response::into_inner).map_err(Failure::from)
+    }
+
+    /// The request, bound to whom it would hit now.
+    pub async fn bound(&self, request: UnassignLicensesRequest) -> UnassignLicensesRequest {
+        let etag = self.preview(&request, 0).await.expect("a preview").etag;
+        UnassignLicensesRequest { etag, ..request }
+    }
+
     /// Stops gently and flushes the spans; panics inside come out here.
     pub async fn stop(mut self) {
         if let Some(stop) = self.stop.take() {
@@ -221,6 +239,18 @@ pub fn otel(variables: &[(&str, &str)]) -> config::Telemetry {
     config::Telemetry::from_variables(variables).expect("valid variables")
 }
 
+/// The preview of a request.
+pub fn look(request: &UnassignLicensesRequest, max_device_calls: u32) -> PreviewUnassignLicensesRequest {
+    use preview_unassign_licenses_request::Scope as Previewed;
+
+    let scope = request.scope.clone().map(|scope| match scope {
+        Scope::IncludeCustomers(list) => Previewed::IncludeCustomers(list),
+        Scope::ExcludeCustomers(list) => Previewed::ExcludeCustomers(list),
+        Scope::AllCustomers(all) => Previewed::AllCustomers(all),
+    });
+    PreviewUnassignLicensesRequest { scope, services: request.services.clone(), max_device_calls }
+}
+
 /// A request with an include scope.
 pub fn include(customers: &[&str]) -> UnassignLicensesRequest {
     request(Scope::IncludeCustomers(list(customers)))
@@ -242,7 +272,12 @@ pub fn everyone() -> UnassignLicensesRequest {
 }
 
 fn request(scope: Scope) -> UnassignLicensesRequest {
-    UnassignLicensesRequest { scope: Some(scope), services: vec![SERVICE.to_owned()], reason: "test".to_owned() }
+    UnassignLicensesRequest {
+        scope: Some(scope),
+        services: vec![SERVICE.to_owned()],
+        reason: "test".to_owned(),
+        etag: String::new(),
+    }
 }
 
 fn list(customers: &[&str]) -> CustomerList {

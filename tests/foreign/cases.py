@@ -94,20 +94,46 @@ def a_thousand_customers_fit_in_one_request(world, client):
 @case(*EVERYONE, settings={"central.allow_open_scopes": "true"})
 def everyone_is_hit_only_when_everyone_is_said(world, client):
     # A set member without fields is two bytes on the wire; whoever loses them has said no scope at all.
-    answer = client.unassign({"all_customers": {}, "services": SERVICES})
+    request = {"all_customers": {}, "services": SERVICES}
+    answer = client.unassign(request | {"etag": etag_of(world, request)})
     assert answer.code == "OK", answer
     assert answer.response["scope"] == "SCOPE_KIND_ALL_CUSTOMERS", answer
-    assert "customer_count" not in answer.response, answer  # nobody counted them
+    assert "customer_count" not in answer.response, answer  # nobody named them
+    assert answer.response["resolved_customer_count"] == 5, answer
     assert [spelled(body) for body in world.sandbox.unassignments()] == [{"services": SERVICES}]
 
 
 @case(*EVERYONE, settings={"central.allow_open_scopes": "true"})
 def everyone_except_is_said_in_centrals_words(world, client):
-    answer = client.unassign({"exclude_customers": {"customer_ids": CUSTOMERS}, "services": SERVICES})
+    request = {"exclude_customers": {"customer_ids": CUSTOMERS}, "services": SERVICES}
+    answer = client.unassign(request | {"etag": etag_of(world, request)})
     assert answer.code == "OK", answer
     assert answer.response["scope"] == "SCOPE_KIND_EXCLUDE_CUSTOMERS", answer
     sent = world.sandbox.unassignments()
     assert [spelled(body) for body in sent] == [{"services": SERVICES, "exclude_customers": sorted(CUSTOMERS)}], sent
+
+
+@case(GrpcioClient, settings={"central.allow_open_scopes": "true"})
+def a_preview_binds_the_change_to_whom_it_has_shown(world, client):
+    request = {"exclude_customers": {"customer_ids": CUSTOMERS[:1]}, "services": SERVICES}
+    seen = client.preview(request | {"max_device_calls": 5})
+    assert seen.code == "OK", seen
+    assert seen.response["customer_count"] == 4 == len(seen.response["customers"]), seen
+    assert seen.response["devices"]["is_complete"], seen
+    codes = [warning["code"] for warning in seen.response["warnings"]]
+    assert "PREVIEW_WARNING_CODE_MSP_DEVICES_IN_REACH" in codes, seen
+    assert world.sandbox.unassignments() == []
+
+    unbound = client.unassign(request)
+    assert (unbound.code, unbound.reason) == ("FAILED_PRECONDITION", "PREVIEW_REQUIRED"), unbound
+    other = client.unassign({"all_customers": {}, "services": SERVICES, "etag": seen.response["etag"]})
+    assert (other.code, other.reason, other.pushback) == ("ABORTED", "PREVIEW_STALE", -1), other
+    assert world.sandbox.unassignments() == []
+
+    answer = client.unassign(request | {"etag": seen.response["etag"]})
+    assert answer.code == "OK", answer
+    assert answer.response["resolved_customer_count"] == 4, answer
+    assert len(world.sandbox.unassignments()) == 1
 
 
 @case(*EVERYONE)
@@ -610,3 +636,14 @@ def spelled(body):
 def unspoken(client):
     """proto-loader adds a virtual field that names the set member of each oneof, also of `optional` ones."""
     return {"_customer_count": "customer_count"} if client.name == "grpc-js" else {}
+
+
+def etag_of(world, request):
+    """What a preview of this request gives, whichever client then sends it."""
+    client = GrpcioClient(world.gateway.address, world.tools)
+    try:
+        answer = client.preview(request)
+        assert answer.code == "OK", answer
+        return answer.response["etag"]
+    finally:
+        client.close()

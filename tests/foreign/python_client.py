@@ -65,6 +65,10 @@ class GrpcioClient:
         message = json_format.ParseDict(request, licensing_pb2.UnassignLicensesRequest())
         return answer(self.licensing.UnassignLicenses, message, timeout)
 
+    def preview(self, request):
+        message = json_format.ParseDict(request, licensing_pb2.PreviewUnassignLicensesRequest())
+        return answer(self.licensing.PreviewUnassignLicenses, message)
+
     def list_services(self):
         return answer(self.licensing.ListServices, licensing_pb2.ListServicesRequest())
 

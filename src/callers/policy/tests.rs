@@ -47,7 +47,7 @@ fn include(ids: &[&str]) -> Unassignment {
 
 fn of(scope: Scope, services: &[&str]) -> Unassignment {
     let services = Services::new(services.iter().map(|name| service(name)).collect()).unwrap();
-    Unassignment { scope, services, reason: Reason::default() }
+    Unassignment { scope, services, reason: Reason::default(), etag: None }
 }
 
 /// Alice may take `ap` and `switch` from `a`, `b`, `c`, and read; nothing else.

@@ -1,0 +1,242 @@
+//! `PreviewUnassignLicenses`: whom a scope would hit now, the etag that binds a change to them, and what to know before.
+
+use std::sync::Arc;
+
+use tokio::time::timeout_at;
+use tonic::Extensions;
+use tracing::info;
+
+use super::{Licensing, Room, ShutOnDrop, deadline, request::Look, scope_in_words, scope_kind, status::Failure};
+use crate::{
+    callers::{Identity, policy::Asked},
+    central::{Preview, SendGate},
+    license::{CustomerId, Scope, Unassignment},
+    proto::{
+        Customer, DeviceCount, PreviewUnassignLicensesRequest, PreviewUnassignLicensesResponse, PreviewWarning,
+        PreviewWarningCode,
+    },
+    telemetry::Origin,
+};
+
+/// More names than these nobody reads; the number of all is in the answer.
+const MOST_SHOWN: usize = 100;
+/// So many customers may be enough to shrink the day's quota.
+const MANY: usize = 10;
+/// Central gives every account this many calls a day; only what is above depends on licensed devices.
+const LEAST_OF_A_DAY: u64 = 5_000;
+/// The first of many ids in a text.
+const MOST_NAMED: usize = 5;
+
+impl Licensing {
+    pub(super) async fn preview(
+        &self,
+        message: PreviewUnassignLicensesRequest,
+        identity: &Identity,
+        extensions: &Extensions,
+    ) -> Result<PreviewUnassignLicensesResponse, Failure> {
+        let deadline = deadline(extensions);
+        let Look { wanted, max_device_calls } = Look::try_from(message).map_err(Failure::InvalidRequest)?;
+        self.callers.admit(identity, Asked::Preview(&wanted), deadline).await?;
+        self.check_services_by(&wanted, deadline).await?;
+
+        // In a task of its own: a call that was begun is finished, so that it is known whether Central is well. None is
+        // begun for a caller who has gone.
+        let gate = Arc::new(SendGate::new());
+        let _leave = ShutOnDrop(Arc::clone(&gate));
+        let work = self.work.spawn(Origin::current().run({
+            let (central, wanted) = (Arc::clone(&self.central), wanted.clone());
+            let room = extensions.get::<Room>().cloned();
+            async move {
+                let _room = room;
+                central.preview(&wanted, max_device_calls, &gate, deadline).await
+            }
+        }));
+        let finished = match deadline {
+            Some(deadline) => timeout_at(deadline, work).await.map_err(|_| Failure::ReadDeadlineExceeded)?,
+            None => work.await,
+        };
+        match finished {
+            Ok(Ok(preview)) => {
+                let (scope, _) = scope_in_words(&wanted.scope);
+                let customers = preview.resolved.customers.len();
+                info!(caller = %identity, scope, resolved_customers = customers, calls = preview.calls, "preview finished");
+                Ok(response(&wanted, preview))
+            }
+            Ok(Err(error)) => Err(Failure::Read(Arc::new(error))),
+            Err(_) => Err(Failure::Bug { nothing_was_sent: true }),
+        }
+    }
+}
+
+fn response(wanted: &Unassignment, preview: Preview) -> PreviewUnassignLicensesResponse {
+    let warnings = warnings(wanted, &preview);
+    let Preview { resolved, etag, resolved_at, devices, calls, .. } = preview;
+    PreviewUnassignLicensesResponse {
+        scope: scope_kind(&wanted.scope).into(),
+        services: wanted.services.names().iter().map(ToString::to_string).collect(),
+        customer_count: u32::try_from(resolved.customers.len()).unwrap_or(u32::MAX),
+        unknown_customer_ids: resolved.unknown.iter().map(ToString::to_string).collect(),
+        customers: resolved
+            .customers
+            .into_iter()
+            .take(MOST_SHOWN)
+            .map(|customer| Customer { id: customer.id.to_string(), name: customer.name })
+            .collect(),
+        etag: etag.to_string(),
+        resolved_at: Some(resolved_at.into()),
+        devices: devices.map(|count| DeviceCount {
+            device_count: count.devices,
+            customers_seen: u32::try_from(count.customers_seen).unwrap_or(u32::MAX),
+            is_complete: count.is_complete,
+        }),
+        warnings,
+        call_count: calls,
+    }
+}
+
+/// What to know before going on.
+fn warnings(wanted: &Unassignment, preview: &Preview) -> Vec<PreviewWarning> {
+    use PreviewWarningCode as Code;
+
+    let Unassignment { scope, .. } = wanted;
+    let mut warnings = Vec::new();
+    let mut warn = |code: Code, text: String| warnings.push(PreviewWarning { code: code.into(), text });
+    if scope.is_open() {
+        let text = "the MSP's own devices are in reach too, and the etag does not cover them";
+        warn(Code::MspDevicesInReach, text.to_owned());
+    }
+    if let Some((customer, services)) = &preview.auto_licensed {
+        let services = services.join(", ");
+        let text = format!(
+            "Central assigns {services} automatically to customer {customer}, and may put licences back; others were \
+             not looked at"
+        );
+        warn(Code::AutoLicensing, text);
+    }
+    let is_large = scope.is_open() || preview.resolved.customers.len() >= MANY;
+    if is_large && preview.day_limit.is_none_or(|limit| limit > LEAST_OF_A_DAY) {
+        let text = "Central counts the account's calls of a day by its licensed devices: there may be fewer afterwards";
+        warn(Code::QuotaMayShrink, text.to_owned());
+    }
+    let named = match scope {
+        Scope::Include(customers) | Scope::Exclude(customers) => customers.ids(),
+        Scope::All(_) => &[],
+    };
+    let unusual: Vec<_> = named.iter().filter(|id| !looks_usual(id)).collect();
+    if !unusual.is_empty() {
+        let text = format!("these ids do not look like Central's (32 lower-case hex digits): {}", some(&unusual));
+        warn(Code::UnusualCustomerId, text);
+    }
+    let unknown: Vec<_> = preview.resolved.unknown.iter().collect();
+    if matches!(scope, Scope::Exclude(_)) && !unknown.is_empty() {
+        let text = format!("nobody has these excluded ids, so they protect nobody: {}", some(&unknown));
+        warn(Code::UnknownCustomerExcluded, text);
+    }
+    if let Some(error) = &preview.devices_failure {
+        warn(Code::DevicesNotCounted, format!("devices were not counted to the end: {error}"));
+    }
+    warnings
+}
+
+fn looks_usual(id: &CustomerId) -> bool {
+    let id = id.as_str();
+    id.len() == 32 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn some(ids: &[&CustomerId]) -> String {
+    let named: Vec<_> = ids.iter().take(MOST_NAMED).map(ToString::to_string).collect();
+    match ids.len().saturating_sub(MOST_NAMED) {
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // a test that cannot go on fails
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::{
+        central::Error,
+        license::{self, Customers, Reason, Resolved, ServiceName, Services},
+    };
+
+    fn id(id: &str) -> CustomerId {
+        CustomerId::new(id.to_owned()).unwrap()
+    }
+
+    fn usual(number: usize) -> CustomerId {
+        id(&format!("{number:032x}"))
+    }
+
+    fn wanted(scope: Scope) -> Unassignment {
+        let services = Services::new(vec![ServiceName::new("pa".to_owned()).unwrap()]).unwrap();
+        Unassignment { scope, services, reason: Reason::default(), etag: None }
+    }
+
+    /// A preview where the account has so many customers, of usual ids.
+    fn preview(wanted: &Unassignment, customers: usize) -> Preview {
+        let customer = |number| license::Customer { id: usual(number), name: String::new() };
+        let resolved = Resolved::of(&wanted.scope, (0..customers).map(customer).collect());
+        Preview {
+            etag: resolved.etag(&wanted.scope, &wanted.services),
+            resolved,
+            resolved_at: SystemTime::UNIX_EPOCH,
+            devices: None,
+            devices_failure: None,
+            auto_licensed: None,
+            day_limit: None,
+            calls: 1,
+        }
+    }
+
+    fn codes(wanted: &Unassignment, preview: &Preview) -> Vec<PreviewWarningCode> {
+        let warnings = warnings(wanted, preview);
+        assert!(warnings.iter().all(|warning| !warning.text.is_empty() && !warning.text.contains(char::is_control)));
+        warnings.iter().map(PreviewWarning::code).collect()
+    }
+
+    #[test]
+    fn each_warning_is_given_where_it_is_due_and_nowhere_else() {
+        use PreviewWarningCode as Code;
+
+        let include = |ids| wanted(Scope::Include(Customers::new(ids).unwrap()));
+        let exclude = |ids| wanted(Scope::Exclude(Customers::new(ids).unwrap()));
+        let all = || wanted(Scope::everyone());
+        let open = [Code::MspDevicesInReach, Code::QuotaMayShrink];
+        let plain: Vec<(Unassignment, Vec<Code>)> = vec![
+            (include(vec![usual(0)]), vec![]),
+            (include((0..9).map(usual).collect()), vec![]),
+            (include((0..10).map(usual).collect()), vec![Code::QuotaMayShrink]),
+            (include(vec![usual(99)]), vec![]),
+            (include(vec![id("ABC")]), vec![Code::UnusualCustomerId]),
+            (include(vec![id(&usual(10).as_str().to_uppercase())]), vec![Code::UnusualCustomerId]),
+            (exclude(vec![usual(0)]), open.to_vec()),
+            (exclude(vec![usual(0), usual(99)]), [&open[..], &[Code::UnknownCustomerExcluded]].concat()),
+            (exclude(vec![id("x")]), [&open[..], &[Code::UnusualCustomerId, Code::UnknownCustomerExcluded]].concat()),
+            (all(), open.to_vec()),
+        ];
+        for (wanted, expected) in plain {
+            assert_eq!(codes(&wanted, &preview(&wanted, 20)), expected, "{wanted:?}");
+        }
+        let one = include(vec![usual(0)]);
+        let licensed = Some((usual(0), vec!["pa".to_owned()]));
+        assert_eq!(codes(&one, &Preview { auto_licensed: licensed, ..preview(&one, 1) }), [Code::AutoLicensing]);
+        let failed = Some(Error::PermissionDenied);
+        assert_eq!(codes(&one, &Preview { devices_failure: failed, ..preview(&one, 1) }), [Code::DevicesNotCounted]);
+        for (day_limit, may_shrink) in [(None, true), (Some(5_000), false), (Some(5_001), true)] {
+            let codes = codes(&all(), &Preview { day_limit, ..preview(&all(), 1) });
+            assert_eq!(codes.contains(&Code::QuotaMayShrink), may_shrink, "{day_limit:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_names_a_hundred_customers_and_counts_all() {
+        let wanted = wanted(Scope::everyone());
+        let answer = response(&wanted, preview(&wanted, 250));
+        assert_eq!((answer.customer_count, answer.customers.len()), (250, 100));
+        assert_eq!(answer.customers[99].id, usual(99).as_str());
+        assert_eq!((answer.devices, answer.unknown_customer_ids.len()), (None, 0));
+    }
+}
