@@ -7,6 +7,7 @@ mod headers;
 mod pace;
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -67,8 +68,18 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     pace: Pace,
-    /// How many wait, by [`Purpose`].
-    waiting: [usize; 4],
+    /// Who waits: the more urgent first, and of the same purpose whoever came first. Without that order somebody who makes
+    /// call after call could take every turn.
+    waiting: BTreeSet<Place>,
+    /// How many have waited so far.
+    tickets: u64,
+}
+
+/// A place among those who wait, in the order of its fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    purpose: Purpose,
+    ticket: u64,
 }
 
 /// How things stand, for people and machines that watch.
@@ -91,14 +102,14 @@ pub struct Standing {
 impl Quota {
     /// With nothing learned yet.
     pub fn new(settings: &config::Quota) -> Self {
-        let state = State { pace: Pace::new(settings), waiting: [0; 4] };
+        let state = State { pace: Pace::new(settings), waiting: BTreeSet::new(), tickets: 0 };
         Self(Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }))
     }
 
     /// Waits for a turn, until `give_up` at most: if it is plain that none comes by then, this says so at once.
     /// Dropping the future gives up the place.
     pub async fn turn(&self, purpose: Purpose, give_up: Instant) -> Result<(), NoTurn> {
-        let _waiting = Waiting::new(&self.0, purpose);
+        let waiting = Waiting::new(&self.0, purpose);
         loop {
             let changed = self.0.changed.notified();
             tokio::pin!(changed);
@@ -106,8 +117,15 @@ impl Quota {
             let at = {
                 let mut state = self.0.lock();
                 let now = Instant::now();
-                if state.waiting[..purpose as usize].iter().any(|waiting| *waiting > 0) {
-                    None
+                let is_ahead = |place: &&Place| **place < waiting.place;
+                if let Some(ahead) = state.waiting.first().filter(is_ahead) {
+                    match state.pace.next(now) {
+                        // Whoever is ahead takes that turn: there is none for us before it.
+                        Turn::At(at) if ahead.purpose == purpose && at > give_up => {
+                            return Err(NoTurn::TooLate { wait: at - now });
+                        }
+                        _ => None,
+                    }
                 } else {
                     match state.pace.ask(purpose, now) {
                         Turn::Now => return Ok(()),
@@ -198,22 +216,26 @@ impl Shared {
     }
 }
 
-/// A place among those who wait.
+/// Holds a place among those who wait.
 struct Waiting<'a> {
     shared: &'a Shared,
-    purpose: Purpose,
+    place: Place,
 }
 
 impl<'a> Waiting<'a> {
     fn new(shared: &'a Shared, purpose: Purpose) -> Self {
-        shared.lock().waiting[purpose as usize] += 1;
-        Self { shared, purpose }
+        let mut state = shared.lock();
+        state.tickets += 1;
+        let place = Place { purpose, ticket: state.tickets };
+        state.waiting.insert(place);
+        drop(state);
+        Self { shared, place }
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.shared.lock().waiting[self.purpose as usize] -= 1;
+        self.shared.lock().waiting.remove(&self.place);
         // Those who stood behind look again.
         self.shared.changed.notify_waiters();
     }

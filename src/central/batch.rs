@@ -237,9 +237,10 @@ impl Batch {
         self.places.first().map(|place| &place.wanted.unassignment.services)
     }
 
-    /// Whether it may be sent only to those whom a preview has shown.
+    /// Whether it may be sent only to those whom a preview has shown. An open scope always: it does not get here without
+    /// an etag, and if one did, it would match nobody's.
     pub(super) fn is_bound(&self) -> bool {
-        self.places.first().is_some_and(|place| place.wanted.unassignment.etag.is_some())
+        self.places.first().is_some_and(|place| place.scope().is_open() || place.wanted.unassignment.etag.is_some())
     }
 
     /// The one request in it, for what travels alone; none if it has left.

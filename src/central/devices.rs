@@ -172,7 +172,9 @@ mod tests {
         {
             let resolved = Resolved::of(&scope, customers.to_vec());
             let mut tally = Tally::new(&scope, &resolved, &services);
-            devices.iter().for_each(|device| tally.take(device, None));
+            for device in &devices {
+                tally.take(device, None);
+            }
             let count = tally.count(true, resolved.customers.len());
             let all = DeviceCount { devices: expected, customers_seen: resolved.customers.len(), is_complete: true };
             assert_eq!(count, all, "{scope:?}");

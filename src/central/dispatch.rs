@@ -320,7 +320,7 @@ impl Dispatch {
         let Some((operation, gate, deadline)) = batch.sole() else { return Err(Error::Abandoned) };
         let wanted = &operation.unassignment;
         let origins = batch.origins();
-        let mut reads = Reads::new(&origins, &gate, deadline, customers::MOST_CALLS);
+        let mut reads = Reads::new(&origins, &gate, deadline, customers::MOST_CALLS).ahead_of_changes();
         let listed = self.list_customers(&mut reads).await.map_err(|error| Error::Unresolved(Box::new(error)))?;
         let resolved = Resolved::of(&wanted.scope, listed);
         if wanted.etag.as_ref() != Some(&resolved.etag(&wanted.scope, &wanted.services)) {

@@ -63,8 +63,8 @@ mod tests {
         let named = |list| Customers::new(ids(list)).unwrap();
         // Names in another order than ids.
         let listed = || -> Vec<_> {
-            let names = ["z", "y", "x"].map(str::to_owned);
-            ids(&["a", "b", "c"]).into_iter().zip(names).map(|(id, name)| Customer { id, name }).collect()
+            let words = ["z", "y", "x"].map(str::to_owned);
+            ids(&["a", "b", "c"]).into_iter().zip(words).map(|(id, name)| Customer { id, name }).collect()
         };
         let table: [(Scope, &[&str], &[&str]); 6] = [
             (Scope::Include(named(&["b", "a"])), &["b", "a"], &[]),

@@ -7,8 +7,8 @@ use std::{collections::BTreeSet, sync::Arc};
 use license_gateway::{
     config,
     proto::{
-        CustomerList, PreviewUnassignLicensesRequest, PreviewWarningCode, ScopeKind, UnassignLicensesRequest,
-        preview_unassign_licenses_request::Scope,
+        CustomerList, PreviewUnassignLicensesRequest, PreviewWarning, PreviewWarningCode, ScopeKind,
+        UnassignLicensesRequest, preview_unassign_licenses_request::Scope,
     },
     sandbox::{Answer, Customer, Fault, Operation, Reply, Sandbox},
 };
@@ -89,7 +89,7 @@ async fn a_preview_tells_whom_a_scope_hits_and_only_reads() {
     // Four customers' and the MSP's own.
     assert_eq!(others.devices.unwrap().device_count, 5);
     assert_eq!(others.call_count, 3, "the inventory of all is one page");
-    let codes: Vec<_> = others.warnings.iter().map(|warning| warning.code()).collect();
+    let codes: Vec<_> = others.warnings.iter().map(PreviewWarning::code).collect();
     assert_eq!(codes, [PreviewWarningCode::MspDevicesInReach, PreviewWarningCode::QuotaMayShrink]);
 
     let all = gateway.preview(&everyone(), 0).await.unwrap();

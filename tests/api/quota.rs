@@ -19,10 +19,30 @@ use tokio::{task::JoinSet, time::Instant};
 use tonic::{Code, transport::Channel};
 use tonic_types::StatusExt as _;
 
-use crate::support::{Failure, Gateway, channel, customer, include, living, of_service};
+use crate::support::{Failure, Gateway, channel, customer, include, living, look, of_service};
 
 /// The settings that an operator gets who sets none.
 const DEFAULTS: config::Quota = config::Quota { per_second: 6, replicas: 1, reserve: 50 };
+
+#[tokio::test(start_paused = true)]
+async fn a_large_preview_holds_nobody_up() {
+    let sandbox = central(3_000).await;
+    let gateway = gateway(&sandbox).await;
+    a_fresh_second(&sandbox).await;
+    let mut client = gateway.client();
+    let look = look(&crate::support::everyone(), 0);
+    let preview = tokio::spawn(async move { client.preview_unassign_licenses(look).await });
+    sandbox.wait_for_operation(Operation::Customers, 1).await;
+    for _ in 0..5 {
+        let began = Instant::now();
+        gateway.unassign(&customer(&sandbox, 0)).await.expect("applied");
+        let took = began.elapsed();
+        assert!(took <= Duration::from_millis(700), "{took:?}");
+    }
+    let pages = sandbox.calls_of(Operation::Customers).len();
+    assert!(!preview.is_finished() && pages >= 3, "both go on: {pages} pages");
+    assert_eq!(preview.await.unwrap().unwrap().into_inner().customer_count, 3_000);
+}
 
 /// An id that no generated customer has.
 const NOBODY: &str = "ffffffffffffffffffffffffffffffff";

@@ -1,4 +1,4 @@
-//! Calls that only read: they wait for no slot, for calls that hang must not stop them too, and go before changes.
+//! Calls that only read: they wait for no slot, for calls that hang must not stop them too.
 
 use reqwest::Method;
 use tokio::time::{Instant, sleep};
@@ -30,6 +30,7 @@ pub(in crate::central) struct Reads<'a> {
     /// Shut when nobody wants to know any more; none: somebody always does.
     gate: Option<&'a SendGate>,
     deadline: Option<Instant>,
+    purpose: Purpose,
     /// How many calls may still be made.
     pub(in crate::central) left: u32,
     /// How many were made, refused ones and repeats included.
@@ -37,14 +38,21 @@ pub(in crate::central) struct Reads<'a> {
 }
 
 impl<'a> Reads<'a> {
-    /// For a caller who may leave, at a cost of so many calls at most.
+    /// For a caller who may leave, at a cost of so many calls at most. They take turns as changes do: there may be
+    /// hundreds of them, and nobody's change should wait for all.
     pub(in crate::central) fn new(
         origins: &'a [Origin],
         gate: &'a SendGate,
         deadline: Option<Instant>,
         calls: u32,
     ) -> Self {
-        Self { origins, gate: Some(gate), deadline, left: calls, made: 0 }
+        Self { origins, gate: Some(gate), deadline, purpose: Purpose::Change, left: calls, made: 0 }
+    }
+
+    /// For a change that is about to be sent: it has had its turn to wait.
+    #[must_use]
+    pub(in crate::central) fn ahead_of_changes(self) -> Self {
+        Self { purpose: Purpose::Read, ..self }
     }
 
     /// From now on, so many calls at most.
@@ -74,7 +82,8 @@ impl Dispatch {
     pub(in crate::central) async fn read_services(&self) -> Result<Vec<ServiceName>, Error> {
         let origins = [Origin::current()];
         // Whoever asks first reads for all: nobody's leaving ends it.
-        let mut reads = Reads { origins: &origins, gate: None, deadline: None, left: u32::MAX, made: 0 };
+        let mut reads =
+            Reads { origins: &origins, gate: None, deadline: None, purpose: Purpose::Read, left: u32::MAX, made: 0 };
         let answer = self.read(Read { path: SERVICES_CONFIG, query: &[], headers: &[] }, &mut reads).await?;
         wire::service_names(&answer.body).ok_or(Error::Unreadable { status: answer.status })
     }
@@ -89,7 +98,7 @@ impl Dispatch {
             reads.is_wanted(Instant::now())?;
             // Without a token there is nothing to ask for a turn with.
             let token = self.tokens.newer_than(attempts.refused_generation, reads.origins).await?;
-            let purpose = if attempts.sent == 0 { Purpose::Read } else { Purpose::Again };
+            let purpose = if attempts.sent == 0 { reads.purpose } else { Purpose::Again };
             self.quota.turn(purpose, give_up).await?;
             let call = Call {
                 method: Method::GET,

@@ -78,7 +78,9 @@ async fn a_list_that_can_be_understood_is_and_one_that_cannot_is_refused() {
     for (name, pages, expected) in understood {
         sandbox.clear_calls();
         let count = pages.len();
-        pages.into_iter().for_each(|page| sandbox.fault(page));
+        for page in pages {
+            sandbox.fault(page);
+        }
         assert_eq!(preview(&gateway).await.expect(name).customer_count, expected, "{name}");
         assert_eq!((sandbox.calls_of(Operation::Customers).len(), sandbox.faults().len()), (count, 0), "{name}");
     }
@@ -95,7 +97,9 @@ async fn a_list_that_can_be_understood_is_and_one_that_cannot_is_refused() {
         ("no JSON", body("<html>"), "not what this operation returns"),
     ];
     for (name, pages, why) in refused {
-        pages.into_iter().for_each(|page| sandbox.fault(page));
+        for page in pages {
+            sandbox.fault(page);
+        }
         is_refused(&preview(&gateway).await.expect_err(name), why);
         assert!(sandbox.faults().is_empty(), "{name}: it was not read to the flaw");
     }
