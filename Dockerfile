@@ -8,7 +8,7 @@
 
 # A release names it by digest: --build-arg RUST_IMAGE=…:1.95.0-slim-bookworm@sha256:… (docs/releasing.md). It is the only base:
 # the images themselves begin empty.
-ARG RUST_IMAGE=docker.io/library/rust:1.95.0-slim-bookworm
+ARG RUST_IMAGE=rust:1.95.0-slim-bookworm
 
 # ---- what builds, on the machine's own architecture ----
 

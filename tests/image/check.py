@@ -92,14 +92,16 @@ def says_what_it_is(image):
 def tells_nothing_of_its_build(image):
     binary = image.binary()
     home = os.environ.get("CARGO_HOME", os.path.expanduser("~/.cargo"))
+    # However this machine's registries are called.
+    registries = pathlib.Path(home, "registry", "src")
     for where in (
+        *(registry.name for registry in (registries.iterdir() if registries.is_dir() else ())),
         str(ROOT),
         home,
         "/usr/local/cargo",
         "/src/src/",
         "/target/",
         "registry/src",
-        "index.crates.io",
     ):
         at = binary.find(where.encode())
         # `/target/` may stand in the middle of a longer path that was remapped.
