@@ -13,7 +13,7 @@ import { credentials, Metadata, type ServiceError, status } from '@grpc/grpc-js'
 import {
   LicensingServiceClient,
   PartialOutcome,
-  type UnassignLicensesRequest,
+  UnassignLicensesRequest,
   type UnassignLicensesResponse,
 } from './gen/central/licensing/v1/licensing';
 import { ErrorInfo, RetryInfo } from './gen/google/rpc/error_details';
@@ -22,11 +22,12 @@ import { Status } from './gen/google/rpc/status';
 const DEADLINE_MS = 60_000; // for all of it, waits and repeats included
 
 async function main([address, service, ...customerIds]: string[]): Promise<number> {
-  const request: UnassignLicensesRequest = {
+  // By `create`, not by a literal: the contract grows, and a new field must not break this.
+  const request = UnassignLicensesRequest.create({
     scope: { $case: 'includeCustomers', value: { customerIds } },
     services: [service],
     reason: 'TICKET-42',
-  };
+  });
   const deadline = Date.now() + DEADLINE_MS;
   // TLS: credentials.createSsl(ca, key, certificate).
   const client = new LicensingServiceClient(address, credentials.createInsecure(), {
