@@ -1,7 +1,7 @@
 //! `kill -9` at random moments under load: whatever Central saw has an intent, the next process closes what is open, and
 //! the chain holds.
 //!
-//! 30 kills; `LICENSE_GATEWAY_TEST_AUDIT_KILLS=300` makes it as many as one likes.
+//! 300 kills; `LICENSE_GATEWAY_TEST_AUDIT_KILLS=3000` makes it as many as one likes.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -21,7 +21,7 @@ const CALLERS: usize = 8;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_central_saw_has_an_intent_however_often_the_process_is_killed() {
-    let kills = std::env::var("LICENSE_GATEWAY_TEST_AUDIT_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(30);
+    let kills = std::env::var("LICENSE_GATEWAY_TEST_AUDIT_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(300);
     let sandbox = Sandbox::start(unlimited().with_generated_customers(40)).await.unwrap();
     sandbox.fault(Fault::none().answering_late(Duration::from_millis(2)).on(Operation::Unassign).always());
     let dir = tempfile::tempdir().unwrap();
