@@ -5,7 +5,6 @@
 pub mod set;
 
 use std::{
-    error::Error as _,
     fs, io,
     path::PathBuf,
     sync::Arc,
@@ -25,6 +24,7 @@ use super::token::{self, Rules, TokenError};
 use crate::{
     config::{Jwt, KeySource},
     exchange::document::{self, FetchError},
+    telemetry::log::with_causes,
 };
 
 /// How often a file is looked at, whoever asks: as often as the policy's.
@@ -245,9 +245,9 @@ impl Keys {
         match (found, held.as_ref()) {
             (Ok(()), Some(held)) => State::Held(held.text.clone()),
             (Ok(()), None) => State::None(String::new()),
-            (Err(error), Some(held)) if !self.is_too_old(held, now) => State::Kept(chain(&error)),
-            (Err(error), Some(_)) => State::TooOld(chain(&error)),
-            (Err(error), None) => State::None(chain(&error)),
+            (Err(error), Some(held)) if !self.is_too_old(held, now) => State::Kept(with_causes(&error)),
+            (Err(error), Some(_)) => State::TooOld(with_causes(&error)),
+            (Err(error), None) => State::None(with_causes(&error)),
         }
     }
 
@@ -305,17 +305,6 @@ impl Looks {
 
 fn read(path: &PathBuf) -> Result<Vec<u8>, Error> {
     fs::read(path).map_err(|source| Error::Unreadable { path: path.clone(), source })
-}
-
-/// In one line, for the log.
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 //! end in time.
 
 use std::{
-    error::Error as _,
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -30,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::follow::follow;
-use crate::config;
+use crate::{config, telemetry::log::with_causes};
 
 /// How long a peer may take for its handshake. One that says nothing holds nothing for longer.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -113,14 +112,14 @@ impl Tls {
     pub(super) async fn follow(self: Arc<Self>) {
         let look = {
             let tls = Arc::clone(&self);
-            move || Contents::read(&tls.files).map_err(|error| chain(&error))
+            move || Contents::read(&tls.files).map_err(|error| with_causes(&error))
         };
         let mut is_first = true;
         follow(look, |contents| {
             // What was there at the start is in use already; between the two it may have changed.
             let what = if std::mem::take(&mut is_first) { "in use" } else { "replaced" };
             let made = match contents {
-                Ok(contents) => server_config(&self.files, contents).map_err(|error| chain(&error)),
+                Ok(contents) => server_config(&self.files, contents).map_err(|error| with_causes(&error)),
                 Err(error) => Err(error.clone()),
             };
             match made {
@@ -243,15 +242,4 @@ fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let certificates = certificates.map_err(|source| Error::Malformed { file: file.to_owned(), source })?;
     if certificates.is_empty() { Err(Error::Empty { file: file.to_owned() }) } else { Ok(certificates) }
-}
-
-/// In one line, for the log.
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }

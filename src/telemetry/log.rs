@@ -301,14 +301,19 @@ impl Visit for Fields {
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
-        let mut chain = value.to_string();
-        let mut next = value.source();
-        while let Some(source) = next {
-            let _ = write!(chain, ": {source}");
-            next = source.source();
-        }
-        self.push(field, chain.into());
+        self.push(field, with_causes(value).into());
     }
+}
+
+/// An error and its causes, in one line.
+pub(crate) fn with_causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let _ = write!(text, ": {cause}");
+        next = cause.source();
+    }
+    text
 }
 
 fn json(metadata: &Metadata<'_>, fields: &Fields, ids: &Ids) -> String {

@@ -21,7 +21,8 @@ const CALLERS: usize = 8;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_central_saw_has_an_intent_however_often_the_process_is_killed() {
-    let kills = std::env::var("LICENSE_GATEWAY_TEST_AUDIT_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(300);
+    let kills =
+        std::env::var("LICENSE_GATEWAY_TEST_AUDIT_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(300);
     let sandbox = Sandbox::start(unlimited().with_generated_customers(40)).await.unwrap();
     sandbox.fault(Fault::none().answering_late(Duration::from_millis(2)).on(Operation::Unassign).always());
     let dir = tempfile::tempdir().unwrap();

@@ -9,9 +9,12 @@ use super::{
     api_server::{ApiServer, BEARER, Cluster, Fault as Trouble},
     *,
 };
-use crate::token::store::{
-    TokenStore,
-    conformance::{self, record},
+use crate::{
+    telemetry::log::with_causes,
+    token::store::{
+        TokenStore,
+        conformance::{self, record},
+    },
 };
 
 const NAME: &str = "license-gateway-token";
@@ -40,16 +43,6 @@ async fn swap(store: &KubernetesStore, record: Record) -> Version {
         Swap::Stored(version) => version,
         Swap::Conflict => panic!("nobody else writes"),
     }
-}
-
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 async fn changes(changed: &mut watch::Receiver<()>) {
@@ -245,7 +238,7 @@ async fn a_record_that_cannot_be_understood_is_refused_and_left_alone() {
             secret["data"][RECORD_KEY] = serde_json::to_value(ByteString(bytes.to_vec())).unwrap();
         });
         let before = server.cluster.secret("gateway", NAME);
-        let error = chain(&store.load().await.unwrap_err());
+        let error = with_causes(&store.load().await.unwrap_err());
         assert!(error.contains(expected) && error.contains("Secret gateway/license-gateway-token"), "{error}");
         assert!(!error.contains("refresh-1"), "{error}");
         store.cas(Version(String::new()), record(5)).await.unwrap_err();
@@ -259,28 +252,28 @@ async fn missing_permissions_are_named() {
     let store = store(&server);
     let empty = Version(String::new());
     server.cluster.forbid("create");
-    let error = chain(&store.cas(empty.clone(), record(1)).await.unwrap_err());
+    let error = with_causes(&store.cas(empty.clone(), record(1)).await.unwrap_err());
     assert!(error.contains("Grant the gateway's service account `create` on `secrets`"), "{error}");
     assert!(error.contains("system:serviceaccount:gateway:license-gateway"), "{error}");
     server.cluster.allow("create");
     let version = swap(&store, record(1)).await;
     server.cluster.forbid("update");
-    let error = chain(&store.cas(version, record(2)).await.unwrap_err());
+    let error = with_causes(&store.cas(version, record(2)).await.unwrap_err());
     assert!(error.contains("`update` is missing") && error.contains("resourceNames to \"license-"), "{error}");
     server.cluster.forbid("get");
-    let error = chain(&store.load().await.unwrap_err());
+    let error = with_causes(&store.load().await.unwrap_err());
     assert!(error.contains("`get` is missing"), "{error}");
 
     let elsewhere = store_in(&server, Some("nowhere"));
     server.cluster.allow("get");
-    let error = chain(&elsewhere.cas(empty, record(1)).await.unwrap_err());
+    let error = with_causes(&elsewhere.cas(empty, record(1)).await.unwrap_err());
     assert!(error.contains("\"nowhere\" does not exist"), "{error}");
 
     let mut config = cluster(server.address);
     config.auth_info.token = Some("forged".into());
     let settings = config::KubernetesStore { namespace: None, name: NAME.to_owned() };
     let stranger = KubernetesStore::with_config(&settings, config).unwrap();
-    let error = chain(&stranger.load().await.unwrap_err());
+    let error = with_causes(&stranger.load().await.unwrap_err());
     assert!(error.contains("does not accept the gateway's credentials") && !error.contains("forged"), "{error}");
 }
 
@@ -292,7 +285,7 @@ async fn a_404_that_kubernetes_did_not_write_is_not_an_empty_store() {
     let version = swap(&store, record(1)).await;
     for verb in ["get", "update"] {
         server.cluster.next(verb, Trouble::Answer(404, "", "404 page not found"));
-        let error = chain(&store.cas(version.clone(), record(2)).await.unwrap_err());
+        let error = with_causes(&store.cas(version.clone(), record(2)).await.unwrap_err());
         assert!(error.contains(&format!("refuses to {verb} it (404")), "{error}");
     }
     assert_eq!(store.load().await.unwrap(), Loaded { record: Some(record(1)), version });
@@ -314,12 +307,12 @@ async fn nothing_that_was_sent_or_received_is_printed() {
     ] {
         server.cluster.next("update", trouble);
         let error = store.cas(version.clone(), record(2)).await.unwrap_err();
-        let text = format!("{} {error:?} {store:?}", chain(&error));
-        assert!(chain(&error).contains(said), "{text}");
+        let text = format!("{} {error:?} {store:?}", with_causes(&error));
+        assert!(with_causes(&error).contains(said), "{text}");
         assert!(!text.contains("refresh-"), "{text}");
     }
     server.cluster.next("get", Trouble::Garble);
-    let error = chain(&store.load().await.unwrap_err());
+    let error = with_causes(&store.load().await.unwrap_err());
     assert!(error.contains("the answer is no Secret"), "{error}");
 }
 
@@ -437,7 +430,7 @@ async fn an_api_server_that_comes_late_is_used_when_it_is_there() {
     let error = store.load().await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
     assert!(begun.elapsed() < ANSWER_WITHIN);
-    let error = chain(&error);
+    let error = with_causes(&error);
     assert!(error.contains("Secret gateway/license-gateway-token cannot be read"), "{error}");
     let _server = ApiServer::serve(TcpListener::bind(address).await.unwrap(), None);
     swap(&store, record(1)).await;
@@ -479,7 +472,7 @@ async fn the_text_beside_it_is_told_stored_refused_or_unclear() {
     let usage = TokenStore::Kubernetes(store(&server)).usage();
     let read = usage.load().await.unwrap();
     server.cluster.forbid("create");
-    let error = chain(&usage.put(&read, b"1".to_vec()).await.unwrap_err());
+    let error = with_causes(&usage.put(&read, b"1".to_vec()).await.unwrap_err());
     assert!(error.contains("license-gateway-token-usage") && error.contains("`create`"), "{error}");
     server.cluster.allow("create");
     server.cluster.next("create", Trouble::Twice);
