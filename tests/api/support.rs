@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use central_sandbox::{Sandbox, Settings};
 use license_gateway::{
     config,
     proto::{
@@ -17,7 +18,6 @@ use license_gateway::{
         PreviewUnassignLicensesResponse, UnassignLicensesRequest, licensing_service_client::LicensingServiceClient,
         preview_unassign_licenses_request, unassign_licenses_request::Scope,
     },
-    sandbox::{Sandbox, Settings},
     server::Server,
     telemetry::Telemetry,
 };

@@ -2,12 +2,9 @@
 
 use std::fs;
 
+use central_sandbox::{Answer, Dialect, Fault, Operation, Reply, Sandbox, SuccessBody, TokenBody};
 use jiff::Timestamp;
-use license_gateway::{
-    config::GrantPlacement,
-    proto::health::health_check_response::ServingStatus,
-    sandbox::{Answer, Dialect, Fault, Operation, Reply, Sandbox, SuccessBody, TokenBody},
-};
+use license_gateway::{config::GrantPlacement, proto::health::health_check_response::ServingStatus};
 use serde_json::json;
 use tokio::{task::JoinSet, time::sleep};
 
