@@ -1,7 +1,7 @@
-# Two images of one program:
+# Two images:
 #
-#   license-gateway          production (the default): no sandbox; redis-store and kubernetes-store
-#   license-gateway-sandbox  the same with the sandbox and the demo, for other teams' tests
+#   license-gateway          production (the default): the program of that name
+#   license-gateway-sandbox  for other teams' tests: license-gateway-demo, which is the gateway, the sandbox and the demo
 #
 # `docker buildx build --platform linux/amd64,linux/arm64 .` where an image registry can be reached, `make image` where
 # none can. docs/releasing.md says how a release is built; `make test-image` builds, inspects and runs both.
@@ -49,7 +49,9 @@ RUN install -D -m 0644 /etc/ssl/certs/ca-certificates.crt /rootfs/etc/ssl/certs/
 FROM rust AS crates
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir src; touch src/lib.rs src/main.rs; cargo fetch --locked
+COPY sandbox/Cargo.toml sandbox/
+COPY demo/Cargo.toml demo/
+RUN for member in . sandbox demo; do mkdir $member/src; touch $member/src/lib.rs $member/src/main.rs; done; cargo fetch --locked
 
 # ---- the binaries: compiled crates stay in a cache that both share ----
 
@@ -58,8 +60,7 @@ COPY . .
 # Times of files say nothing here: cargo would take an older source for one that it has compiled.
 RUN --mount=type=cache,id=license-gateway-target,target=/target,sharing=locked \
     . /target.env; touch build.rs src/lib.rs src/main.rs; \
-    built=$(AUDITABLE=1 CARGO_TARGET_DIR=/target scripts/build-release \
-      --no-default-features --features redis-store,kubernetes-store); \
+    built=$(AUDITABLE=1 CARGO_TARGET_DIR=/target scripts/build-release license-gateway); \
     install -D -m 0755 "$built" /rootfs/license-gateway
 
 FROM crates AS build-sandbox
@@ -67,9 +68,9 @@ FROM crates AS build-sandbox
 ARG PROFILE=release
 COPY . .
 RUN --mount=type=cache,id=license-gateway-target,target=/target,sharing=locked \
-    . /target.env; touch build.rs src/lib.rs src/main.rs; \
-    built=$(AUDITABLE=1 CARGO_TARGET_DIR=/target scripts/build-release); \
-    install -D -m 0755 "$built" /rootfs/license-gateway; \
+    . /target.env; touch build.rs src/lib.rs sandbox/src/lib.rs demo/src/main.rs; \
+    built=$(AUDITABLE=1 CARGO_TARGET_DIR=/target scripts/build-release license-gateway-demo); \
+    install -D -m 0755 "$built" /rootfs/license-gateway-demo; \
     install -d -m 1777 /rootfs/tmp
 
 # ---- the images ----
@@ -87,8 +88,8 @@ LABEL org.opencontainers.image.title="license-gateway-sandbox" \
       org.opencontainers.image.description="license-gateway with a stand-in for Central: for tests, never for production" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.revision="$REVISION"
-HEALTHCHECK --interval=10s --timeout=5s --start-period=5s CMD ["/license-gateway", "health"]
-ENTRYPOINT ["/license-gateway"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=5s CMD ["/license-gateway-demo", "health"]
+ENTRYPOINT ["/license-gateway-demo"]
 CMD ["serve"]
 
 FROM scratch AS license-gateway

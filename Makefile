@@ -73,17 +73,13 @@ torture: ## kill, pause and race the token's custody and the audit trail for hou
 	scripts/install-packages redis-server
 	LICENSE_GATEWAY_TEST_KILLS=$(or $(KILLS),1000) LICENSE_GATEWAY_TEST_AUDIT_KILLS=$(or $(KILLS),1000) \
 	  LICENSE_GATEWAY_TEST_ROUNDS=$(or $(ROUNDS),2000) \
-	  cargo nextest run $(LOCKED) $(TEST_FEATURES) --no-fail-fast -E 'test(killed) + test(replicas) + test(crashes)'
+	  cargo test $(LOCKED) $(TEST_FEATURES) --package license-gateway --lib --test api --no-fail-fast -- killed replicas crashes
 
 # The same tests are part of `make test-rust`; here they stand alone and tell what they caught.
 .PHONY: planted-bugs
 planted-bugs: ## plant mistakes in the token's custody, one at a time: each must be noticed
 	scripts/install-packages redis-server
-	if command -v cargo-nextest >/dev/null; then \
-	  cargo nextest run $(LOCKED) $(TEST_FEATURES) --no-fail-fast --success-output final -E 'test(replicas::planted)'; \
-	else \
-	  cargo test $(LOCKED) $(TEST_FEATURES) --test api replicas::planted -- --show-output; \
-	fi
+	cargo test $(LOCKED) $(TEST_FEATURES) --test api replicas::planted -- --show-output
 
 # Not part of any check: what CI checks are the queries, not the picture.
 .PHONY: dashboard-picture
@@ -134,13 +130,9 @@ ci: ## exactly what CI does, on this machine
 ##@ One at a time
 
 .PHONY: test-rust
-test-rust: ## the Rust tests, by nextest where it is installed
+test-rust: ## the Rust tests of all members, by cargo alone
 	scripts/install-packages redis-server
-	if command -v cargo-nextest >/dev/null; then \
-	  cargo nextest run $(LOCKED) $(TEST_FEATURES) $(NO_FAIL_FAST) && cargo test $(LOCKED) $(TEST_FEATURES) --doc --quiet; \
-	else \
-	  cargo test $(LOCKED) $(TEST_FEATURES) $(NO_FAIL_FAST); \
-	fi
+	cargo test $(LOCKED) $(TEST_FEATURES) $(NO_FAIL_FAST)
 
 # ONLY=word runs the tests whose names contain it.
 .PHONY: test-foreign
@@ -170,11 +162,12 @@ test-image: target/venv-image/complete ## build both images, look into them and 
 	unshare --net python3 tests/image/check.py
 
 .PHONY: lint-release
-lint-release: ## crate, chart, image and contract carry one version; no unsafe code
+lint-release: ## crates, chart, image and contract carry one version; no unsafe code; every path that documents name exists
 	scripts/check-release
+	scripts/check-paths
 
 .PHONY: lint-rust
-lint-rust: ## rustfmt and clippy, with and without the sandbox
+lint-rust: ## rustfmt and clippy, with every feature and with none
 	cargo fmt --check
 	cargo clippy $(LOCKED) --all-targets --all-features -- -D warnings
 	cargo clippy $(LOCKED) --all-targets --no-default-features -- -D warnings

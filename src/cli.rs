@@ -5,14 +5,10 @@
 mod audit;
 mod check_config;
 mod client;
-#[cfg(feature = "sandbox")]
-mod demo;
 mod failure;
 mod health;
 mod preview;
-mod print;
-#[cfg(feature = "sandbox")]
-mod sandbox;
+pub mod print;
 mod scope;
 mod serve;
 mod services;
@@ -24,6 +20,8 @@ use std::{future::Future, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 
+// What the demo, a program of its own, shows as these commands do.
+pub use self::{client::chain, preview::preview_text, signals::told_to_stop, unassign::answer_text};
 use crate::config::FILE_VARIABLE;
 
 /// The command line.
@@ -43,7 +41,6 @@ Exit codes:
   64  the command line or the configuration is wrong
 
 Examples:
-  license-gateway demo
   license-gateway check-config --config gateway.toml
   license-gateway serve --config gateway.toml
   license-gateway token status --config gateway.toml
@@ -56,18 +53,12 @@ Examples:
 enum Command {
     /// Run the gateway until SIGTERM or Ctrl-C
     Serve(serve::Serve),
-    /// See one call from end to end, on this machine alone: no account, no configuration
-    #[cfg(feature = "sandbox")]
-    Demo(demo::Demo),
     /// Take licences away from customers, through a running gateway
     Unassign(unassign::Unassign),
     /// Tell whom an unassignment would hit now; changes nothing
     Preview(preview::Preview),
     /// List the services whose licences can be taken away
     Services(services::Services),
-    /// Play Central on a local port, for trying a gateway without an account
-    #[cfg(feature = "sandbox")]
-    Sandbox(sandbox::SandboxCommand),
     /// Check the configuration and show what holds, or every problem at once
     CheckConfig(check_config::CheckConfig),
     /// Look at the account's tokens, or put a new refresh token in; never shows a secret
@@ -100,13 +91,9 @@ impl Cli {
     pub fn run(self) -> Exit {
         match self.command {
             Command::Serve(serve) => serve.run(),
-            #[cfg(feature = "sandbox")]
-            Command::Demo(demo) => finish(demo.run()),
             Command::Unassign(unassign) => finish(unassign.run()),
             Command::Preview(preview) => finish(preview.run()),
             Command::Services(services) => finish(services.run()),
-            #[cfg(feature = "sandbox")]
-            Command::Sandbox(sandbox) => finish(sandbox.run()),
             Command::CheckConfig(check_config) => check_config.run(),
             Command::Token(token) => finish(token.run()),
             Command::Audit(audit) => audit.run(),

@@ -14,7 +14,8 @@
 //! 7. [`service::status`] turns what happened into the one status that the caller sees.
 //!
 //! Imports follow that path and never turn back. [`proto`], [`license`], [`audit`], [`exchange`], [`quota`],
-//! [`telemetry`] and [`config`] are leaves. `sandbox` stands outside: it plays Central for tests, demos and other teams.
+//! [`telemetry`] and [`config`] are leaves. Nothing here knows `sandbox/`, which plays Central for tests, for `demo/` and
+//! for other teams.
 
 pub mod audit;
 pub mod callers;
@@ -24,8 +25,6 @@ pub mod config;
 pub mod exchange;
 pub mod license;
 pub mod quota;
-#[cfg(feature = "sandbox")]
-pub mod sandbox;
 pub mod server;
 pub mod service;
 pub mod telemetry;

@@ -13,7 +13,6 @@ pub mod log;
 pub mod metrics;
 mod names;
 pub mod queue;
-#[cfg(feature = "sandbox")]
 mod recorder;
 pub mod rpc;
 
@@ -45,7 +44,6 @@ use uuid::Uuid;
 
 pub use self::export::StartError;
 use self::metrics::Metrics;
-#[cfg(feature = "sandbox")]
 pub use self::recorder::Recorder;
 use crate::{
     config::{self, Propagators, RootSampler, StatusCodeName},
@@ -73,7 +71,6 @@ impl Telemetry {
     }
 
     /// The same, and every span is kept in the [`Recorder`] too, as soon as it ends.
-    #[cfg(feature = "sandbox")]
     pub fn start_recording(settings: &config::Telemetry) -> Result<(Self, Recorder), StartError> {
         let recorder = Recorder::default();
         let builder = SdkTracerProvider::builder().with_simple_exporter(recorder.clone());

@@ -9,12 +9,10 @@ use std::{
     time::Duration,
 };
 
-use license_gateway::{
-    proto::{
-        CustomerList, ListServicesRequest, UnassignLicensesRequest, licensing_service_client::LicensingServiceClient,
-        unassign_licenses_request::Scope,
-    },
-    sandbox::Settings,
+use central_sandbox::Settings;
+use license_gateway::proto::{
+    CustomerList, ListServicesRequest, UnassignLicensesRequest, licensing_service_client::LicensingServiceClient,
+    unassign_licenses_request::Scope,
 };
 use tokio::{task::JoinSet, time::Instant};
 use tonic::{IntoRequest, Request, Status, transport::Channel};

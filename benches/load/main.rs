@@ -1,5 +1,5 @@
-//! What the gateway costs under load: the release binary as a process of its own, another process of it as the sandbox,
-//! and real gRPC clients in this one.
+//! What the gateway costs under load: the release binary as a process of its own, another process of this
+//! program as the sandbox, and real gRPC clients in this one.
 //!
 //! Prints Markdown; `make performance` pastes it into docs/performance.md, which says what the scenarios are. It asserts
 //! nothing about time. What is on standard error is progress.
@@ -16,7 +16,7 @@ mod starts;
 mod telemetry;
 mod world;
 
-use std::{path::PathBuf, time::Duration};
+use std::{env, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
@@ -61,6 +61,12 @@ enum Scenario {
     Overload,
 }
 
+/// What this program does as a process of its own beside what is measured.
+#[derive(Debug, Parser)]
+enum Central {
+    Sandbox(central_sandbox::Command),
+}
+
 /// How long and how often things are measured.
 #[derive(Debug, Clone, Copy)]
 struct Plan {
@@ -102,16 +108,20 @@ impl Plan {
 }
 
 #[tokio::main]
-async fn main() {
+async fn main() -> ExitCode {
+    if env::args().nth(1).as_deref() == Some("sandbox") {
+        let Central::Sandbox(sandbox) = Central::parse();
+        return sandbox.run().await;
+    }
     let arguments = Arguments::parse();
     if cfg!(not(target_os = "linux")) {
         eprintln!("CPU and memory are read from /proc: this benchmark runs on Linux only");
-        std::process::exit(1);
+        return ExitCode::FAILURE;
     }
     let mut told_to_stop = signal(SignalKind::terminate()).expect("a process may listen for signals");
     tokio::select! {
-        () = measure(&arguments) => {}
-        _ = told_to_stop.recv() => std::process::exit(143), // the processes went with what was measured
+        () = measure(&arguments) => ExitCode::SUCCESS,
+        _ = told_to_stop.recv() => ExitCode::from(143), // the processes went with what was measured
     }
 }
 

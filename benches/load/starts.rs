@@ -43,7 +43,7 @@ pub(crate) async fn measure(gateway: &Path, plan: &Plan) -> String {
             row("start to the first answer (health), ms", Spread::of(healthy).shown()),
             row("start to the first request applied, ms", Spread::of(applied).shown()),
             row("memory when idle, after one request, MiB", Spread::of(idle).shown()),
-            row("binary, with the sandbox, MiB", figures::number(size)),
+            row("binary, MiB", figures::number(size)),
         ],
     )
 }

@@ -111,7 +111,7 @@ impl Sandbox {
             Central::Unlimited => ("4000000000", "4000000000"),
             Central::TrueLimits => ("7", "5000"),
         };
-        let mut command = Command::new(env!("CARGO_BIN_EXE_license-gateway"));
+        let mut command = Command::new(std::env::current_exe().expect("this program has a file"));
         command
             .args(["sandbox", "--listen", "127.0.0.1:0"])
             .args(["--rate-per-second", per_second, "--rate-per-day", per_day, "--write-credentials"])

@@ -163,7 +163,7 @@ fn read(option: &str, file: &Path) -> Result<Vec<u8>, ConnectError> {
 }
 
 /// An error and what caused it, once each.
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

@@ -142,6 +142,11 @@ pub(super) fn request(scope: Scope, services: Vec<String>, max_device_calls: u32
     PreviewUnassignLicensesRequest { scope: Some(scope), services, max_device_calls }
 }
 
+/// What the command says of an answer.
+pub fn preview_text(answer: PreviewUnassignLicensesResponse) -> String {
+    Seen::of(answer).text()
+}
+
 /// What was seen. Serialized, it is the `--json` output, whose keys are stable.
 #[derive(Debug, Serialize)]
 pub(super) struct Seen {

@@ -8,37 +8,37 @@ use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
 /// For what went well.
-pub(super) const GOOD: Style = AnsiColor::Green.on_default().bold();
+pub const GOOD: Style = AnsiColor::Green.on_default().bold();
 /// For what went wrong.
-pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
+pub const BAD: Style = AnsiColor::Red.on_default().bold();
 /// For what may have gone either way.
-pub(super) const UNSURE: Style = AnsiColor::Yellow.on_default().bold();
+pub const UNSURE: Style = AnsiColor::Yellow.on_default().bold();
 /// For heads and names.
-pub(super) const HEAD: Style = Style::new().bold();
+pub const HEAD: Style = Style::new().bold();
 
 /// Writes a text to standard output.
-pub(super) fn out(text: &str) {
+pub fn out(text: &str) {
     let mut stream = anstream::stdout();
     let _ = writeln!(stream, "{}", text.trim_end()).and_then(|()| stream.flush());
 }
 
 /// Writes a text to standard error.
-pub(super) fn err(text: &str) {
+pub fn err(text: &str) {
     let _ = writeln!(anstream::stderr(), "{}", text.trim_end());
 }
 
 /// Writes why a command cannot go on to standard error.
-pub(super) fn error(message: &str) {
+pub fn error(message: &str) {
     err(&format!("{BAD}error:{BAD:#} {message}"));
 }
 
 /// Writes one JSON object to standard output.
-pub(super) fn json(value: &impl Serialize) {
+pub fn json(value: &impl Serialize) {
     out(&serde_json::to_string(value).expect("plain structs of strings and numbers can always be written"));
 }
 
 /// Rows under a head, in aligned columns.
-pub(super) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
+pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
     let widths = widths(rows.iter().map(|row| row.each_ref().map(String::as_str)).chain([head]));
     let head = format!("  {HEAD}{}{HEAD:#}", line(head, widths));
     let rows = rows.iter().map(|row| format!("  {}", line(row.each_ref().map(String::as_str), widths)));
@@ -46,18 +46,18 @@ pub(super) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> St
 }
 
 /// Names and their values, in two aligned columns.
-pub(super) fn list(rows: &[(&str, String)]) -> String {
+pub fn list(rows: &[(&str, String)]) -> String {
     let widths = widths(rows.iter().map(|(name, value)| [*name, value.as_str()]));
     lines(rows.iter().map(|(name, value)| format!("  {}", line([name, value], widths))))
 }
 
 /// Text of these lines.
-pub(super) fn lines(lines: impl Iterator<Item = String>) -> String {
+pub fn lines(lines: impl Iterator<Item = String>) -> String {
     lines.flat_map(|line| [line, "\n".to_owned()]).collect()
 }
 
 /// The text without control characters: what a server sends must not steer the terminal, nor turn its lines around.
-pub(super) fn clean(text: &str) -> String {
+pub fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() || changes_direction(c) { '\u{fffd}' } else { c }).collect()
 }
 

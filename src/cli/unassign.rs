@@ -7,7 +7,7 @@ use std::{
 
 use clap::{Args, builder::NonEmptyStringValueParser};
 use serde::Serialize;
-use tonic::Request;
+use tonic::{Request, Status};
 
 use super::{
     Exit,
@@ -194,6 +194,14 @@ fn confirmed(count: u32, input: &mut impl BufRead, output: &mut impl Write) -> b
 fn usage(message: &str) -> Exit {
     print::error(&format!("{message}\nNothing was sent."));
     Exit::Usage
+}
+
+/// What the command says of an answer.
+pub fn answer_text(answer: Result<UnassignLicensesResponse, Status>) -> String {
+    match answer {
+        Ok(response) => Done::of(response).text(),
+        Err(status) => Failure::of_status(&status, Outcome::Unknown).text(),
+    }
 }
 
 /// Success. Serialized, it is the `--json` output, whose keys are stable.

@@ -3,9 +3,9 @@
 
 use std::net::{SocketAddr, TcpListener};
 
+use central_sandbox::{Fault, Operation, Sandbox};
 use license_gateway::{
     config,
-    sandbox::{Fault, Operation, Sandbox},
     server::Server,
     telemetry::{Telemetry, Tracing},
 };

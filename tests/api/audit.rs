@@ -5,12 +5,9 @@ mod killed;
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
+use central_sandbox::{Fault, Operation, Sandbox};
 use license_gateway::{
-    config::AuditPlace,
-    proto::licensing_service_client::LicensingServiceClient,
-    sandbox::{Fault, Operation, Sandbox},
-    server::Server,
-    telemetry::Telemetry,
+    config::AuditPlace, proto::licensing_service_client::LicensingServiceClient, server::Server, telemetry::Telemetry,
 };
 use serde_json::Value;
 use tokio::time::{Instant, sleep};

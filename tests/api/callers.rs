@@ -10,11 +10,11 @@ mod usage;
 
 use std::{fs, path::Path};
 
+use central_sandbox::{Operation, Sandbox};
 use license_gateway::{
     config::{self, CallerRules, Names, Policy, WhichCaller},
     license::CustomerId,
     proto::{ListServicesRequest, licensing_service_client::LicensingServiceClient},
-    sandbox::{Operation, Sandbox},
 };
 use tokio::time::timeout;
 use tonic::Code;

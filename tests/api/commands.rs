@@ -810,7 +810,6 @@ fn wrong_command_lines_end_with_64() {
 fn help_and_version_are_no_errors() {
     let commands = [
         "serve",
-        "sandbox",
         "unassign",
         "preview",
         "services",

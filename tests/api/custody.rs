@@ -19,12 +19,10 @@ use std::{
     time::Duration,
 };
 
-use license_gateway::{
-    proto::{
-        health::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient},
-        licensing_service_client::LicensingServiceClient,
-    },
-    sandbox::{Operation, Sandbox},
+use central_sandbox::{Operation, Sandbox};
+use license_gateway::proto::{
+    health::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient},
+    licensing_service_client::LicensingServiceClient,
 };
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};

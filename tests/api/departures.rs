@@ -2,10 +2,8 @@
 
 use std::{fs, time::Duration};
 
-use license_gateway::{
-    proto::licensing_service_client::LicensingServiceClient,
-    sandbox::{Ending, Fault, Operation, Sandbox},
-};
+use central_sandbox::{Ending, Fault, Operation, Sandbox};
+use license_gateway::proto::licensing_service_client::LicensingServiceClient;
 use tokio::time::sleep;
 
 use crate::support::{Gateway, Process, channel, customer, include, living, sandbox, unlimited};

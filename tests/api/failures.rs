@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use license_gateway::sandbox::{Answer, Dialect, Fault, Operation, RateHeaders, Reply, Sandbox, SuccessBody, TlsPem};
+use central_sandbox::{Answer, Dialect, Fault, Operation, RateHeaders, Reply, Sandbox, SuccessBody, TlsPem};
 use tonic::Code;
 
 use crate::support::{Gateway, PATIENCE, customer, include, sandbox};

@@ -5,10 +5,8 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use license_gateway::{
-    proto::licensing_service_client::LicensingServiceClient,
-    sandbox::{Fault, Operation, Sandbox},
-};
+use central_sandbox::{Fault, Operation, Sandbox};
+use license_gateway::proto::licensing_service_client::LicensingServiceClient;
 use tokio::time::{Instant, sleep};
 use tonic::transport::Channel;
 

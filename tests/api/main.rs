@@ -14,7 +14,6 @@ mod collector;
 mod collector_trouble;
 mod commands;
 mod custody;
-mod demo;
 mod departures;
 mod failures;
 #[cfg(feature = "rehearsal")]
@@ -30,7 +29,6 @@ mod redis_server;
 #[cfg(all(feature = "rehearsal", feature = "tests-with-redis"))]
 mod replicas;
 mod requests;
-mod sandbox;
 mod secrets;
 mod serving;
 #[cfg(feature = "tests-with-redis")]

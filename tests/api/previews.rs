@@ -4,13 +4,13 @@ mod listings;
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use central_sandbox::{Answer, Customer, Fault, Operation, Reply, Sandbox};
 use license_gateway::{
     config,
     proto::{
         CustomerList, PreviewUnassignLicensesRequest, PreviewWarning, PreviewWarningCode, ScopeKind,
         UnassignLicensesRequest, preview_unassign_licenses_request::Scope,
     },
-    sandbox::{Answer, Customer, Fault, Operation, Reply, Sandbox},
 };
 use tokio::task::JoinHandle;
 use tonic::Code;

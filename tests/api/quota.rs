@@ -10,10 +10,10 @@ use std::{
     time::Duration,
 };
 
+use central_sandbox::{Answer, Call, Fault, Operation, RateHeaders, Reply, Sandbox, Settings};
 use license_gateway::{
     config,
     proto::{UnassignLicensesRequest, licensing_service_client::LicensingServiceClient},
-    sandbox::{Answer, Call, Fault, Operation, RateHeaders, Reply, Sandbox, Settings},
 };
 use tokio::{task::JoinSet, time::Instant};
 use tonic::{Code, transport::Channel};

@@ -2,10 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use license_gateway::{
-    proto::ListServicesRequest,
-    sandbox::{Fault, Operation, Sandbox},
-};
+use central_sandbox::{Fault, Operation, Sandbox};
+use license_gateway::proto::ListServicesRequest;
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::support::{Failure, Gateway, customer, sandbox};

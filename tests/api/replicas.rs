@@ -10,10 +10,8 @@ mod planted;
 
 use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
-use license_gateway::{
-    proto::licensing_service_client::LicensingServiceClient,
-    sandbox::{Fault, Operation, Sandbox},
-};
+use central_sandbox::{Fault, Operation, Sandbox};
+use license_gateway::proto::licensing_service_client::LicensingServiceClient;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tempfile::TempDir;
 use tokio::{

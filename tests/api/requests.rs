@@ -1,9 +1,7 @@
 //! What goes to Central for which request, and what is refused before that.
 
-use license_gateway::{
-    proto::{ListServicesRequest, ScopeKind, UnassignLicensesRequest},
-    sandbox::{Fault, Operation},
-};
+use central_sandbox::{Fault, Operation};
+use license_gateway::proto::{ListServicesRequest, ScopeKind, UnassignLicensesRequest};
 use serde_json::json;
 use tonic::Code;
 use tonic_types::StatusExt as _;

@@ -3,10 +3,8 @@
 
 use std::fmt::Write as _;
 
-use license_gateway::{
-    proto::{ListServicesRequest, licensing_service_client::LicensingServiceClient},
-    sandbox::{Fault, Operation, Reply, Sandbox, TokenBody},
-};
+use central_sandbox::{Fault, Operation, Reply, Sandbox, TokenBody};
+use license_gateway::proto::{ListServicesRequest, licensing_service_client::LicensingServiceClient};
 use tonic::metadata::MetadataValue;
 
 use crate::{

@@ -2,11 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use license_gateway::{
-    proto::health::{
-        HealthCheckRequest, HealthListRequest, health_check_response::ServingStatus, health_client::HealthClient,
-    },
-    sandbox::{Fault, Operation},
+use central_sandbox::{Fault, Operation};
+use license_gateway::proto::health::{
+    HealthCheckRequest, HealthListRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 use tokio::{net::TcpStream, time::timeout};
 use tonic::Code;

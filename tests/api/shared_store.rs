@@ -2,10 +2,8 @@
 
 use std::{fs, sync::Arc, time::Duration};
 
-use license_gateway::{
-    config::{RedisStore, StoreKind},
-    sandbox::{Fault, Operation},
-};
+use central_sandbox::{Fault, Operation};
+use license_gateway::config::{RedisStore, StoreKind};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep},

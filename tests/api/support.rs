@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use central_sandbox::{Sandbox, Settings};
 use license_gateway::{
     config,
     proto::{
@@ -17,7 +18,6 @@ use license_gateway::{
         PreviewUnassignLicensesResponse, UnassignLicensesRequest, licensing_service_client::LicensingServiceClient,
         preview_unassign_licenses_request, unassign_licenses_request::Scope,
     },
-    sandbox::{Sandbox, Settings},
     server::Server,
     telemetry::Telemetry,
 };
@@ -168,6 +168,19 @@ impl Gateway {
 pub async fn channel(address: SocketAddr) -> Channel {
     let endpoint = Channel::from_shared(format!("http://{address}")).expect("an address is a URL");
     endpoint.connect().await.expect("a connection")
+}
+
+/// Runs one ignored test of this program in a process of its own: cargo runs all others in one. For what measures or
+/// changes something that a process has once: memory, limits, the environment.
+pub fn alone(test: &str) {
+    let program = std::env::current_exe().expect("this program has a file");
+    let ran = Command::new(program)
+        .args([test, "--exact", "--ignored", "--nocapture"])
+        .stdin(Stdio::null())
+        .output()
+        .expect("this program starts");
+    let said = format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    assert!(ran.status.success() && said.contains("1 passed"), "{test}: {}\n{said}", ran.status);
 }
 
 /// The configuration of a gateway in front of a sandbox. Its files are in `dir`.

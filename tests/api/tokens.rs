@@ -2,9 +2,9 @@
 
 use std::{fs, sync::Arc, time::Duration};
 
+use central_sandbox::{Fault, Operation, Reply, Sandbox};
 use license_gateway::{
     config::{AuditPlace, GrantPlacement},
-    sandbox::{Fault, Operation, Reply, Sandbox},
     server::{Error, Server},
     telemetry::Tracing,
     token::StartError,
@@ -187,7 +187,7 @@ async fn wrong_credentials_are_told_without_a_storm() {
 
 #[tokio::test]
 async fn the_grant_travels_in_the_form_or_in_the_query_as_set() {
-    use license_gateway::sandbox::Placement;
+    use central_sandbox::Placement;
 
     for (setting, expected) in [(GrantPlacement::Form, Placement::Form), (GrantPlacement::Query, Placement::Query)] {
         let sandbox = sandbox().await;

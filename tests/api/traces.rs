@@ -1,6 +1,6 @@
 //! One trace per request, from the caller's span to Central's answer.
 
-use license_gateway::sandbox::{Fault, Operation};
+use central_sandbox::{Fault, Operation};
 use tonic::metadata::MetadataValue;
 
 use crate::{

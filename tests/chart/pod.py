@@ -93,6 +93,9 @@ class Pod:
     def __init__(self, node, spec, name, data=None):
         self.node, self.spec, self.name = node, spec, name
         self.container = spec["containers"][0]
+        # Each image has its program.
+        trial = "license-gateway-sandbox" in self.container["image"]
+        self.binary = node.binary.with_name("license-gateway-demo") if trial else node.binary
         security = spec["securityContext"]
         self.uid, self.gid = security["runAsUser"], security.get("runAsGroup", 0)
         self.fs_group = security.get("fsGroup", self.gid)
@@ -110,8 +113,8 @@ class Pod:
 
     def _image(self):
         self.root.mkdir(parents=True)
-        shutil.copy(self.node.binary, self.root / "license-gateway")
-        linked = subprocess.run(["ldd", self.node.binary], capture_output=True, text=True).stdout
+        shutil.copy(self.binary, self.root / self.binary.name)
+        linked = subprocess.run(["ldd", self.binary], capture_output=True, text=True).stdout
         for word in linked.split():
             if word.startswith("/") and pathlib.Path(word).exists():
                 self._put(word, pathlib.Path(word).read_bytes(), 0o755)
@@ -236,7 +239,7 @@ class Pod:
         return [
             *(shutil.which("setpriv"), "--no-new-privs"),
             *(shutil.which("chroot"), f"--userspec={self.uid}:{self.gid}", f"--groups={self.fs_group}"),
-            *(str(self.root), "/license-gateway", *arguments),
+            *(str(self.root), f"/{self.binary.name}", *arguments),
         ]
 
     def start(self):

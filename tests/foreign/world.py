@@ -76,10 +76,10 @@ class Process:
 
 
 class Sandbox(Process):
-    """`license-gateway sandbox`, and its control surface below /__sandbox/."""
+    """The program `central-sandbox`, and its control surface below /__sandbox/."""
 
     def __init__(self, tools):
-        super().__init__([str(tools.binary), "sandbox", "--listen", "127.0.0.1:0"], clean_environment())
+        super().__init__([str(tools.binary.with_name("central-sandbox")), "--listen", "127.0.0.1:0"], clean_environment())
         self.base_url = self.first_line["base_url"].rstrip("/")
         self.address = urllib.parse.urlsplit(self.base_url).netloc
 

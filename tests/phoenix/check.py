@@ -1,4 +1,4 @@
-"""A real tracing backend, Phoenix, receives the traces of `license-gateway demo`. `make trace-demo` calls it.
+"""A real tracing backend, Phoenix, receives the traces of `license-gateway-demo`. `make trace-demo` calls it.
 
     check.py [--binary PATH] [--phoenix PATH] [--browser PROGRAM] [--picture FILE]
 
@@ -43,7 +43,7 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 def main():
     parser = argparse.ArgumentParser(description="The traces of the demo at a real tracing backend.")
-    parser.add_argument("--binary", type=pathlib.Path, default=ROOT / "target" / "debug" / "license-gateway")
+    parser.add_argument("--binary", type=pathlib.Path, default=ROOT / "target" / "debug" / "license-gateway-demo")
     parser.add_argument("--phoenix", type=pathlib.Path, default=pathlib.Path(sys.executable).parent / "phoenix")
     parser.add_argument("--browser", help="a headless Chromium, for --picture")
     parser.add_argument("--picture", type=pathlib.Path, help="where to put a screenshot of the trace")
@@ -231,7 +231,7 @@ class Relay:
 
 
 class Demo:
-    """`license-gateway demo`, which goes on serving after its story."""
+    """`license-gateway-demo demo`, which goes on serving after its story."""
 
     def __init__(self, binary, endpoint):
         self.said = []

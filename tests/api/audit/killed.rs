@@ -5,10 +5,8 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use license_gateway::{
-    proto::licensing_service_client::LicensingServiceClient,
-    sandbox::{Call, Fault, Operation, Sandbox},
-};
+use central_sandbox::{Call, Fault, Operation, Sandbox};
+use license_gateway::proto::licensing_service_client::LicensingServiceClient;
 use rand::RngExt as _;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};

@@ -2,7 +2,8 @@
 
 use std::{fs, net::SocketAddr};
 
-use license_gateway::{proto::licensing_service_client::LicensingServiceClient, sandbox::Sandbox};
+use central_sandbox::Sandbox;
+use license_gateway::proto::licensing_service_client::LicensingServiceClient;
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, SanType, date_time_ymd};
 use tonic::{Code, Request, transport::Channel};
 

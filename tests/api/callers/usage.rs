@@ -3,10 +3,8 @@
 
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
-use license_gateway::{
-    proto::{UnassignLicensesRequest, licensing_service_client::LicensingServiceClient},
-    sandbox::{Fault, Operation},
-};
+use central_sandbox::{Fault, Operation};
+use license_gateway::proto::{UnassignLicensesRequest, licensing_service_client::LicensingServiceClient};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep},

@@ -2,11 +2,8 @@
 
 use std::{fs, sync::Arc};
 
-use license_gateway::{
-    config,
-    proto::health::health_check_response::ServingStatus,
-    sandbox::{Operation, Sandbox},
-};
+use central_sandbox::{Operation, Sandbox};
+use license_gateway::{config, proto::health::health_check_response::ServingStatus};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::time::sleep;
@@ -136,7 +133,7 @@ async fn a_refused_client_never_logs_in_and_loses_nothing() {
 /// What heals a chain must not be spent twice either: the new chain's first answer is lost with the code.
 #[tokio::test]
 async fn a_login_whose_tokens_are_lost_is_not_repeated_at_once() {
-    use license_gateway::sandbox::Fault;
+    use central_sandbox::Fault;
 
     let (sandbox, state) = (sandbox().await, place());
     let gateway = start(&sandbox, &state, &sandbox.settings().password).await;

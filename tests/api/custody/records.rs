@@ -2,7 +2,8 @@
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
-use license_gateway::{proto::health::health_check_response::ServingStatus, sandbox::Sandbox};
+use central_sandbox::Sandbox;
+use license_gateway::proto::health::health_check_response::ServingStatus;
 use serde_json::{Value, json};
 use tokio::{net::TcpSocket, time::sleep};
 
@@ -177,7 +178,7 @@ async fn a_gateway_that_starts_before_central_is_not_ready_and_becomes_so_by_its
     let wait: u64 = failure.pushback.parse().unwrap();
     assert!(wait <= 60_000, "{wait}");
 
-    let central = Sandbox::start(license_gateway::sandbox::Settings { listen: address, ..unlimited() }).await.unwrap();
+    let central = Sandbox::start(central_sandbox::Settings { listen: address, ..unlimited() }).await.unwrap();
     // Nobody asks: health alone tells.
     shows(&gateway.channel, ServingStatus::Serving).await;
     gateway.unassign(&customer).await.unwrap();
@@ -190,10 +191,8 @@ async fn a_gateway_that_starts_before_central_is_not_ready_and_becomes_so_by_its
 /// presented once more and not more often.
 #[tokio::test]
 async fn a_seed_that_meets_an_overloaded_central_is_not_lost() {
-    use license_gateway::{
-        config::GrantPlacement,
-        sandbox::{Fault, Operation},
-    };
+    use central_sandbox::{Fault, Operation};
+    use license_gateway::config::GrantPlacement;
 
     let sandbox = sandbox().await;
     sandbox.fault(Fault::answer(503).on(Operation::Token).times(1));

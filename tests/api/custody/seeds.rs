@@ -2,10 +2,8 @@
 
 use std::{fs, sync::Arc, time::Duration};
 
-use license_gateway::{
-    config::GrantPlacement,
-    sandbox::{Fault, Operation, Sandbox},
-};
+use central_sandbox::{Fault, Operation, Sandbox};
+use license_gateway::config::GrantPlacement;
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 

@@ -10,10 +10,8 @@ use std::{
     time::Duration,
 };
 
-use license_gateway::{
-    config::Config,
-    sandbox::{Fault, Operation, Sandbox},
-};
+use central_sandbox::{Fault, Operation, Sandbox};
+use license_gateway::config::Config;
 use tempfile::TempDir;
 use tokio::{
     task::JoinHandle,

@@ -1,9 +1,9 @@
 //! Central's lists, as they should be and as they should not, and what looking at them may cost.
 
+use central_sandbox::{Answer, Call, Customer, Fault, Operation, Reply, Sandbox, Settings};
 use license_gateway::{
     config,
     proto::{PreviewUnassignLicensesResponse, PreviewWarningCode},
-    sandbox::{Answer, Call, Customer, Fault, Operation, Reply, Sandbox, Settings},
 };
 use serde_json::json;
 use tonic::Code;
@@ -132,8 +132,7 @@ async fn a_list_without_end_is_given_up_and_costs_what_was_promised() {
 fn with_devices(customer: &Customer, count: usize) -> Customer {
     let device = customer.devices[0].clone();
     let serial = |number| format!("{}-{number}", &customer.id[24..]);
-    let devices =
-        (0..count).map(|number| license_gateway::sandbox::Device { serial: serial(number), ..device.clone() });
+    let devices = (0..count).map(|number| central_sandbox::Device { serial: serial(number), ..device.clone() });
     Customer { devices: devices.collect(), ..customer.clone() }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use license_gateway::sandbox::{Call, Sandbox};
+use central_sandbox::{Call, Sandbox};
 use serde_json::Value;
 
 use crate::{custody::fingerprint, redis_server::RedisServer, support::living};

@@ -8,8 +8,8 @@
 
 use std::time::Duration;
 
+use central_sandbox::{Fault, Operation, Sandbox};
 use license_gateway::proto::ListServicesRequest;
-use license_gateway::sandbox::{Fault, Operation, Sandbox};
 use tokio::{task::JoinHandle, time::sleep};
 
 use super::{

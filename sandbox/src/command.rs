@@ -1,4 +1,4 @@
-//! `sandbox`: the stand-in for Central on its own, for whoever wants to try a gateway without an account.
+//! What the program `central-sandbox` does; the demo's program has it as `sandbox`.
 
 use std::{
     fs, io,
@@ -6,22 +6,19 @@ use std::{
     net::SocketAddr,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    process::ExitCode,
 };
 
 use clap::Args;
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 
-use super::{
-    Exit,
-    print::{self, GOOD},
-    signals::told_to_stop,
-};
-use crate::sandbox::{Sandbox, Settings};
+use super::{Sandbox, Settings};
 
 /// Plays Central on a local port: tokens that rotate, limits of calls, an account with customers.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
-pub(super) struct SandboxCommand {
+pub struct Command {
     /// Where to listen; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:8085", value_name = "ADDRESS")]
     listen: SocketAddr,
@@ -47,7 +44,7 @@ const AFTER_HELP: &str = "\
 Runs until Ctrl-C or SIGTERM. The first line of its output is a JSON object with `base_url`, unless a person reads it.
 
 Example, in two terminals:
-  license-gateway sandbox --write-credentials ./sandbox
+  central-sandbox --write-credentials ./sandbox
   LICENSE_GATEWAY__CENTRAL__BASE_URL=http://127.0.0.1:8085 \\
   LICENSE_GATEWAY__CENTRAL__ALLOW_PLAINTEXT=true \\
   LICENSE_GATEWAY__CREDENTIALS__CLIENT_ID=$(cat ./sandbox/client_id) \\
@@ -56,19 +53,22 @@ Example, in two terminals:
   LICENSE_GATEWAY__TOKEN_STORE__PATH=./sandbox/state \\
   license-gateway serve";
 
-impl SandboxCommand {
-    pub(super) async fn run(self) -> Exit {
+impl Command {
+    /// Plays Central until SIGTERM or Ctrl-C.
+    pub async fn run(self) -> ExitCode {
         match self.play().await {
-            Ok(()) => Exit::Clean,
+            Ok(()) => ExitCode::SUCCESS,
             Err(message) => {
-                print::error(&message);
-                Exit::Failure
+                let _ = writeln!(io::stderr(), "error: {message}");
+                ExitCode::FAILURE
             }
         }
     }
 
     async fn play(&self) -> Result<(), String> {
-        let stop = told_to_stop().map_err(|error| format!("cannot listen for signals: {error}"))?;
+        // From here on the signals no longer kill: what the last handle finds wrong is said.
+        let signal = |kind| signal(kind).map_err(|error| format!("cannot listen for signals: {error}"));
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let settings = Settings {
             listen: self.listen,
             per_second: Some(self.rate_per_second),
@@ -84,22 +84,27 @@ impl SandboxCommand {
         let sandbox =
             Sandbox::start(settings).await.map_err(|error| format!("cannot listen on {}: {error}", self.listen))?;
         self.announce(&sandbox.base_url(), &client_id);
-        stop.await;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
         Ok(())
     }
 
     fn announce(&self, base_url: &str, client_id: &str) {
-        if !io::stdout().is_terminal() {
-            return print::json(&json!({ "base_url": base_url, "client_id": client_id }));
-        }
-        let credentials = match &self.write_credentials {
-            Some(directory) => format!("{} (client_id, client_secret, refresh_token)", directory.display()),
-            None => "not written; --write-credentials DIR does".to_owned(),
+        let text = if io::stdout().is_terminal() {
+            let credentials = match &self.write_credentials {
+                Some(directory) => format!("{} (client_id, client_secret, refresh_token)", directory.display()),
+                None => "not written; --write-credentials DIR does".to_owned(),
+            };
+            format!(
+                "The sandbox plays Central. Ctrl-C ends it.\n\n  base_url     {base_url}\n  credentials  {credentials}"
+            )
+        } else {
+            json!({ "base_url": base_url, "client_id": client_id }).to_string()
         };
-        print::out(&format!(
-            "{GOOD}The sandbox plays Central.{GOOD:#} Ctrl-C ends it.\n\n{}",
-            print::list(&[("base_url", base_url.to_owned()), ("credentials", credentials)])
-        ));
+        // A reader that has gone is no reason to stop.
+        let _ = writeln!(io::stdout(), "{text}");
     }
 }
 

@@ -4,7 +4,7 @@ use std::process::Command;
 
 #[test]
 fn the_readme_shows_what_the_demo_prints() {
-    let output = Command::new(env!("CARGO_BIN_EXE_license-gateway"))
+    let output = Command::new(env!("CARGO_BIN_EXE_license-gateway-demo"))
         .args(["demo", "--once"])
         .env_clear()
         .output()

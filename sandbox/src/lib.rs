@@ -37,6 +37,7 @@ use tokio_rustls::{
 
 pub use self::{
     calls::{Call, Counters, Ending, Grant, Placement},
+    command::Command,
     control::Credentials,
     dialects::{Answer, Dialect, RateHeaders},
     faults::{Fault, Operation, Reply, Stage, TokenBody, Wait},
@@ -53,6 +54,7 @@ use self::{
 
 mod calls;
 mod clock;
+mod command;
 mod connection;
 mod control;
 mod dialects;

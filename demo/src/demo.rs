@@ -5,29 +5,25 @@ use std::{fmt::Write as _, fs, net::SocketAddr, path::Path, time::Duration};
 use clap::Args;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tonic::{
-    Request,
+    Request, Response,
     metadata::{Ascii, MetadataValue},
     transport::Channel,
 };
 use uuid::Uuid;
 
-use super::{
-    Exit,
-    client::chain,
-    failure::Failure,
-    preview::{self, Seen},
-    print::{self, HEAD},
-    signals::told_to_stop,
-    unassign::Done,
-};
-use crate::{
+use central_sandbox::{Call, Customer, Ending, Operation, Sandbox, Settings};
+use license_gateway::{
+    cli::{
+        Exit, answer_text, chain, preview_text,
+        print::{self, HEAD},
+        told_to_stop,
+    },
     config,
-    license::Outcome,
     proto::{
-        CustomerList, UnassignLicensesRequest, licensing_service_client::LicensingServiceClient,
+        CustomerList, PreviewUnassignLicensesRequest, UnassignLicensesRequest,
+        licensing_service_client::LicensingServiceClient, preview_unassign_licenses_request as previewed,
         unassign_licenses_request::Scope,
     },
-    sandbox::{Call, Customer, Ending, Operation, Sandbox, Settings},
     server::Server,
     telemetry::{Recorder, Telemetry},
 };
@@ -35,7 +31,7 @@ use crate::{
 /// Shows one call from end to end, on this machine alone.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
-pub(super) struct Demo {
+pub(crate) struct Demo {
     /// Exit after the story instead of serving until Ctrl-C
     #[arg(long)]
     once: bool,
@@ -55,7 +51,7 @@ const SERVICE: &str = "advanced_ap";
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
 impl Demo {
-    pub(super) async fn run(self) -> Exit {
+    pub(crate) async fn run(self) -> Exit {
         match self.tell().await {
             Ok(()) => Exit::Clean,
             Err(message) => {
@@ -115,7 +111,7 @@ impl Stage {
         print::out(&format!(
             "{HEAD}1. The stage{HEAD:#}\n\n{}",
             print::list(&[
-                ("Central", format!("{} (a stand-in: `license-gateway sandbox`)", sandbox.base_url())),
+                ("Central", format!("{} (a stand-in: `central-sandbox`)", sandbox.base_url())),
                 ("gateway", format!("{address} (gRPC)")),
             ])
         ));
@@ -186,10 +182,7 @@ async fn tell_the_call(stage: &Stage) -> Result<(), String> {
         customer.name,
         comparison(&before, &devices(&stage.sandbox, &customer))
     ));
-    let text = match answer {
-        Ok(response) => Done::of(response.into_inner()).text(),
-        Err(status) => Failure::of_status(&status, Outcome::Unknown).text(),
-    };
+    let text = answer_text(answer.map(Response::into_inner));
     print::out(&format!("\n{HEAD}6. The answer{HEAD:#}\n\n{text}"));
     print::out(&format!(
         "\n{HEAD}7. The trace{HEAD:#}, below the caller's span\n\n{}",
@@ -200,21 +193,23 @@ async fn tell_the_call(stage: &Stage) -> Result<(), String> {
 
 /// Looks whom the request would hit; the etag that binds it to them.
 async fn tell_the_preview(stage: &Stage, customer: &Customer) -> Result<String, String> {
-    let look = preview::request(only(&customer.id), vec![SERVICE.to_owned()], 1);
+    let look = PreviewUnassignLicensesRequest {
+        scope: Some(previewed::Scope::IncludeCustomers(only(&customer.id))),
+        services: vec![SERVICE.to_owned()],
+        max_device_calls: 1,
+    };
     let answer = stage.client.clone().preview_unassign_licenses(look).await;
-    let seen = answer.map_err(|status| Failure::of_status(&status, Outcome::NotApplied).text())?.into_inner();
+    let seen = answer.map_err(|status| chain(&status))?.into_inner();
     let etag = seen.etag.clone();
-    print::out(&format!("\n{HEAD}2. A look first{HEAD:#}: PreviewUnassignLicenses\n\n{}", Seen::of(seen).text()));
+    print::out(&format!("\n{HEAD}2. A look first{HEAD:#}: PreviewUnassignLicenses\n\n{}", preview_text(seen)));
     Ok(etag)
 }
 
 async fn tell_a_failure(stage: &Stage) -> Result<(), String> {
     let unknown = "00000000000000000000000000000000";
     let request = request(unknown, &Uuid::new_v4().simple().to_string(), String::new())?;
-    let text = match stage.client.clone().unassign_licenses(request).await {
-        Ok(response) => Done::of(response.into_inner()).text(),
-        Err(status) => Failure::of_status(&status, Outcome::Unknown).text(),
-    };
+    let answer = stage.client.clone().unassign_licenses(request).await;
+    let text = answer_text(answer.map(Response::into_inner));
     print::out(&format!(
         "\n{HEAD}8. A failure{HEAD:#}: the same for customer {unknown}, whom Central does not know\n\n{text}"
     ));
@@ -226,7 +221,7 @@ const CALLERS_SPAN: &str = "00f067aa0ba902b7";
 
 fn request(customer: &str, trace_id: &str, etag: String) -> Result<Request<UnassignLicensesRequest>, String> {
     let mut request = Request::new(UnassignLicensesRequest {
-        scope: Some(only(customer)),
+        scope: Some(Scope::IncludeCustomers(only(customer))),
         services: vec![SERVICE.to_owned()],
         reason: REASON.to_owned(),
         etag,
@@ -238,8 +233,8 @@ fn request(customer: &str, trace_id: &str, etag: String) -> Result<Request<Unass
     Ok(request)
 }
 
-fn only(customer: &str) -> Scope {
-    Scope::IncludeCustomers(CustomerList { customer_ids: vec![customer.to_owned()] })
+fn only(customer: &str) -> CustomerList {
+    CustomerList { customer_ids: vec![customer.to_owned()] }
 }
 
 /// The calls as lines, with what the licensing call asked for.

@@ -1,6 +1,6 @@
 //! What the stand-in is told to be: the account's content and every point on which Central's behaviour is unknown.
 //!
-//! One type for the Rust API and for the JSON of the control surface. Marks as in [`sandbox`](super).
+//! One type for the Rust API and for the JSON of the control surface. Marks as in [the crate](crate).
 
 use std::net::SocketAddr;
 

@@ -1,12 +1,13 @@
 //! The stand-in for Central keeps its word: whoever tests against it relies on what is shown here.
+#![allow(clippy::unwrap_used)] // a test that unwraps is a test that fails with a place
 
 use std::time::Duration;
 
-use jiff::Timestamp;
-use license_gateway::sandbox::{
+use central_sandbox::{
     Answer, Dialect, Ending, Fault, GrantPlacement, Operation, Placement, RateHeaders, RefreshRace, Reply, Role,
     Sandbox, Settings, SuccessBody, TlsPem, TokenBody, UnknownCustomer, Unscoped,
 };
+use jiff::Timestamp;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
