@@ -5,11 +5,11 @@
 //! stores its successor, so that a caller who leaves neither stops an exchange nor starts a second one.
 
 pub(crate) mod admin;
+mod failpoints;
 mod journal;
 mod keeper;
 mod oauth;
 mod refresh;
-pub(crate) mod rehearsal;
 mod secret;
 mod seed;
 mod store;

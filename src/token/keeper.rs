@@ -30,10 +30,10 @@ use uuid::Uuid;
 
 use super::{
     AccessToken, Condition, Error,
+    failpoints::{hurried, wall_clock},
     journal::Journal,
     oauth::TokenEndpoint,
     refresh::{self, Memory, Wanted},
-    rehearsal::{Bug, hurried, plants, wall_clock},
     seed, serves,
     store::{self, TokenStore},
 };
@@ -210,13 +210,7 @@ impl Keeper {
             self.take_asks(waiting);
             if self.is_due(waiting) {
                 let (wanted, origins) = self.wanted(waiting);
-                let attempt = self.attempt(wanted, &origins);
-                let attempted = if plants(Bug::CallersExchange) && !waiting.is_empty() {
-                    until_all_have_left(waiting, Box::pin(attempt)).await
-                } else {
-                    attempt.await
-                };
-                match attempted {
+                match self.attempt(wanted, &origins).await {
                     Ok(()) => {
                         self.failure = None;
                         self.failures = 0;
@@ -351,22 +345,6 @@ async fn unless_it_panics<T>(work: impl Future<Output = T>) -> Result<T, Box<dyn
         Err(panic) => Poll::Ready(Err(panic)),
     })
     .await
-}
-
-/// What must not happen to an attempt: see [`Bug::CallersExchange`].
-async fn until_all_have_left(
-    waiting: &mut [Ask],
-    attempt: impl Future<Output = Result<(), Trouble>>,
-) -> Result<(), Trouble> {
-    let all_have_left = async {
-        for ask in waiting {
-            ask.answer.closed().await;
-        }
-    };
-    tokio::select! {
-        attempted = attempt => attempted,
-        () = all_have_left => Ok(()),
-    }
 }
 
 /// Waits until somebody else has written to the store, where the store tells.

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use url::form_urlencoded;
 
-use super::{rehearsal::hurried, secret::Secret};
+use super::{failpoints::hurried, secret::Secret};
 use crate::{
     config::{self, GrantPlacement},
     exchange::{self, Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},

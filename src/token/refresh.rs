@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
-    rehearsal::hurried,
+    failpoints::hurried,
     store::{Intent, Record},
 };
 

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::{
-    rehearsal::wall_clock,
+    failpoints::wall_clock,
     secret::{Fingerprint, Secret},
     store::{Error, Loaded, Record, SCHEMA, Swap, TokenStore},
 };

@@ -28,10 +28,7 @@ use self::kubernetes::KubernetesStore;
 use self::redis::RedisStore;
 pub(crate) use self::usage::{Kept, Put, UsageStore};
 pub(super) use self::{envelope::Envelope, file::FileStore};
-use super::{
-    rehearsal::{Bug, plants},
-    secret::{Fingerprint, Secret},
-};
+use super::secret::{Fingerprint, Secret};
 use crate::config;
 
 /// The only schema so far. A record of a newer one is refused, never overwritten.
@@ -236,7 +233,6 @@ impl TokenStore {
     /// Replaces the record if it is still the one of `version`: durable before it returns. An error leaves open
     /// whether the record was stored; load it and look.
     pub(super) async fn cas(&self, version: Version, record: Record) -> Result<Swap, Error> {
-        let version = if plants(Bug::PlainWrite) { self.load().await?.version } else { version };
         match self {
             Self::File(store) => store.cas(version, record).await,
             #[cfg(feature = "redis-store")]

@@ -4,7 +4,7 @@
 //! once more only if the first answer was unclear; a dead one never again; a living one is never forgotten.
 
 mod answers;
-#[cfg(feature = "rehearsal")]
+#[cfg(feature = "failpoints")]
 mod interrupted;
 mod login;
 mod records;

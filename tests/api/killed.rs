@@ -81,8 +81,8 @@ async fn kill_at(moment: Moment, chain: Chain) {
     let moment_file = dir.path().join("moment");
     // Seeds are looked for every 200 ms instead of every 2 s: otherwise waiting for them is all this does.
     let more = [
-        ("LICENSE_GATEWAY_REHEARSAL_MOMENT_FILE", moment_file.to_str().unwrap()),
-        ("LICENSE_GATEWAY_REHEARSAL_HURRY", "10"),
+        ("LICENSE_GATEWAY_FAILPOINTS_MOMENT_FILE", moment_file.to_str().unwrap()),
+        ("LICENSE_GATEWAY_FAILPOINTS_HURRY", "10"),
     ];
     let mut lost = 0;
     for _ in 0..kills {
@@ -115,7 +115,7 @@ async fn kill_at(moment: Moment, chain: Chain) {
             async move { client.unassign_licenses(request).await }
         });
         match moment {
-            Moment::Refresh(_) | Moment::Seed(_) => process.said("stopped for the rehearsal").await,
+            Moment::Refresh(_) | Moment::Seed(_) => process.said("stopped at a failpoint").await,
             Moment::BeforeCommit | Moment::AfterCommit => sandbox.wait_for_held("exchange", 1).await,
         }
         process.kill().await;
@@ -144,7 +144,7 @@ async fn a_pair_is_not_used_before_it_is_stored() {
     let sandbox = Sandbox::start(unlimited().with_generated_customers(1)).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let moment_file = dir.path().join("moment");
-    let more = [("LICENSE_GATEWAY_REHEARSAL_MOMENT_FILE", moment_file.to_str().unwrap())];
+    let more = [("LICENSE_GATEWAY_FAILPOINTS_MOMENT_FILE", moment_file.to_str().unwrap())];
     let mut process = Process::serve(&sandbox, dir.path(), &more).await;
     let client = LicensingServiceClient::new(channel(process.address).await);
     recover(&client, &sandbox, dir.path()).await;
@@ -160,7 +160,7 @@ async fn a_pair_is_not_used_before_it_is_stored() {
         let (mut client, request) = (client.clone(), request());
         async move { client.unassign_licenses(request).await }
     });
-    process.said("stopped for the rehearsal").await;
+    process.said("stopped at a failpoint").await;
     sandbox.clear_calls();
     // Somebody new, who would be given whatever is published.
     let status = client.clone().unassign_licenses(request()).await.unwrap_err();

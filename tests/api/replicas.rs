@@ -3,10 +3,10 @@
 //! 200 rounds, in four groups of five that share nothing and run at once; `LICENSE_GATEWAY_TEST_ROUNDS` makes it as many
 //! as one likes (`make torture`: 2,000), `LICENSE_GATEWAY_TEST_SEED` repeats the choices of a run. The bounds of the
 //! custody are 20 times shorter than in production: another process's intent is left alone for 3 s instead of a minute.
-//! What must hold is written down in [`ledger`]; [`planted`] shows that it would be noticed if it did not.
+//! What must hold is written down in [`ledger`]; [`schedules`] shows that it would be noticed if it did not.
 
 mod ledger;
-mod planted;
+mod schedules;
 
 use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
@@ -66,16 +66,15 @@ impl Replica {
         Self { dir: tempfile::tempdir().unwrap(), number, process: None }
     }
 
-    async fn start(&mut self, sandbox: &Sandbox, redis: &str, bug: Option<&str>) {
+    async fn start(&mut self, sandbox: &Sandbox, redis: &str) {
         let ahead = (self.number * 3_600).to_string();
         let moment_file = self.moment_file();
         let more = [
             ("LICENSE_GATEWAY__TOKEN_STORE__KIND", "redis"),
             ("LICENSE_GATEWAY__TOKEN_STORE__URL", redis),
-            ("LICENSE_GATEWAY_REHEARSAL_HURRY", "20"),
-            ("LICENSE_GATEWAY_REHEARSAL_CLOCK_AHEAD_SECONDS", &ahead),
-            ("LICENSE_GATEWAY_REHEARSAL_MOMENT_FILE", moment_file.to_str().unwrap()),
-            ("LICENSE_GATEWAY_REHEARSAL_BUG", bug.unwrap_or_default()),
+            ("LICENSE_GATEWAY_FAILPOINTS_HURRY", "20"),
+            ("LICENSE_GATEWAY_FAILPOINTS_CLOCK_AHEAD_SECONDS", &ahead),
+            ("LICENSE_GATEWAY_FAILPOINTS_MOMENT_FILE", moment_file.to_str().unwrap()),
         ];
         self.process = Some(Process::serve(sandbox, self.dir.path(), &more).await);
     }
@@ -125,7 +124,7 @@ async fn five_replicas(rounds: usize, seed: u64) -> Result<Account, Vec<Violatio
     sandbox.fault(Fault::none().answering_late(Duration::from_millis(30)).on(Operation::Token).always());
     let mut replicas: Vec<_> = (0..REPLICAS).map(Replica::new).collect();
     for replica in &mut replicas {
-        replica.start(&sandbox, &redis.url(), None).await;
+        replica.start(&sandbox, &redis.url()).await;
     }
     for replica in &replicas {
         served(replica, &sandbox, &redis, false).await?;
@@ -172,7 +171,7 @@ async fn five_replicas(rounds: usize, seed: u64) -> Result<Account, Vec<Violatio
         match blow {
             Blow::None => {}
             Blow::Paused | Blow::PausedForLong => replicas[victim].process.as_ref().expect("it runs").resume(),
-            Blow::Killed => replicas[victim].start(&sandbox, &redis.url(), None).await,
+            Blow::Killed => replicas[victim].start(&sandbox, &redis.url()).await,
         }
 
         // In the end all are served, by one and the same pair. Only a kill between Central's commit and the store can

@@ -8,8 +8,8 @@ use tracing::{info, warn};
 
 use super::{Keeper, Trouble};
 use crate::token::{
+    failpoints::failpoint,
     refresh,
-    rehearsal::moment,
     secret::Secret,
     seed,
     store::{Loaded, Record},
@@ -41,13 +41,13 @@ impl Keeper {
                 return None;
             }
         };
-        moment("about to adopt a seed");
+        failpoint("about to adopt a seed");
         match seed::adopt(&self.store, &seed, self.memory.newest.as_ref()).await {
             Ok(seed::Adoption::AlreadyKnown) => {}
             Ok(seed::Adoption::Adopted(seeded)) => {
                 info!(generation = seeded.generation, seed = %seed.fingerprint(), "a new refresh token was adopted");
                 self.begin_anew(seeded);
-                moment("adopted a seed");
+                failpoint("adopted a seed");
             }
             Err(error) => {
                 if self.failure.is_none() {

@@ -15,9 +15,9 @@ use crate::{
     telemetry::Origin,
     token::{
         AccessToken, Error,
+        failpoints::{failpoint, hurried, wall_clock},
         oauth::Exchanged,
         refresh::{self, Login, SEND_WINDOW, Step, Wanted},
-        rehearsal::{Bug, hurried, moment, plants, wall_clock},
         serves,
         store::{self, Loaded, Record, SCHEMA, Swap, Version},
     },
@@ -64,14 +64,11 @@ impl Keeper {
                     }
                     sleep(WAIT_EVERY).await;
                 }
-                Step::Claim(mut claimed) => {
-                    if plants(Bug::NoIntent) {
-                        claimed.intent = None;
-                    }
-                    moment("about to claim");
+                Step::Claim(claimed) => {
+                    failpoint("about to claim");
                     let claiming = Instant::now();
                     let Some(version) = self.swap(version, claimed.clone()).await? else { continue };
-                    moment("claimed");
+                    failpoint("claimed");
                     // Counted from before the claim: whoever is paused at any moment of it must not send.
                     if !self.memory.is_exclusive && claiming.elapsed() > hurried(SEND_WINDOW) {
                         self.forget_intent(claimed, version).await;
@@ -92,9 +89,9 @@ impl Keeper {
         origins: &[Origin],
     ) -> Result<(), Trouble> {
         let was_refused = self.refused.is_some_and(|refused| wanted == Wanted::NewerThan(refused));
-        moment("about to present");
+        failpoint("about to present");
         let exchanged = self.endpoint.refresh(&claimed.refresh_token, origins).await;
-        moment("answered");
+        failpoint("answered");
         match exchanged {
             Exchanged::Pair(pair) => {
                 let record = Record {
@@ -223,21 +220,18 @@ impl Keeper {
     /// A new pair: stored, then used. If the store does not take it, it is used all the same: it is the only one that
     /// lives, and callers wait.
     async fn keep(&mut self, record: Record, lifetime: Duration, replaced_a_refused_one: bool) {
-        if plants(Bug::CompareOnIntent) && !self.holds_our_intent().await {
-            return;
-        }
         let received = Instant::now();
         self.memory.newest = Some(record.clone());
         self.is_saved = false;
         if timeout(SAVE_PATIENCE, self.save()).await.is_err() {
             warn!(generation = record.generation, "the token store is slow; the new pair is used before it is stored");
         }
-        moment("kept");
+        failpoint("kept");
         if !self.is_saved {
             self.write_journal(&record);
         }
         self.publish(&record, lifetime.saturating_sub(received.elapsed()), replaced_a_refused_one);
-        moment("published");
+        failpoint("published");
     }
 
     pub(super) fn write_journal(&self, record: &Record) {
@@ -307,12 +301,6 @@ impl Keeper {
             replaced_a_refused_one,
             accepted: AtomicBool::new(false),
         })));
-    }
-
-    /// Whether the record says that we are at it. Nothing may depend on that once there is a new pair.
-    async fn holds_our_intent(&self) -> bool {
-        let stored = self.store.load().await.ok().and_then(|loaded| loaded.record?.intent);
-        stored.is_some_and(|intent| intent.owner == self.memory.owner)
     }
 
     async fn load(&self) -> Result<Loaded, Trouble> {

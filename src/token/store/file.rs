@@ -24,7 +24,7 @@ use tracing::warn;
 use self::crashes::disk as fs; // `std::fs`, or a simulated disk where a test asks for one
 use self::fs::{File, OpenOptions, TryLockError};
 use super::{Error, Loaded, Record, Swap, Version, envelope::Envelope};
-use crate::token::rehearsal::{Purpose, storing};
+use crate::token::failpoints::failpoint;
 
 /// More than any record takes: tokens of 4 KiB and a hundred seeds fit.
 const RESERVED_BYTES: usize = 32 * 1024;
@@ -147,15 +147,15 @@ impl Directory {
             return Ok(Swap::Conflict);
         }
         let serial = version.0.parse().unwrap_or(0_u64) + 1;
-        let purpose = if record.intent.is_some() { Purpose::Claim } else { Purpose::Save };
-        storing(purpose, "about to keep the previous record");
+        let purpose = if record.intent.is_some() { "claim" } else { "save" };
+        failpoint(format_args!("{purpose}: about to keep the previous record"));
         // For people only: not worth failing for, when the new record may be the only living pair.
         if let Err(error) = self.keep_previous() {
             warn!(error = &error as &(dyn std::error::Error + 'static), "the previous token record is not kept");
         }
-        storing(purpose, "about to reserve space");
+        failpoint(format_args!("{purpose}: about to reserve space"));
         self.reserve()?;
-        storing(purpose, "about to write");
+        failpoint(format_args!("{purpose}: about to write"));
         self.write_reserved(&Envelope::seal(serial, record).to_bytes(), purpose)?;
         if record.intent.is_some() {
             self.reserve()?; // a token is about to be spent: its successor must find room
@@ -200,20 +200,20 @@ impl Directory {
     }
 
     /// Writes into the reserved blocks, then gives the file its place.
-    fn write_reserved(&self, bytes: &[u8], purpose: Purpose) -> Result<(), Error> {
+    fn write_reserved(&self, bytes: &[u8], purpose: &str) -> Result<(), Error> {
         let (from, to) = (self.reserve_path(), self.record_path());
         let write = || -> io::Result<()> {
             let mut file = OpenOptions::new().write(true).open(&from)?;
             file.rewind()?;
             file.write_all(bytes)?;
             file.set_len(bytes.len() as u64)?;
-            storing(purpose, "written");
+            failpoint(format_args!("{purpose}: written"));
             file.sync_all()?;
-            storing(purpose, "synced");
+            failpoint(format_args!("{purpose}: synced"));
             fs::rename(&from, &to)?;
-            storing(purpose, "renamed");
+            failpoint(format_args!("{purpose}: renamed"));
             File::open(&self.path)?.sync_all()?;
-            storing(purpose, "durable");
+            failpoint(format_args!("{purpose}: durable"));
             Ok(())
         };
         write().map_err(|source| Error::Io { action: "write", path: to.clone(), source })

@@ -14,7 +14,7 @@ use super::{
     fs::{self, File, OpenOptions},
 };
 use crate::token::{
-    rehearsal::wall_clock,
+    failpoints::wall_clock,
     store::{
         Error,
         usage::{Kept, Put},

@@ -8,7 +8,7 @@ use kube::core::params::GetParams;
 
 use super::{Fault, KubernetesStore, json, written_by_us};
 use crate::token::{
-    rehearsal::wall_clock,
+    failpoints::wall_clock,
     store::{
         Error,
         usage::{Kept, Put},
