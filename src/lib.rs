@@ -14,13 +14,14 @@
 //! 7. [`service::status`] turns what happened into the one status that the caller sees.
 //!
 //! Imports follow that path and never turn back. [`proto`], [`license`], [`audit`], [`exchange`], [`quota`],
-//! [`telemetry`] and [`config`] are leaves. `sandbox` stands outside: it plays Central for tests, demos and other teams.
+//! [`telemetry`], [`config`] and `durable` are leaves. `sandbox` stands outside: it plays Central for tests, demos and other teams.
 
 pub mod audit;
 pub mod callers;
 pub mod central;
 pub mod cli;
 pub mod config;
+mod durable;
 pub mod exchange;
 pub mod license;
 pub mod quota;

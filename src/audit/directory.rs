@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::{
     fs::{self, TryLockError},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -23,6 +23,7 @@ use super::{
     files::{self, Standing},
     record::{Ended, Event, Opened, Torn},
 };
+use crate::durable;
 
 /// A trail that is being written.
 #[derive(Debug)]
@@ -50,7 +51,7 @@ impl Directory {
             let path = path.to_owned();
             move |source| OpenError::Io { action, path, source }
         };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create", path))?;
+        durable::create_directory(path).map_err(io("create", path))?;
         let lock_path = path.join("lock");
         let lock = private().truncate(false).create(true).open(&lock_path).map_err(io("open", &lock_path))?;
         match lock.try_lock() {
@@ -66,7 +67,6 @@ impl Directory {
         let file_path = path.join(files::name(number));
         let begun = begin(path, &file_path, &mut chain, opened(&open, torn), now);
         let (file, good_bytes) = begun.map_err(io("begin", &file_path))?;
-        sync_upwards(path);
         open.0 = cut_short.iter().copied().collect();
         let path = path.to_owned();
         let mut directory = Self {
@@ -178,14 +178,4 @@ fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.write(true).mode(0o600);
     options
-}
-
-/// The directory's own name must outlast a crash too. Where we may not look, or what cannot be synced, we have not made.
-fn sync_upwards(path: &Path) {
-    for above in path.ancestors().skip(1) {
-        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
-        if File::open(above).and_then(|above| above.sync_all()).is_err() {
-            break;
-        }
-    }
 }

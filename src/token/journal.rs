@@ -2,14 +2,14 @@
 
 use std::{
     fs, io,
-    io::Write as _,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
 use tracing::warn;
 
 use super::store::{Envelope, Record};
+use crate::durable;
 
 /// Makes the journal's directory where it is missing (mode 0700): once, when the process starts. A store that others
 /// share needs it for nothing else, so the gateway goes on without it and says so.
@@ -60,11 +60,8 @@ impl Journal {
             fs::rename(&self.path, &free)?;
         }
         let temporary = self.path.with_extension("tmp");
-        let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
-        file.write_all(&Envelope::seal(0, record).to_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, &self.path)?;
-        fs::File::open(directory)?.sync_all()
+        durable::write_new(&temporary, &Envelope::seal(0, record).to_bytes())?;
+        durable::rename(&temporary, &self.path)
     }
 
     /// The pair is in the store, or a newer one is.

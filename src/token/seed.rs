@@ -2,9 +2,7 @@
 //! gateway that holds the store.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -18,6 +16,7 @@ use super::{
     secret::{Fingerprint, Secret},
     store::{Error, Loaded, Record, SCHEMA, Swap, TokenStore},
 };
+use crate::durable;
 
 /// Reads the refresh token in a file: the bare token, or the JSON that Central's "Download Token" button gives.
 /// None: there is no such file, or it is empty.
@@ -146,15 +145,8 @@ impl Inbox {
 /// Puts a seed into the inbox, whole or not at all.
 pub(super) fn hand_over(directory: &Path, seed: &Secret) -> io::Result<()> {
     let written = directory.join("seed.next");
-    match fs::remove_file(&written) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&written)?;
-    file.write_all(seed.expose().as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&written, inbox(directory))?;
-    File::open(directory)?.sync_all()
+    durable::write_new(&written, seed.expose().as_bytes())?;
+    durable::rename(&written, &inbox(directory))
 }
 
 /// As [`read`], of a text.
@@ -182,7 +174,7 @@ pub(super) fn parse(text: &str) -> Result<Option<Secret>, &'static str> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{fs, os::unix::fs::PermissionsExt as _};
 
     use super::*;
     use crate::token::store::FileStore;

@@ -1,10 +1,10 @@
 //! How a record is written down: its own JSON, guarded by a checksum.
 
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{Record, SCHEMA};
-use crate::token::secret::hex;
 
 /// What is written.
 #[derive(Serialize, Deserialize)]
@@ -56,5 +56,5 @@ impl Envelope {
 }
 
 fn checksum(serial: u64, record: &str) -> String {
-    hex(&Sha256::digest(format!("{serial} {record}").as_bytes()))
+    HEXLOWER.encode(&Sha256::digest(format!("{serial} {record}").as_bytes()))
 }

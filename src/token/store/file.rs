@@ -10,21 +10,24 @@ mod crashes;
 mod usage;
 
 #[cfg(not(test))]
-use std::{fs, os::unix::fs::MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::{
     io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use tracing::warn;
 
-#[cfg(test)]
-use self::crashes::disk as fs; // `std::fs`, or a simulated disk where a test asks for one
-use self::fs::{File, OpenOptions, TryLockError};
 use super::{Error, Loaded, Record, Swap, Version, envelope::Envelope};
-use crate::token::failpoints::failpoint;
+use crate::{
+    durable::{
+        self,
+        fs::{self, File, OpenOptions, TryLockError},
+    },
+    token::failpoints::failpoint,
+};
 
 /// More than any record takes: tokens of 4 KiB and a hundred seeds fit.
 const RESERVED_BYTES: usize = 32 * 1024;
@@ -47,7 +50,7 @@ impl FileStore {
             let path = path.to_owned();
             move |source| Error::Io { action, path, source }
         };
-        create_dir(path).map_err(io("create", path))?;
+        durable::create_directory(path).map_err(io("create", path))?;
         let lock_path = path.join("lock");
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
         let lock = lock.map_err(io("open", &lock_path))?;
@@ -107,20 +110,6 @@ impl FileStore {
             }),
         }
     }
-}
-
-/// Makes a directory that outlasts a crash: its name stands in the one above it, and so on upwards.
-fn create_dir(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    // Synced even if all of them were there: whoever made them may have been killed before this.
-    for above in path.ancestors().skip(1) {
-        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
-        // Where we may not look, or what is read-only and cannot be synced, we have made nothing.
-        if File::open(above).and_then(|above| above.sync_all()).is_err() {
-            break;
-        }
-    }
-    Ok(())
 }
 
 impl Directory {
@@ -185,16 +174,12 @@ impl Directory {
         let path = self.reserve_path();
         let reserve = || -> io::Result<()> {
             match File::open(&path).and_then(|file| file.metadata()) {
-                Ok(found) if found.len() == RESERVED_BYTES as u64 => return Ok(()),
-                // Not emptied: if a crash kept only half of a rename, it is the record, by its other name.
-                Ok(_) => fs::remove_file(&path)?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+                Ok(found) if found.len() == RESERVED_BYTES as u64 => Ok(()),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                // A file of another length is removed, not emptied: if a crash kept only half of a rename, it is the
+                // record, by its other name. The space is written, not just extended: a hole reserves nothing.
+                _ => durable::write_new(&path, &vec![b' '; RESERVED_BYTES]),
             }
-            let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path)?;
-            // Written, not just extended: a hole is no room.
-            file.write_all(&vec![b' '; RESERVED_BYTES])?;
-            file.sync_all()
         };
         reserve().map_err(|source| Error::Io { action: "reserve space in", path: path.clone(), source })
     }
@@ -212,7 +197,7 @@ impl Directory {
             failpoint(format_args!("{purpose}: synced"));
             fs::rename(&from, &to)?;
             failpoint(format_args!("{purpose}: renamed"));
-            File::open(&self.path)?.sync_all()?;
+            durable::sync_directory(&self.path)?;
             failpoint(format_args!("{purpose}: durable"));
             Ok(())
         };

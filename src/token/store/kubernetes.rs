@@ -16,6 +16,7 @@ mod usage;
 
 use std::{collections::BTreeMap, error::Error as StdError, fmt, path::PathBuf, pin::pin, time::Duration};
 
+use data_encoding::HEXLOWER;
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
     Client, Config,
@@ -38,10 +39,7 @@ use tracing::{Dispatch, instrument::WithSubscriber as _, warn};
 use uuid::Uuid;
 
 use super::{Error, Loaded, Record, SCHEMA, Swap, Version};
-use crate::{
-    config,
-    token::{refresh, secret::hex},
-};
+use crate::{config, token::refresh};
 
 /// The key in the Secret's data that holds the record.
 const RECORD_KEY: &str = "token.json";
@@ -520,5 +518,5 @@ fn read_envelope(bytes: &[u8]) -> Result<Kept, String> {
 }
 
 fn checksum(write: Uuid, replaces: Option<Uuid>, record: &str) -> String {
-    hex(&Sha256::digest(format!("{write} {} {record}", replaces.unwrap_or_default()).as_bytes()))
+    HEXLOWER.encode(&Sha256::digest(format!("{write} {} {record}", replaces.unwrap_or_default()).as_bytes()))
 }

@@ -8,7 +8,6 @@
 //! A run is repeated by its seed, which a failure names. `cargo test --lib crashes -- --ignored --nocapture`
 //! runs many more.
 
-pub(super) mod disk;
 mod strict;
 mod turmoil_disk;
 mod usage;
@@ -18,15 +17,14 @@ use std::{io::Write as _, ops::Range, path::Path};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use uuid::Uuid;
 
-use self::{
-    disk::{Disk, Machine, Planted},
-    strict::StrictDisk,
-    turmoil_disk::TurmoilDisk,
-};
+use self::{strict::StrictDisk, turmoil_disk::TurmoilDisk};
 use super::{Directory, Envelope, Error, FileStore, PoisonError, Record, Swap, Version};
-use crate::token::{
-    secret::Secret,
-    store::{Intent, conformance},
+use crate::{
+    durable::disk::{self, Disk, Machine, Planted},
+    token::{
+        secret::Secret,
+        store::{Intent, conformance},
+    },
 };
 
 const PLACE: &str = "/var/lib/license-gateway/tokens";

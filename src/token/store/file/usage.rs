@@ -4,20 +4,19 @@
 //! one. No space is reserved: when there is none, nobody is let in, and nothing is lost.
 
 use std::{
-    io::{self, Read as _, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    io::{self, Read as _},
     path::PathBuf,
 };
 
-use super::{
-    Directory, FileStore, PoisonError,
-    fs::{self, File, OpenOptions},
-};
-use crate::token::{
-    failpoints::wall_clock,
-    store::{
-        Error,
-        usage::{Kept, Put},
+use super::{Directory, FileStore, PoisonError, fs::File};
+use crate::{
+    durable,
+    token::{
+        failpoints::wall_clock,
+        store::{
+            Error,
+            usage::{Kept, Put},
+        },
     },
 };
 
@@ -56,21 +55,8 @@ impl Directory {
         }
         let (next, path) = (self.path.join("usage.next"), self.usage_path());
         let io = |source| Error::Io { action: "write", path: path.clone(), source };
-        let write = || -> io::Result<()> {
-            match fs::remove_file(&next) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&next)?;
-            file.write_all(text)?;
-            file.sync_all()
-        };
-        write().map_err(io)?;
-        let place = || -> io::Result<()> {
-            fs::rename(&next, &path)?;
-            File::open(&self.path)?.sync_all()
-        };
-        Ok(place().map_or_else(|error| Put::Unclear(io(error)), |()| Put::Stored))
+        durable::write_new(&next, text).map_err(io)?;
+        Ok(durable::rename(&next, &path).map_or_else(|error| Put::Unclear(io(error)), |()| Put::Stored))
     }
 
     fn usage_path(&self) -> PathBuf {

@@ -4,12 +4,11 @@ use std::path::Path;
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
-use super::{
-    FileStore, MakeDisk, PLACE, PoisonError,
-    disk::{self, Machine, Planted},
-    strict, turmoil,
+use super::{FileStore, MakeDisk, PLACE, PoisonError, strict, turmoil};
+use crate::{
+    durable::disk::{self, Machine, Planted},
+    token::store::Put,
 };
-use crate::token::store::Put;
 
 const WRITES: usize = 4;
 
