@@ -161,9 +161,8 @@ impl Keeper {
     /// Keeps the tokens until `stop`. A panic is a bug, and must not cost what only this process may hold: ending would
     /// lose a pair that could not be stored. So memory is kept, the record is read anew, and the keeper goes on.
     pub(super) async fn run(mut self, stop: CancellationToken) {
-        let mut changes = self.store.watch_changes();
         let mut waiting = Vec::new();
-        while unless_it_panics(Box::pin(self.work(&stop, &mut changes, &mut waiting))).await.is_err() {
+        while unless_it_panics(Box::pin(self.work(&stop, &mut waiting))).await.is_err() {
             self.panics += 1;
             let pause = refresh::backoff(self.panics);
             error!(?pause, "the token keeper failed by a bug, and begins again after a pause");
@@ -173,12 +172,7 @@ impl Keeper {
         }
     }
 
-    async fn work(
-        &mut self,
-        stop: &CancellationToken,
-        changes: &mut Option<watch::Receiver<()>>,
-        waiting: &mut Vec<Ask>,
-    ) {
+    async fn work(&mut self, stop: &CancellationToken, waiting: &mut Vec<Ask>) {
         let mut look_at = Instant::now();
         if let (Some(unsaved), false) = (self.memory.newest.clone(), self.is_saved) {
             self.save().await;
@@ -196,7 +190,6 @@ impl Keeper {
                     None => break,
                 },
                 () = sleep_until(look_at.min(next_try).min(next_save)) => {}
-                () = change(changes) => look_at = Instant::now(),
                 () = stop.cancelled() => break,
             }
             if !self.is_saved {
@@ -345,15 +338,4 @@ async fn unless_it_panics<T>(work: impl Future<Output = T>) -> Result<T, Box<dyn
         Err(panic) => Poll::Ready(Err(panic)),
     })
     .await
-}
-
-/// Waits until somebody else has written to the store, where the store tells.
-async fn change(changes: &mut Option<watch::Receiver<()>>) {
-    let told = match changes {
-        Some(changes) => changes.changed().await.is_ok(),
-        None => false,
-    };
-    if !told {
-        std::future::pending::<()>().await;
-    }
 }

@@ -19,7 +19,6 @@ mod usage;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 use uuid::Uuid;
 
 #[cfg(feature = "kubernetes-store")]
@@ -239,17 +238,6 @@ impl TokenStore {
             Self::Redis(store) => store.cas(version, record).await,
             #[cfg(feature = "kubernetes-store")]
             Self::Kubernetes(store) => store.cas(version, record).await,
-        }
-    }
-
-    /// Says whenever another process may have changed the record. None: this store cannot tell; look now and then.
-    pub(super) fn watch_changes(&self) -> Option<watch::Receiver<()>> {
-        match self {
-            Self::File(_) => None,
-            #[cfg(feature = "redis-store")]
-            Self::Redis(_) => None,
-            #[cfg(feature = "kubernetes-store")]
-            Self::Kubernetes(store) => Some(store.watch_changes()),
         }
     }
 

@@ -14,7 +14,7 @@ mod api_server;
 mod tests;
 mod usage;
 
-use std::{collections::BTreeMap, error::Error as StdError, fmt, path::PathBuf, pin::pin, time::Duration};
+use std::{collections::BTreeMap, error::Error as StdError, fmt, path::PathBuf, time::Duration};
 
 use data_encoding::HEXLOWER;
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
@@ -23,23 +23,19 @@ use kube::{
     client::{AuthError, Body},
     config::{InClusterError, KubeConfigOptions, KubeconfigError},
     core::{
-        PartialObjectMeta, Request, Resource as _, WatchEvent,
-        params::{GetParams, PostParams, WatchParams},
+        Request, Resource as _,
+        params::{GetParams, PostParams},
         response::Status,
     },
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use tokio::{
-    sync::watch,
-    time::{sleep, timeout},
-};
-use tokio_stream::StreamExt as _;
-use tracing::{Dispatch, instrument::WithSubscriber as _, warn};
+use tokio::time::timeout;
+use tracing::{Dispatch, instrument::WithSubscriber as _};
 use uuid::Uuid;
 
 use super::{Error, Loaded, Record, SCHEMA, Swap, Version};
-use crate::{config, token::refresh};
+use crate::config;
 
 /// The key in the Secret's data that holds the record.
 const RECORD_KEY: &str = "token.json";
@@ -47,11 +43,6 @@ const RECORD_KEY: &str = "token.json";
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// The API server's own bound on a write is longer, but a refresh waits for us.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-/// How long one watch lasts. It is resumed where it ended; a connection that died silently is noticed this late.
-const WATCH_FOR: Duration = Duration::from_mins(1);
-/// How long the next watch waits, so that a server that ends each at once is not hammered.
-const WATCH_PAUSE: Duration = Duration::from_millis(500);
-
 type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// The record in a Secret.
@@ -176,13 +167,6 @@ impl KubernetesStore {
         }
     }
 
-    /// Says that the record may have changed, now and whenever it does, until the receiver is dropped.
-    pub(crate) fn watch_changes(&self) -> watch::Receiver<()> {
-        let (changes, seen) = watch::channel(());
-        tokio::spawn(self.clone().follow(changes));
-        seen
-    }
-
     async fn find(&self, action: &'static str) -> Result<Option<Found>, Error> {
         let secret = match self.send(self.secrets.get(&self.name, &GetParams::default())).await {
             Ok(secret) => secret,
@@ -272,8 +256,8 @@ impl KubernetesStore {
                  be limited by resourceNames), or create an empty Secret {name:?} there and leave `create` out"
             ),
             403 => format!(
-                "{denial}. Grant the gateway's service account `get`, `update` and `watch` on `secrets` in namespace \
-                 {namespace:?}, limited by resourceNames to {name:?}: `{verb}` is missing"
+                "{denial}. Grant the gateway's service account `get` and `update` on `secrets` in namespace {namespace:?}, \
+                 limited by resourceNames to {name:?}: `{verb}` is missing"
             ),
             404 if answer.is(404) => {
                 format!("the namespace {namespace:?} does not exist (404): see token_store.namespace")
@@ -287,78 +271,6 @@ impl KubernetesStore {
 
     fn unavailable(&self, action: &'static str, source: BoxError) -> Error {
         Error::Unavailable { store: self.to_string(), action, source }
-    }
-
-    /// Watches for ever, wherever the stream breaks.
-    async fn follow(self, changes: watch::Sender<()>) {
-        let mut resume = None;
-        let mut failures = 0;
-        loop {
-            let watched = tokio::select! {
-                () = changes.closed() => return,
-                watched = self.watch(&mut resume, &changes) => watched,
-            };
-            let pause = match watched {
-                Ok(()) => {
-                    failures = 0;
-                    WATCH_PAUSE
-                }
-                Err(fault) => {
-                    failures += 1;
-                    if failures == 1 {
-                        let error = match fault {
-                            Fault::Refused(answer) => self.refused("be watched", "watch", answer),
-                            Fault::Unclear(cause) => self.unavailable("be watched", cause),
-                        };
-                        warn!(
-                            error = &error as &(dyn StdError + 'static),
-                            "changes by other replicas are seen late until this works again"
-                        );
-                    }
-                    refresh::backoff(failures)
-                }
-            };
-            tokio::select! {
-                () = changes.closed() => return,
-                () = sleep(pause) => {}
-            }
-        }
-    }
-
-    /// One watch, from `resume` to the end of the stream. It carries no data: the record itself is left to `load`.
-    async fn watch(&self, resume: &mut Option<String>, changes: &watch::Sender<()>) -> Result<(), Fault> {
-        let seconds = u32::try_from(WATCH_FOR.as_secs()).unwrap_or(u32::MAX);
-        let only_ours = WatchParams::default().fields(&format!("metadata.name={}", self.name)).timeout(seconds);
-        // With no version to resume from, the stream begins with what is there.
-        let request = self.secrets.watch_metadata(&only_ours, resume.as_deref().unwrap_or_default());
-        let request = request.map_err(|error| Fault::Unclear(error.into()))?;
-        let begin = self.client.request_events::<PartialObjectMeta<Secret>>(request);
-        let events = match timeout(self.answer_within, begin.with_subscriber(Dispatch::none())).await {
-            Ok(Ok(events)) => events,
-            Ok(Err(kube::Error::Api(status))) => return ended(&status, resume, changes),
-            Ok(Err(error)) => return Err(Fault::Unclear(printable(error))),
-            Err(_) => return Err(Fault::Unclear(TimedOut(self.answer_within).into())),
-        };
-        let mut events = pin!(events);
-        let read = async {
-            while let Some(event) = events.next().await {
-                match event {
-                    Ok(WatchEvent::Added(object) | WatchEvent::Modified(object) | WatchEvent::Deleted(object)) => {
-                        *resume = object.metadata.resource_version;
-                        changes.send_replace(());
-                    }
-                    Ok(WatchEvent::Bookmark(bookmark)) => *resume = Some(bookmark.metadata.resource_version),
-                    Ok(WatchEvent::Error(status)) | Err(kube::Error::Api(status)) => {
-                        return ended(&status, resume, changes);
-                    }
-                    Err(error) => return Err(Fault::Unclear(printable(error))),
-                }
-            }
-            Ok(())
-        };
-        // The server ends the stream; a connection that died does not say so.
-        let at_most = WATCH_FOR + self.answer_within;
-        timeout(at_most, read.with_subscriber(Dispatch::none())).await.unwrap_or(Ok(()))
     }
 }
 
@@ -429,18 +341,6 @@ async fn discover(name: &str) -> Result<Config, Error> {
         Err(error) => error.into(),
     };
     Err(Error::Unavailable { store: format!("Secret {name}"), action: "find its cluster", source: problem })
-}
-
-/// The end of a watch by the server's word: versions that it has forgotten are no fault.
-fn ended(status: &Status, resume: &mut Option<String>, changes: &watch::Sender<()>) -> Result<(), Fault> {
-    *resume = None;
-    if status.code == 410 {
-        // What happened in between is lost, the deletion of the Secret included.
-        changes.send_replace(());
-        return Ok(());
-    }
-    let answer = Answer::new(status.code, status.clone());
-    Err(if (400..500).contains(&status.code) { Fault::Refused(answer) } else { Fault::Unclear(answer.into()) })
 }
 
 fn version(found: Option<&Found>) -> Version {
