@@ -91,25 +91,7 @@ async fn kill_at(moment: Moment, chain: Chain) {
         lost += usize::from(recover(&client, &sandbox, dir.path()).await);
 
         let request = include(&[&customer(&sandbox, 0)]);
-        match moment {
-            Moment::Refresh(name) => {
-                fs::write(&moment_file, name).unwrap();
-                sandbox.revoke_access_token();
-            }
-            Moment::Seed(name) => {
-                another_tool_refreshes(&sandbox).await;
-                fs::write(&moment_file, name).unwrap();
-                fs::write(dir.path().join("refresh_token"), living(&sandbox)).unwrap();
-            }
-            Moment::BeforeCommit => {
-                sandbox.fault(Fault::hold("exchange").on(Operation::Token));
-                sandbox.revoke_access_token();
-            }
-            Moment::AfterCommit => {
-                sandbox.fault(Fault::hold_answer("exchange").on(Operation::Token));
-                sandbox.revoke_access_token();
-            }
-        }
+        lead_to(moment, &sandbox, dir.path()).await;
         let call = tokio::spawn({
             let mut client = client.clone();
             async move { client.unassign_licenses(request).await }
@@ -136,6 +118,29 @@ async fn kill_at(moment: Moment, chain: Chain) {
         Chain::IsLost => kills,
     };
     assert_eq!(lost, expected, "chains lost and detected in {kills} kills at {moment:?}");
+}
+
+/// Arranges that the next refresh, or the next seed, comes to this moment and stops there.
+async fn lead_to(moment: Moment, sandbox: &Sandbox, dir: &Path) {
+    match moment {
+        Moment::Refresh(name) => {
+            fs::write(dir.join("moment"), name).unwrap();
+            sandbox.revoke_access_token();
+        }
+        Moment::Seed(name) => {
+            another_tool_refreshes(sandbox).await;
+            fs::write(dir.join("moment"), name).unwrap();
+            fs::write(dir.join("refresh_token"), living(sandbox)).unwrap();
+        }
+        Moment::BeforeCommit => {
+            sandbox.fault(Fault::hold("exchange").on(Operation::Token));
+            sandbox.revoke_access_token();
+        }
+        Moment::AfterCommit => {
+            sandbox.fault(Fault::hold_answer("exchange").on(Operation::Token));
+            sandbox.revoke_access_token();
+        }
+    }
 }
 
 /// The store is stuck with the new pair: nobody uses it meanwhile.

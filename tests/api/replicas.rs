@@ -51,6 +51,17 @@ enum Blow {
     Killed,
 }
 
+impl Blow {
+    fn random(random: &mut StdRng) -> Self {
+        match random.random_range(0..30) {
+            0..10 => Self::None,
+            10..19 => Self::Paused,
+            19 => Self::PausedForLong,
+            _ => Self::Killed,
+        }
+    }
+}
+
 /// What a group went through.
 #[derive(Debug, Default)]
 struct Account {
@@ -81,6 +92,17 @@ impl Replica {
 
     async fn client(&self) -> LicensingServiceClient<Channel> {
         LicensingServiceClient::new(channel(self.process.as_ref().expect("it runs").address).await)
+    }
+
+    async fn suffer(&mut self, blow: Blow, random: &mut StdRng) {
+        let paused_for = match blow {
+            Blow::None => return,
+            Blow::Killed => return self.process.take().expect("it runs").kill().await,
+            Blow::Paused => random.random_range(0..500),
+            Blow::PausedForLong => 3_500,
+        };
+        self.process.as_ref().expect("it runs").pause();
+        sleep(Duration::from_millis(paused_for)).await;
     }
 
     fn moment_file(&self) -> PathBuf {
@@ -132,41 +154,17 @@ async fn five_replicas(rounds: usize, seed: u64) -> Result<Account, Vec<Violatio
 
     let mut account = Account::default();
     for round in 0..rounds {
-        let blow = match random.random_range(0..30) {
-            0..10 => Blow::None,
-            10..19 => Blow::Paused,
-            19 => Blow::PausedForLong,
-            _ => Blow::Killed,
-        };
+        let blow = Blow::random(&mut random);
         *account.blows.entry(blow).or_default() += 1;
         let victim = random.random_range(0..REPLICAS);
         let exchanges_before = sandbox.token_exchanges().len();
         sandbox.revoke_access_token();
 
         // Everybody meets the revocation at once …
-        let mut asking = JoinSet::new();
-        for (number, replica) in replicas.iter().enumerate() {
-            let (mut client, request) = (replica.client().await, include(&[&customer(&sandbox, number)]));
-            asking.spawn(async move {
-                let mut request = tonic::Request::new(request);
-                request.set_timeout(Duration::from_millis(400));
-                let _ = client.unassign_licenses(request).await;
-            });
-        }
+        let asking = ask_all(&replicas, &sandbox).await;
         // … and one of them is struck at some moment of it.
         sleep(Duration::from_millis(random.random_range(0..80))).await;
-        match blow {
-            Blow::None => {}
-            Blow::Paused => {
-                replicas[victim].process.as_ref().expect("it runs").pause();
-                sleep(Duration::from_millis(random.random_range(0..500))).await;
-            }
-            Blow::PausedForLong => {
-                replicas[victim].process.as_ref().expect("it runs").pause();
-                sleep(Duration::from_millis(3_500)).await;
-            }
-            Blow::Killed => replicas[victim].process.take().expect("it runs").kill().await,
-        }
+        replicas[victim].suffer(blow, &mut random).await;
         asking.join_all().await;
         match blow {
             Blow::None => {}
@@ -198,6 +196,20 @@ async fn five_replicas(rounds: usize, seed: u64) -> Result<Account, Vec<Violatio
     }
     account.exchanges = sandbox.token_exchanges().len();
     Ok(account)
+}
+
+/// A request to each of them; what becomes of it does not matter.
+async fn ask_all(replicas: &[Replica], sandbox: &Sandbox) -> JoinSet<()> {
+    let mut asking = JoinSet::new();
+    for (number, replica) in replicas.iter().enumerate() {
+        let (mut client, request) = (replica.client().await, include(&[&customer(sandbox, number)]));
+        asking.spawn(async move {
+            let mut request = tonic::Request::new(request);
+            request.set_timeout(Duration::from_millis(400));
+            let _ = client.unassign_licenses(request).await;
+        });
+    }
+    asking
 }
 
 /// Waits until a replica serves; whether a new seed was needed for it. It is only given where the living pair is surely

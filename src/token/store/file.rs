@@ -20,7 +20,7 @@ use std::{
 
 use tracing::warn;
 
-use super::{Error, Loaded, Record, Swap, Version, envelope::Envelope};
+use super::{Error, LoadedRecord, Swap, TokenRecord, Version, sealed::SealedRecord};
 use crate::{
     durable::{
         self,
@@ -34,10 +34,10 @@ const RESERVED_BYTES: usize = 32 * 1024;
 
 /// The record in a directory.
 #[derive(Debug, Clone)]
-pub(crate) struct FileStore(Arc<Mutex<Directory>>);
+pub(crate) struct FileStore(Arc<Mutex<StoreDirectory>>);
 
 #[derive(Debug)]
-struct Directory {
+struct StoreDirectory {
     path: PathBuf,
     /// Held as long as the store is open; the operating system lets go of it when the process dies.
     lock: File,
@@ -61,12 +61,12 @@ impl FileStore {
                 return Err(Error::Io { action: "lock", path: lock_path, source });
             }
         }
-        Ok(Self(Arc::new(Mutex::new(Directory { path: path.to_owned(), lock }))))
+        Ok(Self(Arc::new(Mutex::new(StoreDirectory { path: path.to_owned(), lock }))))
     }
 
     /// The record of a directory, without taking hold of it: for a look while a gateway runs. A rename puts records in
     /// place, so this sees the old one or the new one, never half of one.
-    pub(crate) fn peek(path: &Path) -> Result<Option<Record>, Error> {
+    pub(crate) fn peek(path: &Path) -> Result<Option<TokenRecord>, Error> {
         read(&record_path(path)).map(|loaded| loaded.record)
     }
 
@@ -81,20 +81,20 @@ impl FileStore {
     }
 
     /// The record as it stands.
-    pub(crate) async fn load(&self) -> Result<Loaded, Error> {
-        self.blocking(Directory::load).await
+    pub(crate) async fn load(&self) -> Result<LoadedRecord, Error> {
+        self.blocking(StoreDirectory::load).await
     }
 
     /// Replaces the record if it is still the one of `version`. With an intent in it, space for its successor is
     /// reserved before this returns.
-    pub(crate) async fn cas(&self, version: Version, record: Record) -> Result<Swap, Error> {
+    pub(crate) async fn cas(&self, version: Version, record: TokenRecord) -> Result<Swap, Error> {
         self.blocking(move |directory| directory.cas(&version, &record)).await
     }
 
     /// File systems block, and a sync takes tens of milliseconds: not on the runtime's workers.
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Directory) -> Result<T, Error> + Send + 'static,
+        work: impl FnOnce(&StoreDirectory) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let directory = Arc::clone(&self.0);
         let task = tokio::task::spawn_blocking(move || {
@@ -112,8 +112,8 @@ impl FileStore {
     }
 }
 
-impl Directory {
-    fn load(&self) -> Result<Loaded, Error> {
+impl StoreDirectory {
+    fn load(&self) -> Result<LoadedRecord, Error> {
         self.check_place()?;
         read(&self.record_path())
     }
@@ -131,7 +131,7 @@ impl Directory {
         check().map_err(|source| Error::Io { action: "find its own lock at", path: path.clone(), source })
     }
 
-    fn cas(&self, version: &Version, record: &Record) -> Result<Swap, Error> {
+    fn cas(&self, version: &Version, record: &TokenRecord) -> Result<Swap, Error> {
         if self.load()?.version != *version {
             return Ok(Swap::Conflict);
         }
@@ -145,7 +145,7 @@ impl Directory {
         failpoint(format_args!("{purpose}: about to reserve space"));
         self.reserve()?;
         failpoint(format_args!("{purpose}: about to write"));
-        self.write_reserved(&Envelope::seal(serial, record).to_bytes(), purpose)?;
+        self.write_reserved(&SealedRecord::seal(serial, record).to_bytes(), purpose)?;
         if record.intent.is_some() {
             self.reserve()?; // a token is about to be spent: its successor must find room
         }
@@ -217,17 +217,17 @@ fn record_path(directory: &Path) -> PathBuf {
     directory.join("token.json")
 }
 
-fn read(path: &Path) -> Result<Loaded, Error> {
+fn read(path: &Path) -> Result<LoadedRecord, Error> {
     let mut bytes = Vec::new();
     match File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)) {
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(Loaded { record: None, version: Version(String::new()) });
+            return Ok(LoadedRecord { record: None, version: Version(String::new()) });
         }
         Err(source) => return Err(Error::Io { action: "read", path: path.to_owned(), source }),
     }
-    match Envelope::open(&bytes) {
-        Ok((record, serial)) => Ok(Loaded { record: Some(record), version: Version(serial.to_string()) }),
+    match SealedRecord::open(&bytes) {
+        Ok((record, serial)) => Ok(LoadedRecord { record: Some(record), version: Version(serial.to_string()) }),
         Err(problem) => Err(Error::Unusable { path: path.to_owned(), problem }),
     }
 }
@@ -240,11 +240,11 @@ mod tests {
 
     use super::*;
     use crate::token::store::{
-        Intent, TokenStore,
+        RefreshIntent, TokenStore,
         conformance::{self, record},
     };
 
-    async fn stored(store: &FileStore, record: Record) -> Version {
+    async fn stored(store: &FileStore, record: TokenRecord) -> Version {
         let version = store.load().await.unwrap().version;
         match store.cas(version, record).await.unwrap() {
             Swap::Stored(version) => version,
@@ -282,7 +282,7 @@ mod tests {
         let good = fs::read(&path).unwrap();
         let newer = {
             let record = serde_json::to_string(&record(1)).unwrap().replace("\"schema\":1", "\"schema\":2");
-            Envelope::seal_text(1, record).to_bytes()
+            SealedRecord::seal_text(1, record).to_bytes()
         };
         let mut flipped = good.clone();
         let token = flipped.windows(9).position(|bytes| bytes == b"refresh-1").unwrap();
@@ -313,7 +313,7 @@ mod tests {
         fs::hard_link(dir.path().join("token.json"), dir.path().join("token.next")).unwrap();
         stored(&store, record(2)).await;
         let previous = fs::read(dir.path().join("token.previous.json")).unwrap();
-        assert_eq!(Envelope::open(&previous).unwrap().0, record(1));
+        assert_eq!(SealedRecord::open(&previous).unwrap().0, record(1));
         assert_eq!(store.load().await.unwrap().record, Some(record(2)));
     }
 
@@ -321,9 +321,9 @@ mod tests {
     async fn an_intent_leaves_room_for_the_successor_and_files_are_private() {
         let dir = tempfile::tempdir().unwrap();
         let store = FileStore::open(dir.path()).unwrap();
-        let intent = Intent::new(Uuid::nil(), Uuid::nil(), 1);
+        let intent = RefreshIntent::new(Uuid::nil(), Uuid::nil(), 1);
         stored(&store, record(1)).await;
-        stored(&store, Record { intent: Some(intent), ..record(1) }).await;
+        stored(&store, TokenRecord { intent: Some(intent), ..record(1) }).await;
         assert_eq!(fs::metadata(dir.path().join("token.next")).unwrap().len(), RESERVED_BYTES as u64);
         for name in ["token.json", "token.next", "token.previous.json", "lock"] {
             let mode = fs::metadata(dir.path().join(name)).unwrap().permissions().mode();

@@ -1,4 +1,4 @@
-//! The process is stopped in the middle of an exchange, the keeper panics, somebody comes in between: at named moments.
+//! The process is stopped in the middle of an exchange, the refresh task panics, somebody comes in between: at named moments.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -65,7 +65,7 @@ fn said(log: &[Value], words: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_keeper_that_panics_goes_on_and_loses_only_what_was_nowhere_yet() {
+async fn a_refresh_task_that_panics_goes_on_and_loses_only_what_was_nowhere_yet() {
     let (sandbox, dir) = (sandbox().await, tempfile::tempdir().unwrap());
     let (process, connection) = with_failpoints(&sandbox, dir.path()).await;
     let customer = customer(&sandbox, 0);
@@ -74,7 +74,7 @@ async fn a_keeper_that_panics_goes_on_and_loses_only_what_was_nowhere_yet() {
         sandbox.clear_calls();
         fs::write(dir.path().join("moment"), format!("panic: {moment}")).unwrap();
         sandbox.revoke_access_token();
-        // Central's answer was in the keeper's hands and nowhere else.
+        // Central's answer was in the refresh task's hands and nowhere else.
         let is_lost = moment == "answered";
         let served = async || match unassign(&connection, &customer).await {
             Err(reason) if is_lost && reason == REJECTED => {
@@ -94,12 +94,12 @@ async fn a_keeper_that_panics_goes_on_and_loses_only_what_was_nowhere_yet() {
     }
     drop(connection);
     let log = stop(process).await;
-    let times = log.iter().filter(|line| line.to_string().contains("the token keeper failed by a bug")).count();
+    let times = log.iter().filter(|line| line.to_string().contains("the token refresh task failed by a bug")).count();
     assert_eq!(times, moments.len() - 1, "a panic within the store is the store's error: {log:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pair_that_is_in_memory_only_survives_a_panic_of_the_keeper() {
+async fn a_pair_that_is_in_memory_only_survives_a_panic_of_the_refresh_task() {
     let (sandbox, dir) = (sandbox().await, tempfile::tempdir().unwrap());
     let (process, connection) = with_failpoints(&sandbox, dir.path()).await;
     let first = customer(&sandbox, 0);

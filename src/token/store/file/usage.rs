@@ -8,14 +8,14 @@ use std::{
     path::PathBuf,
 };
 
-use super::{Directory, FileStore, PoisonError, fs::File};
+use super::{FileStore, PoisonError, StoreDirectory, fs::File};
 use crate::{
     durable,
     token::{
         failpoints::wall_clock,
         store::{
             Error,
-            usage::{Kept, Put},
+            usage::{StoredUsage, UsageWrite},
         },
     },
 };
@@ -26,18 +26,22 @@ impl FileStore {
         format!("file {}", directory.usage_path().display())
     }
 
-    pub(in crate::token::store) async fn usage(&self) -> Result<Kept, Error> {
-        let text = self.blocking(Directory::usage).await?;
-        Ok(Kept::at(wall_clock(), text))
+    pub(in crate::token::store) async fn usage(&self) -> Result<StoredUsage, Error> {
+        let text = self.blocking(StoreDirectory::usage).await?;
+        Ok(StoredUsage::at(wall_clock(), text))
     }
 
-    pub(in crate::token::store) async fn put_usage(&self, read: &Kept, text: Vec<u8>) -> Result<Put, Error> {
+    pub(in crate::token::store) async fn put_usage(
+        &self,
+        read: &StoredUsage,
+        text: Vec<u8>,
+    ) -> Result<UsageWrite, Error> {
         let before = read.text.clone();
         self.blocking(move |directory| directory.put_usage(before.as_deref(), &text)).await
     }
 }
 
-impl Directory {
+impl StoreDirectory {
     pub(super) fn usage(&self) -> Result<Option<Vec<u8>>, Error> {
         self.check_place()?;
         let path = self.usage_path();
@@ -49,14 +53,14 @@ impl Directory {
         }
     }
 
-    pub(super) fn put_usage(&self, before: Option<&[u8]>, text: &[u8]) -> Result<Put, Error> {
+    pub(super) fn put_usage(&self, before: Option<&[u8]>, text: &[u8]) -> Result<UsageWrite, Error> {
         if self.usage()?.as_deref() != before {
-            return Ok(Put::Conflict);
+            return Ok(UsageWrite::Conflict);
         }
         let (next, path) = (self.path.join("usage.next"), self.usage_path());
         let io = |source| Error::Io { action: "write", path: path.clone(), source };
         durable::write_new(&next, text).map_err(io)?;
-        Ok(durable::rename(&next, &path).map_or_else(|error| Put::Unclear(io(error)), |()| Put::Stored))
+        Ok(durable::rename(&next, &path).map_or_else(|error| UsageWrite::Unclear(io(error)), |()| UsageWrite::Stored))
     }
 
     fn usage_path(&self) -> PathBuf {

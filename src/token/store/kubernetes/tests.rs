@@ -41,7 +41,7 @@ fn store_in(server: &ApiServer, namespace: Option<&str>) -> KubernetesStore {
     KubernetesStore { answer_within: Duration::from_millis(500), ..store }
 }
 
-async fn swap(store: &KubernetesStore, record: Record) -> Version {
+async fn swap(store: &KubernetesStore, record: TokenRecord) -> Version {
     let version = store.load().await.unwrap().version;
     match store.cas(version, record).await.unwrap() {
         Swap::Stored(version) => version,
@@ -158,7 +158,7 @@ async fn a_write_without_an_answer_is_told_truthfully() {
             let case = format!("{verb} {trouble:?}: {result:?}");
             match result {
                 Ok(Swap::Stored(version)) if was_done => {
-                    assert_eq!(after, Loaded { record: Some(record(2)), version }, "{case}");
+                    assert_eq!(after, LoadedRecord { record: Some(record(2)), version }, "{case}");
                 }
                 Err(Error::Unavailable { .. }) if !was_done => assert_eq!(after, before, "{case}"),
                 _ => panic!("{case}"),
@@ -202,11 +202,11 @@ async fn a_record_that_cannot_be_understood_is_refused_and_left_alone() {
     let server = ApiServer::start().await;
     let store = store(&server);
     swap(&store, record(1)).await;
-    let good = write_envelope(Uuid::nil(), None, &record(1));
+    let good = write_entry(Uuid::nil(), None, &record(1));
     let newer = {
         let record = serde_json::to_string(&record(1)).unwrap().replace("\"schema\":1", "\"schema\":2");
         let sha256 = checksum(Uuid::nil(), None, &record);
-        serde_json::to_vec(&Envelope { sha256, write: Uuid::nil(), replaces: None, record }).unwrap()
+        serde_json::to_vec(&SecretEntry { sha256, write: Uuid::nil(), replaces: None, record }).unwrap()
     };
     let mut flipped = good.clone();
     let token = flipped.windows(9).position(|bytes| bytes == b"refresh-1").unwrap();
@@ -273,7 +273,7 @@ async fn a_404_that_kubernetes_did_not_write_is_not_an_empty_store() {
         let error = with_causes(&store.cas(version.clone(), record(2)).await.unwrap_err());
         assert!(error.contains(&format!("refuses to {verb} it (404")), "{error}");
     }
-    assert_eq!(store.load().await.unwrap(), Loaded { record: Some(record(1)), version });
+    assert_eq!(store.load().await.unwrap(), LoadedRecord { record: Some(record(1)), version });
 }
 
 /// Whoever stands between us and the store has seen the tokens.
@@ -349,7 +349,7 @@ async fn an_api_server_that_comes_late_is_used_when_it_is_there() {
     let begun = Instant::now();
     let error = store.load().await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
-    assert!(begun.elapsed() < ANSWER_WITHIN);
+    assert!(begun.elapsed() < API_ANSWER_WITHIN);
     let error = with_causes(&error);
     assert!(error.contains("Secret gateway/license-gateway-token cannot be read"), "{error}");
     let _server = ApiServer::serve(TcpListener::bind(address).await.unwrap(), None);
@@ -385,7 +385,7 @@ async fn the_api_servers_certificate_is_checked() {
 /// What is kept beside the record: an answer that does not come is not taken for a yes or a no.
 #[tokio::test]
 async fn the_text_beside_it_is_told_stored_refused_or_unclear() {
-    use crate::token::store::Put;
+    use crate::token::store::UsageWrite;
 
     let server = ApiServer::start().await;
     let usage = TokenStore::Kubernetes(store(&server)).usage();
@@ -395,7 +395,7 @@ async fn the_text_beside_it_is_told_stored_refused_or_unclear() {
     assert!(error.contains("license-gateway-token-usage") && error.contains("`create`"), "{error}");
     server.cluster.allow("create");
     server.cluster.next("create", Trouble::Twice);
-    assert!(matches!(usage.put(&read, b"1".to_vec()).await, Ok(Put::Stored)));
+    assert!(matches!(usage.put(&read, b"1".to_vec()).await, Ok(UsageWrite::Stored)));
 
     let mut text = 1_u8;
     for (trouble, is_written) in [
@@ -413,23 +413,23 @@ async fn the_text_beside_it_is_told_stored_refused_or_unclear() {
         server.cluster.next("update", trouble);
         let put = usage.put(&read, vec![text]).await;
         match trouble {
-            Trouble::Twice => assert!(matches!(put, Ok(Put::Stored)), "{put:?}"),
+            Trouble::Twice => assert!(matches!(put, Ok(UsageWrite::Stored)), "{put:?}"),
             Trouble::Answer(403 | 429, ..) => assert!(put.is_err(), "{put:?}"),
-            _ => assert!(matches!(put, Ok(Put::Unclear(_))), "{trouble:?}: {put:?}"),
+            _ => assert!(matches!(put, Ok(UsageWrite::Unclear(_))), "{trouble:?}: {put:?}"),
         }
         assert_eq!(usage.load().await.unwrap().text == Some(vec![text]), is_written, "{trouble:?}");
     }
     // Deleted by somebody: not there any more, so not what was read.
     let read = usage.load().await.unwrap();
     server.cluster.delete("gateway", "license-gateway-token-usage");
-    assert!(matches!(usage.put(&read, b"new".to_vec()).await, Ok(Put::Conflict)));
+    assert!(matches!(usage.put(&read, b"new".to_vec()).await, Ok(UsageWrite::Conflict)));
     // An object that a person has made keeps what is theirs.
     server.cluster.apply("gateway", "license-gateway-token-usage", |secret| {
         secret["metadata"]["labels"] = json!({ "team": "noc" });
     });
     let read = usage.load().await.unwrap();
     assert_eq!(read.text, None);
-    assert!(matches!(usage.put(&read, b"new".to_vec()).await, Ok(Put::Stored)));
+    assert!(matches!(usage.put(&read, b"new".to_vec()).await, Ok(UsageWrite::Stored)));
     let secret = server.cluster.secret("gateway", "license-gateway-token-usage").unwrap();
     assert_eq!(secret["metadata"]["labels"]["team"], "noc");
 }
