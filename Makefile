@@ -12,7 +12,7 @@ LOCKED := $(if $(CI),--locked)
 NO_FAIL_FAST := $(if $(CI),--no-fail-fast)
 
 # What only tests have: a real Redis, and processes that are killed at named moments.
-TEST_FEATURES := --features tests-with-redis,rehearsal
+TEST_FEATURES := --features tests-with-redis,failpoints
 
 FOREIGN := tests/foreign
 CHART   := helm/license-gateway
@@ -75,11 +75,11 @@ torture: ## kill, pause and race the token's custody and the audit trail for hou
 	  LICENSE_GATEWAY_TEST_ROUNDS=$(or $(ROUNDS),2000) \
 	  cargo test $(LOCKED) $(TEST_FEATURES) --package license-gateway --lib --test api --no-fail-fast -- killed replicas crashes
 
-# The same tests are part of `make test-rust`; here they stand alone and tell what they caught.
+# ONLY=word plants those whose names contain it.
 .PHONY: planted-bugs
-planted-bugs: ## plant mistakes in the token's custody, one at a time: each must be noticed
+planted-bugs: ## plant mistakes in a copy of the tree, one at a time: each must be noticed by the test it names (ONLY=word)
 	scripts/install-packages redis-server
-	cargo test $(LOCKED) $(TEST_FEATURES) --test api replicas::planted -- --show-output
+	scripts/planted-bugs $(ONLY)
 
 # Not part of any check: what CI checks are the queries, not the picture.
 .PHONY: dashboard-picture

@@ -1,12 +1,12 @@
 //! The audit trail: what is about to be sent to Central, before it is sent, and what became of it.
 //!
-//! [`crate::central`] asks [`Trail::intend`] before every call that changes something: nothing is sent that the trail did
-//! not take. [`crate::service`] says how each operation ended ([`Trail::ended`]), [`crate::server`] opens and closes it.
-//! `license-gateway audit` reads it ([`verify`], [`show`]).
+//! [`crate::central`] asks [`AuditTrail::intend`] before every call that changes something: nothing is sent that the
+//! audit trail did not take. [`crate::service`] says how each operation ended ([`AuditTrail::ended`]),
+//! [`crate::server`] opens and closes it. `license-gateway audit` reads it ([`verify`], [`show`]).
 //!
 //! One task writes. What is asked of it while it writes goes together with the next write and the next sync: the group
-//! commit. Files block, so the writing itself is done on a blocking thread. Records are lines ([`record`]), each bound to
-//! the one before ([`chain`]), in files that follow each other ([`directory`]).
+//! commit. Files block, so the writing itself is done on a blocking thread. Records are lines ([`record`]), each bound
+//! to the one before ([`chain`]), in files that follow each other ([`directory`]).
 
 mod chain;
 mod directory;
@@ -31,14 +31,14 @@ use uuid::Uuid;
 
 pub use self::record::Operation;
 use self::{
-    chain::Chain,
-    directory::Directory,
+    chain::HashChain,
+    directory::AuditDirectory,
     record::{Ended, Event, Intent},
     stdout::Stdout,
 };
 use crate::{config, license::Outcome, telemetry::metrics::Metrics};
 
-/// How soon outcomes that the trail did not take are tried again.
+/// How soon outcomes that the audit trail did not take are tried again.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// More than are ever in the gateway at once would be asked for together.
@@ -46,11 +46,11 @@ const MOST_AT_ONCE: usize = 4_096;
 
 /// Where records go. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Trail {
+pub struct AuditTrail {
     orders: mpsc::UnboundedSender<Order>,
 }
 
-/// Why a trail cannot be opened.
+/// Why an audit trail cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process writes it.
@@ -82,7 +82,7 @@ pub enum OpenError {
     },
 }
 
-/// The trail did not take an intent: nothing may be sent.
+/// The audit trail did not take an intent: nothing may be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the audit trail does not take records now")]
 pub struct Unavailable;
@@ -107,19 +107,20 @@ enum Order {
 /// What takes the records.
 #[derive(Debug)]
 enum Sink {
-    Directory(Box<Directory>),
+    Directory(Box<AuditDirectory>),
     Stdout(Stdout),
 }
 
-impl Trail {
-    /// Opens the trail. Operations that a crash cut short have their outcome when this returns. Must be called inside a
-    /// tokio runtime.
+impl AuditTrail {
+    /// Opens the audit trail. Operations that a crash cut short have their outcome when this returns. Must be called
+    /// inside a tokio runtime.
     pub async fn open(settings: &config::Audit, metrics: Metrics) -> Result<Self, OpenError> {
         let sink = match settings.place.clone() {
             config::AuditPlace::Stdout => Sink::Stdout(Stdout::new()),
             config::AuditPlace::Directory(path) => {
                 let max_file_bytes = settings.max_file_bytes;
-                let opened = spawn_blocking(move || Directory::open(&path, max_file_bytes, Timestamp::now())).await;
+                let opened =
+                    spawn_blocking(move || AuditDirectory::open(&path, max_file_bytes, Timestamp::now())).await;
                 let (directory, cut_short) = opened.map_err(|panic| OpenError::Io {
                     action: "open",
                     path: PathBuf::from("audit.path"),
@@ -144,8 +145,8 @@ impl Trail {
         is_taken.await.unwrap_or(Err(Unavailable))
     }
 
-    /// Says how an operation ended. Returns when that is durable; or without a receipt, if the trail cannot take it
-    /// yet (it is tried again and again) or if the operation has no intent in it: nothing was sent for it then.
+    /// Says how an operation ended. Returns when that is durable; or without a receipt, if the audit trail cannot take
+    /// it yet (it is tried again and again) or if the operation has no intent in it: nothing was sent for it then.
     pub(crate) async fn ended(&self, ended: Ended) -> Option<Receipt> {
         let (taken, is_taken) = oneshot::channel();
         self.orders.send(Order::End(ended, taken)).ok()?;
@@ -202,7 +203,7 @@ impl Writer {
         }
     }
 
-    /// One group: one write, one sync. Who asks for the trail to be closed.
+    /// One group: one write, one sync. Who asks for the audit trail to be closed.
     async fn carry_out(&mut self, orders: Vec<Order>) -> Option<oneshot::Sender<()>> {
         let mut closing = None;
         let (mut intents, mut ends) = (Vec::new(), Vec::new());
@@ -230,7 +231,7 @@ impl Writer {
                 }
                 let receipts = receipts.into_iter().skip(self.owed.len());
                 self.owed.clear();
-                for ((_, taken), Chain { seq, hash }) in ends.into_iter().zip(receipts) {
+                for ((_, taken), HashChain { seq, hash }) in ends.into_iter().zip(receipts) {
                     let _ = taken.send(Some(Receipt { seq, hash }));
                 }
                 for (_, taken) in intents {
@@ -267,7 +268,7 @@ impl Writer {
             }
     }
 
-    async fn append(&mut self, events: Vec<Event>) -> io::Result<Vec<Chain>> {
+    async fn append(&mut self, events: Vec<Event>) -> io::Result<Vec<HashChain>> {
         let Some(mut sink) = self.sink.take() else {
             return Err(io::Error::other("the writer of the audit trail panicked; restart the gateway"));
         };

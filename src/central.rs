@@ -32,7 +32,7 @@ pub use self::{
     preview::Preview,
 };
 use crate::{
-    audit::{Operation, Trail},
+    audit::{AuditTrail, Operation},
     config,
     exchange::SetupError,
     license::{CustomerId, Customers, Outcome, ServiceName},
@@ -95,7 +95,7 @@ impl CentralClient {
         settings: &config::Central,
         tokens: TokenCache,
         quota: Quota,
-        trail: Trail,
+        trail: AuditTrail,
         tracing: Tracing,
     ) -> Result<Self, SetupError> {
         let dispatch = Arc::new(Dispatch::new(settings, tokens, quota, trail, tracing)?);

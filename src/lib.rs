@@ -14,7 +14,7 @@
 //! 7. [`service::status`] turns what happened into the one status that the caller sees.
 //!
 //! Imports follow that path and never turn back. [`proto`], [`license`], [`audit`], [`exchange`], [`quota`],
-//! [`telemetry`] and [`config`] are leaves. Nothing here knows `sandbox/`, which plays Central for tests, for `demo/` and
+//! [`telemetry`], [`config`] and `durable` are leaves. Nothing here knows `sandbox/`, which plays Central for tests, for `demo/` and
 //! for other teams.
 
 pub mod audit;
@@ -22,6 +22,7 @@ pub mod callers;
 pub mod central;
 pub mod cli;
 pub mod config;
+mod durable;
 pub mod exchange;
 pub mod license;
 pub mod quota;

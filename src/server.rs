@@ -29,7 +29,7 @@ use self::{
     tls::Tls,
 };
 use crate::{
-    audit::{OpenError, Trail},
+    audit::{AuditTrail, OpenError},
     callers::{Callers, keys},
     central::CentralClient,
     config::{CallerRules, Config, WhichCaller},
@@ -42,7 +42,7 @@ use crate::{
     quota::Quota,
     service::Licensing,
     telemetry::{Tracing, rpc},
-    token::{Condition, KeeperHandle, StartError, Store, TokenCache},
+    token::{Condition, CustodyError, RefresherHandle, Store, TokenCache},
 };
 
 /// The largest message that is read: 1,000 ids and 100 services of 128 characters fit.
@@ -66,9 +66,9 @@ pub struct Server {
     config: Config,
     tracing: Tracing,
     tokens: TokenCache,
-    keeper: KeeperHandle,
+    refresher: RefresherHandle,
     central: Arc<CentralClient>,
-    trail: Trail,
+    trail: AuditTrail,
 }
 
 /// Why a gateway cannot start or go on.
@@ -89,7 +89,7 @@ pub enum Error {
     Tls(#[from] tls::Error),
     /// The token's custody cannot begin.
     #[error(transparent)]
-    Token(#[from] StartError),
+    Token(#[from] CustodyError),
     /// The audit trail cannot be opened.
     #[error(transparent)]
     Audit(#[from] OpenError),
@@ -105,8 +105,8 @@ pub enum Error {
 }
 
 impl Server {
-    /// Takes the addresses, opens the audit trail and the token store, and starts looking for a valid token. Returns before there is one:
-    /// health says when the gateway is ready.
+    /// Takes the addresses, opens the audit trail and the token store, and starts looking for a valid token. Returns
+    /// before there is one: health says when the gateway is ready.
     pub async fn bind(config: Config, tracing: Tracing) -> Result<Self, Error> {
         let tls = config.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
         let address = config.server.listen;
@@ -127,17 +127,17 @@ impl Server {
         }
         let admin = Admin::bind(config.admin.listen).await?;
         // Before anything is asked of Central: what a crash cut short has its outcome now.
-        let trail = Trail::open(&config.audit, tracing.metrics().clone()).await?;
+        let trail = AuditTrail::open(&config.audit, tracing.metrics().clone()).await?;
         let quota = Quota::new(&config.quota);
         let store = Store::open(&config.token_store).await?;
         let callers = Arc::new(Callers::new(&config, address.ip(), store.usage())?);
         if callers.admits_anonymous() && !address.ip().to_canonical().is_loopback() {
             warn!("callers without an identity are let in from the network: server.allow_anonymous_callers");
         }
-        let (tokens, keeper) = TokenCache::start(&config, store, quota.clone(), tracing.clone())?;
+        let (tokens, refresher) = TokenCache::start(&config, store, quota.clone(), tracing.clone())?;
         let client = CentralClient::new(&config.central, tokens.clone(), quota, trail.clone(), tracing.clone())?;
         let central = Arc::new(client);
-        Ok(Self { listener, address, tls, callers, admin, config, tracing, tokens, keeper, central, trail })
+        Ok(Self { listener, address, tls, callers, admin, config, tracing, tokens, refresher, central, trail })
     }
 
     /// Where it listens.
@@ -226,16 +226,18 @@ impl Server {
                 () = answered => serving.abort(),
             }
             work.wait().await;
-            // A token store that is down must not keep the trail from being closed, nor the keeper.
+            // A token store that is down must not keep the trail from being closed, nor the refresh task.
             let closed = async {
                 self.trail.close().await;
-                self.keeper.stop().await
+                self.refresher.stop().await
             };
             tokio::join!(closed, self.callers.close()).0
         });
         match drained.await {
             Ok(Ok(())) => info!("drained"),
-            Ok(Err(panic)) => error!(error = &panic as &(dyn std::error::Error + 'static), "the token keeper failed"),
+            Ok(Err(panic)) => {
+                error!(error = &panic as &(dyn std::error::Error + 'static), "the token refresh task failed");
+            }
             Err(_) => warn!(calls = work.len(), "not everything was finished within server.drain_timeout"),
         }
         Ok(())

@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 use self::status::{Failure, Violation};
 use crate::{
     audit::{
-        Operation, Receipt, Trail,
+        AuditTrail, Operation, Receipt,
         record::{Ended, PartIds},
     },
     callers::{Callers, Identity, policy::Asked},
@@ -47,7 +47,7 @@ pub struct Licensing {
     catalogue: Arc<Catalogue>,
     callers: Arc<Callers>,
     allow_open_scopes: bool,
-    trail: Trail,
+    trail: AuditTrail,
     /// Holds the work that is on its way; the process waits for it before it exits.
     work: TaskTracker,
 }
@@ -67,7 +67,7 @@ impl Licensing {
         central: Arc<CentralClient>,
         callers: Arc<Callers>,
         allow_open_scopes: bool,
-        trail: Trail,
+        trail: AuditTrail,
         work: TaskTracker,
     ) -> Self {
         let catalogue = Arc::new(Catalogue::new(Arc::clone(&central)));
@@ -358,13 +358,13 @@ fn scope_in_words(scope: &Scope) -> (String, Option<String>) {
 /// An operation whose end the trail must hear of, whatever happens to the task that does its work.
 struct Unfinished {
     operation: Arc<Operation>,
-    trail: Trail,
+    trail: AuditTrail,
     began: Instant,
     is_told: bool,
 }
 
 impl Unfinished {
-    fn new(operation: &Arc<Operation>, trail: Trail) -> Self {
+    fn new(operation: &Arc<Operation>, trail: AuditTrail) -> Self {
         Self { operation: Arc::clone(operation), trail, began: Instant::now(), is_told: false }
     }
 

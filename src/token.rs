@@ -1,15 +1,15 @@
-//! A valid access token for whoever asks, and custody of the refresh token behind it.
+//! A valid access token for every call, and custody of the refresh token behind it.
 //!
 //! Callers hold a [`TokenCache`]. While the token is valid, asking for it reads a shared pointer and nothing else.
-//! Everything else is done by one task, the [`keeper`]: it alone loads the record, presents the refresh token and
+//! Everything else is done by one task, the [`refresher`]: it alone loads the record, presents the refresh token and
 //! stores its successor, so that a caller who leaves neither stops an exchange nor starts a second one.
 
 pub(crate) mod admin;
+mod failpoints;
 mod journal;
-mod keeper;
 mod oauth;
 mod refresh;
-pub(crate) mod rehearsal;
+mod refresher;
 mod secret;
 mod seed;
 mod store;
@@ -33,10 +33,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::store::{Error as StoreError, Kept, Put, UsageStore};
+pub(crate) use self::store::{Error as StoreError, StoredUsage, UsageStore, UsageWrite};
 use self::{
-    keeper::{Ask, Keeper},
     oauth::TokenEndpoint,
+    refresher::{TokenRefresher, TokenRequest},
     secret::Secret,
     store::TokenStore,
 };
@@ -54,7 +54,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct TokenCache {
     current: Arc<ArcSwapOption<AccessToken>>,
-    asks: mpsc::UnboundedSender<Ask>,
+    requests: mpsc::UnboundedSender<TokenRequest>,
     condition: watch::Receiver<Condition>,
 }
 
@@ -172,7 +172,7 @@ impl Error {
 
 /// Why custody cannot begin.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum CustodyError {
     /// The HTTP client cannot be made.
     #[error(transparent)]
     Http(#[from] SetupError),
@@ -187,7 +187,7 @@ pub struct Store(TokenStore);
 
 impl Store {
     /// Opens it. A server need not be there yet; a file store must not be held by another process.
-    pub async fn open(config: &config::TokenStore) -> Result<Self, StartError> {
+    pub async fn open(config: &config::TokenStore) -> Result<Self, CustodyError> {
         Ok(Self(TokenStore::open(config).await?))
     }
 
@@ -198,25 +198,25 @@ impl Store {
 }
 
 impl TokenCache {
-    /// Starts the keeper of what is in the store, which looks for a valid token at once.
+    /// Starts the refresh task of what is in the store, which looks for a valid token at once.
     ///
-    /// Stop the keeper before the process exits: what it began must be finished.
+    /// Stop the refresh task before the process exits: what it began must be finished.
     pub fn start(
         config: &config::Config,
         Store(store): Store,
         quota: Quota,
         tracing: Tracing,
-    ) -> Result<(Self, KeeperHandle), StartError> {
+    ) -> Result<(Self, RefresherHandle), CustodyError> {
         journal::make_room(&config.token_store.path);
         let current = Arc::new(ArcSwapOption::empty());
-        let (asks, asked) = mpsc::unbounded_channel();
+        let (requests, asked) = mpsc::unbounded_channel();
         let (condition, condition_seen) = watch::channel(Condition::Starting);
         tracing.metrics().observe_token(token_state(Arc::clone(&current), condition_seen.clone()));
         let endpoint = TokenEndpoint::new(&config.central, &config.credentials, quota, tracing)?;
-        let keeper = Keeper::new(config, store, endpoint, Arc::clone(&current), asked, condition);
+        let refresher = TokenRefresher::new(config, store, endpoint, Arc::clone(&current), asked, condition);
         let stop = CancellationToken::new();
-        let task = tokio::spawn(keeper.run(stop.clone()));
-        Ok((Self { current, asks, condition: condition_seen }, KeeperHandle { stop, task }))
+        let task = tokio::spawn(refresher.run(stop.clone()));
+        Ok((Self { current, requests, condition: condition_seen }, RefresherHandle { stop, task }))
     }
 
     /// A valid token, or why there is none. `refused` is a generation that Central answered with 401: the token given
@@ -230,8 +230,8 @@ impl TokenCache {
         }
         drop(current);
         let (answer, answered) = oneshot::channel();
-        let ask = Ask { refused, origins: waiting.to_vec(), answer };
-        if self.asks.send(ask).is_err() {
+        let request = TokenRequest { refused, origins: waiting.to_vec(), answer };
+        if self.requests.send(request).is_err() {
             return Err(Error::Stopping);
         }
         answered.await.unwrap_or(Err(Error::Stopping))
@@ -243,22 +243,22 @@ impl TokenCache {
     }
 }
 
-/// Stops the keeper.
+/// Stops the refresh task.
 #[derive(Debug)]
-pub struct KeeperHandle {
+pub struct RefresherHandle {
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
-impl KeeperHandle {
-    /// Waits until an exchange on its way is finished and stored. An error is a panic of the keeper.
+impl RefresherHandle {
+    /// Waits until an exchange on its way is finished and stored. An error is a panic of the refresh task.
     pub async fn stop(self) -> Result<(), JoinError> {
         self.stop.cancel();
         self.task.await
     }
 }
 
-/// What the metrics show. Holds nothing that keeps the keeper going.
+/// What the metrics show. Holds nothing that keeps the refresh task going.
 fn token_state(
     current: Arc<ArcSwapOption<AccessToken>>,
     condition: watch::Receiver<Condition>,

@@ -5,29 +5,30 @@
 //! chain shows what was changed by somebody who did not write all the rest anew. Against that helps a copy of one hash
 //! elsewhere, and every operation's log line is one.
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::collections::BTreeSet;
 
+use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::record::{Event, Record};
+use super::record::{AuditRecord, Event};
 
 /// How the end of a line looks: `,"hash":"…"}` with 64 digits.
 const HASH_MEMBER: &[u8] = b",\"hash\":\"";
 const LINE_END: &[u8] = b"\"}";
-const DIGITS: usize = 64;
+const HASH_DIGITS: usize = 64;
 
-/// Where a trail ends: the last record's number and hash.
+/// Where an audit trail ends: the last record's number and hash.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Chain {
+pub(crate) struct HashChain {
     pub(crate) seq: u64,
     pub(crate) hash: String,
 }
 
 /// What is wrong with a line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Flaw {
+pub(crate) enum RecordFlaw {
     #[error("is no record")]
     NotARecord,
     #[error("does not have the content that its hash is of: it was edited")]
@@ -38,15 +39,15 @@ pub(crate) enum Flaw {
     DoesNotFollow,
 }
 
-impl Chain {
-    /// The end of an empty trail.
+impl HashChain {
+    /// The end of an empty audit trail.
     pub(crate) fn empty() -> Self {
-        Self { seq: 0, hash: "0".repeat(DIGITS) }
+        Self { seq: 0, hash: "0".repeat(HASH_DIGITS) }
     }
 
     /// The line of the next record, with its line feed.
     pub(crate) fn seal(&mut self, at: Timestamp, event: Event) -> Vec<u8> {
-        let record = Record { seq: self.seq + 1, at, event, prev: std::mem::take(&mut self.hash) };
+        let record = AuditRecord { seq: self.seq + 1, at, event, prev: std::mem::take(&mut self.hash) };
         let mut line = serde_json::to_vec(&record).expect("strings and numbers can always be written");
         line.truncate(line.len() - 1); // the closing brace
         let hash = sha256(&line);
@@ -59,30 +60,30 @@ impl Chain {
     }
 
     /// Takes the next line, if it is the next one. The line comes without its line feed.
-    pub(crate) fn follow(&mut self, line: &[u8]) -> Result<Record, Flaw> {
+    pub(crate) fn follow(&mut self, line: &[u8]) -> Result<AuditRecord, RecordFlaw> {
         let (record, end) = open(line)?;
         if record.seq != self.seq + 1 {
-            return Err(Flaw::OutOfPlace { expected: self.seq + 1, found: record.seq });
+            return Err(RecordFlaw::OutOfPlace { expected: self.seq + 1, found: record.seq });
         }
         if record.prev != self.hash {
-            return Err(Flaw::DoesNotFollow);
+            return Err(RecordFlaw::DoesNotFollow);
         }
         *self = end;
         Ok(record)
     }
 }
 
-/// A line on its own: its record, and where a trail ends that ends with it.
-pub(crate) fn open(line: &[u8]) -> Result<(Record, Chain), Flaw> {
-    let rest = line.strip_suffix(LINE_END).ok_or(Flaw::NotARecord)?;
-    let (rest, hash) = rest.split_at_checked(rest.len().saturating_sub(DIGITS)).ok_or(Flaw::NotARecord)?;
-    let sealed = rest.strip_suffix(HASH_MEMBER).ok_or(Flaw::NotARecord)?;
-    let record: Record = serde_json::from_slice(line).map_err(|_| Flaw::NotARecord)?;
+/// A line on its own: its record, and where an audit trail ends that ends with it.
+pub(crate) fn open(line: &[u8]) -> Result<(AuditRecord, HashChain), RecordFlaw> {
+    let rest = line.strip_suffix(LINE_END).ok_or(RecordFlaw::NotARecord)?;
+    let (rest, hash) = rest.split_at_checked(rest.len().saturating_sub(HASH_DIGITS)).ok_or(RecordFlaw::NotARecord)?;
+    let sealed = rest.strip_suffix(HASH_MEMBER).ok_or(RecordFlaw::NotARecord)?;
+    let record: AuditRecord = serde_json::from_slice(line).map_err(|_| RecordFlaw::NotARecord)?;
     let computed = sha256(sealed);
     if computed.as_bytes() != hash {
-        return Err(Flaw::Edited);
+        return Err(RecordFlaw::Edited);
     }
-    let end = Chain { seq: record.seq, hash: computed };
+    let end = HashChain { seq: record.seq, hash: computed };
     Ok((record, end))
 }
 
@@ -102,10 +103,7 @@ impl Open {
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().fold(String::with_capacity(DIGITS), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    HEXLOWER.encode(&Sha256::digest(bytes))
 }
 
 #[cfg(test)]
@@ -117,13 +115,13 @@ mod tests {
     }
 
     fn lines(count: u128) -> Vec<Vec<u8>> {
-        let mut chain = Chain::empty();
+        let mut chain = HashChain::empty();
         (0..count).map(|n| chain.seal(Timestamp::UNIX_EPOCH, event(n))).collect()
     }
 
     /// The first flaw of these lines; none: they are whole.
-    fn flaw(lines: &[Vec<u8>]) -> Option<Flaw> {
-        let mut chain = Chain::empty();
+    fn flaw(lines: &[Vec<u8>]) -> Option<RecordFlaw> {
+        let mut chain = HashChain::empty();
         lines.iter().find_map(|line| chain.follow(line.strip_suffix(b"\n").unwrap_or(line)).err())
     }
 
@@ -139,22 +137,30 @@ mod tests {
     #[test]
     fn whatever_is_done_to_a_record_is_found() {
         type Change = fn(&mut Vec<Vec<u8>>);
-        let table: [(&str, Change, Option<Flaw>); 9] = [
+        let table: [(&str, Change, Option<RecordFlaw>); 9] = [
             ("nothing", |_| {}, None),
             ("the end is cut off: the chain alone cannot know", |lines| lines.truncate(3), None),
-            ("edited", |lines| replace(&mut lines[2], "unknown", "applied"), Some(Flaw::Edited)),
-            ("removed", |lines| drop(lines.remove(2)), Some(Flaw::OutOfPlace { expected: 3, found: 4 })),
-            ("swapped", |lines| lines.swap(1, 2), Some(Flaw::OutOfPlace { expected: 2, found: 3 })),
-            ("doubled", |lines| lines.insert(2, lines[1].clone()), Some(Flaw::OutOfPlace { expected: 3, found: 2 })),
-            ("cut short", |lines| lines[2].truncate(40), Some(Flaw::NotARecord)),
-            ("the beginning removed", |lines| drop(lines.remove(0)), Some(Flaw::OutOfPlace { expected: 1, found: 2 })),
+            ("edited", |lines| replace(&mut lines[2], "unknown", "applied"), Some(RecordFlaw::Edited)),
+            ("removed", |lines| drop(lines.remove(2)), Some(RecordFlaw::OutOfPlace { expected: 3, found: 4 })),
+            ("swapped", |lines| lines.swap(1, 2), Some(RecordFlaw::OutOfPlace { expected: 2, found: 3 })),
+            (
+                "doubled",
+                |lines| lines.insert(2, lines[1].clone()),
+                Some(RecordFlaw::OutOfPlace { expected: 3, found: 2 }),
+            ),
+            ("cut short", |lines| lines[2].truncate(40), Some(RecordFlaw::NotARecord)),
+            (
+                "the beginning removed",
+                |lines| drop(lines.remove(0)),
+                Some(RecordFlaw::OutOfPlace { expected: 1, found: 2 }),
+            ),
             (
                 "replaced by one with a good hash of its own",
                 |lines| {
                     let (record, _) = open(lines[1].strip_suffix(b"\n").unwrap()).unwrap();
-                    lines[1] = Chain { seq: 1, hash: record.prev }.seal(Timestamp::UNIX_EPOCH, event(99));
+                    lines[1] = HashChain { seq: 1, hash: record.prev }.seal(Timestamp::UNIX_EPOCH, event(99));
                 },
-                Some(Flaw::DoesNotFollow),
+                Some(RecordFlaw::DoesNotFollow),
             ),
         ];
         for (name, change, expected) in table {

@@ -1,14 +1,14 @@
-//! A trail in a directory: append, make durable, begin a new file, let nobody else in.
+//! An audit trail in a directory: append, make durable, begin a new file, let nobody else in.
 //!
-//! Nothing that was acknowledged is ever written again. A process begins a file of its own, so that a torn line of the one
-//! before stays where a crash left it; and it begins another when a file has reached its size.
+//! Nothing that was acknowledged is ever written again. A process begins a file of its own, so that a torn line of the
+//! one before stays where a crash left it; and it begins another when a file has reached its size.
 
 #[cfg(not(test))]
 use std::fs::{File, OpenOptions};
 use std::{
     fs::{self, TryLockError},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -19,17 +19,18 @@ use uuid::Uuid;
 use super::tests::watched::{File, OpenOptions}; // real ones, of which a test can ask what is not synced
 use super::{
     OpenError,
-    chain::{Chain, Open},
-    files::{self, Standing},
+    chain::{HashChain, Open},
+    files::{self, ResumePoint},
     record::{Ended, Event, Opened, Torn},
 };
+use crate::durable;
 
-/// A trail that is being written.
+/// An audit trail that is being written.
 #[derive(Debug)]
-pub(super) struct Directory {
+pub(super) struct AuditDirectory {
     path: PathBuf,
     max_file_bytes: u64,
-    /// Held as long as the trail is open; the operating system lets go of it when the process dies.
+    /// Held as long as the audit trail is open; the operating system lets go of it when the process dies.
     _lock: File,
     head: File,
     file: File,
@@ -38,19 +39,19 @@ pub(super) struct Directory {
     good_bytes: u64,
     is_clean: bool,
     number: u64,
-    chain: Chain,
+    chain: HashChain,
     open: Open,
 }
 
-impl Directory {
-    /// Opens the trail in a directory, which is made if needed (mode 0700), and begins a file. Also says which operations
-    /// a crash had cut short: their outcome is written, `unknown`.
+impl AuditDirectory {
+    /// Opens the audit trail in a directory, which is made if needed (mode 0700), and begins a file. Also says which
+    /// operations a crash had cut short: their outcome is written, `unknown`.
     pub(super) fn open(path: &Path, max_file_bytes: u64, now: Timestamp) -> Result<(Self, Vec<Uuid>), OpenError> {
         let io = |action, path: &Path| {
             let path = path.to_owned();
             move |source| OpenError::Io { action, path, source }
         };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create", path))?;
+        durable::create_directory(path).map_err(io("create", path))?;
         let lock_path = path.join("lock");
         let lock = private().truncate(false).create(true).open(&lock_path).map_err(io("open", &lock_path))?;
         match lock.try_lock() {
@@ -58,15 +59,14 @@ impl Directory {
             Err(TryLockError::WouldBlock) => return Err(OpenError::Held { path: path.to_owned() }),
             Err(TryLockError::Error(source)) => return Err(io("lock", &lock_path)(source)),
         }
-        let Standing { mut chain, mut open, torn, last_number } = files::standing(path)?;
-        let head_path = path.join(files::HEAD);
+        let ResumePoint { mut chain, mut open, torn, last_number } = files::resume_point(path)?;
+        let head_path = path.join(files::HEAD_FILE);
         let head = private().truncate(false).create(true).open(&head_path).map_err(io("open", &head_path))?;
         let cut_short: Vec<_> = open.0.iter().copied().collect();
         let number = last_number + 1;
         let file_path = path.join(files::name(number));
         let begun = begin(path, &file_path, &mut chain, opened(&open, torn), now);
         let (file, good_bytes) = begun.map_err(io("begin", &file_path))?;
-        sync_upwards(path);
         open.0 = cut_short.iter().copied().collect();
         let path = path.to_owned();
         let mut directory = Self {
@@ -96,9 +96,9 @@ impl Directory {
         self.open.0.contains(&operation_id)
     }
 
-    /// Appends records and makes them durable, by one write and one sync; all of them, or none. The end of the trail
-    /// after each of them.
-    pub(super) fn append(&mut self, events: Vec<Event>, now: Timestamp) -> io::Result<Vec<Chain>> {
+    /// Appends records and makes them durable, by one write and one sync; all of them, or none. The end of the audit
+    /// trail after each of them.
+    pub(super) fn append(&mut self, events: Vec<Event>, now: Timestamp) -> io::Result<Vec<HashChain>> {
         if events.is_empty() {
             self.note_head();
             return Ok(Vec::new());
@@ -158,7 +158,13 @@ impl Directory {
 }
 
 /// Makes a file with its first record, durable with its name. Nothing of it stays where that fails.
-fn begin(directory: &Path, path: &Path, chain: &mut Chain, opened: Event, now: Timestamp) -> io::Result<(File, u64)> {
+fn begin(
+    directory: &Path,
+    path: &Path,
+    chain: &mut HashChain,
+    opened: Event,
+    now: Timestamp,
+) -> io::Result<(File, u64)> {
     let mut file = private().create_new(true).open(path)?;
     let line = chain.seal(now, opened);
     let written = file.write_all(&line).and_then(|()| file.sync_all()).and_then(|()| File::open(directory)?.sync_all());
@@ -178,14 +184,4 @@ fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.write(true).mode(0o600);
     options
-}
-
-/// The directory's own name must outlast a crash too. Where we may not look, or what cannot be synced, we have not made.
-fn sync_upwards(path: &Path) {
-    for above in path.ancestors().skip(1) {
-        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
-        if File::open(above).and_then(|above| above.sync_all()).is_err() {
-            break;
-        }
-    }
 }

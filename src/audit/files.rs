@@ -1,4 +1,4 @@
-//! The files of a trail, read: their names, the head, what a crash left behind, and where to go on.
+//! The files of an audit trail, read: their names, the head, what a crash left behind, and where to go on.
 //!
 //! Called by [`super::directory`] before it writes, and by [`super::verify`]. Writes nothing.
 
@@ -9,18 +9,18 @@ use std::{
 
 use super::{
     OpenError,
-    chain::{self, Chain, Flaw, Open, sha256},
+    chain::{self, HashChain, Open, RecordFlaw, sha256},
     record::{Event, Torn},
 };
 
 /// The last record that is known to be durable: its number, 20 digits, and its hash.
-pub(super) const HEAD: &str = "head";
+pub(super) const HEAD_FILE: &str = "head";
 /// How long the head is.
 pub(super) const HEAD_BYTES: usize = 20 + 1 + 64 + 1;
 
-/// A file of the trail.
+/// A file of the audit trail.
 #[derive(Debug, Clone)]
-pub(super) struct TrailFile {
+pub(super) struct AuditFile {
     pub(super) number: u64,
     pub(super) name: String,
     pub(super) path: PathBuf,
@@ -32,13 +32,13 @@ pub(super) fn name(number: u64) -> String {
 }
 
 /// The files in a directory, in order.
-pub(super) fn list(directory: &Path) -> io::Result<Vec<TrailFile>> {
+pub(super) fn list(directory: &Path) -> io::Result<Vec<AuditFile>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
         let digits = name.strip_prefix("audit-").and_then(|rest| rest.strip_suffix(".jsonl"));
         if let Some(number) = digits.and_then(|digits| digits.parse().ok()) {
-            files.push(TrailFile { number, path: directory.join(&name), name });
+            files.push(AuditFile { number, path: directory.join(&name), name });
         }
     }
     files.sort_by_key(|file| file.number);
@@ -46,18 +46,18 @@ pub(super) fn list(directory: &Path) -> io::Result<Vec<TrailFile>> {
 }
 
 /// The head as it stands; none if there is none, or a crash of the machine spoilt it.
-pub(super) fn read_head(directory: &Path) -> Option<Chain> {
-    parse_head(&fs::read(directory.join(HEAD)).ok()?)
+pub(super) fn read_head(directory: &Path) -> Option<HashChain> {
+    parse_head(&fs::read(directory.join(HEAD_FILE)).ok()?)
 }
 
-pub(super) fn head_line(chain: &Chain) -> String {
+pub(super) fn head_line(chain: &HashChain) -> String {
     format!("{:020} {}\n", chain.seq, chain.hash)
 }
 
-fn parse_head(bytes: &[u8]) -> Option<Chain> {
+fn parse_head(bytes: &[u8]) -> Option<HashChain> {
     let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() == HEAD_BYTES)?;
     let (seq, hash) = text.strip_suffix('\n')?.split_once(' ')?;
-    Some(Chain { seq: seq.parse().ok()?, hash: hash.to_owned() })
+    Some(HashChain { seq: seq.parse().ok()?, hash: hash.to_owned() })
 }
 
 /// Lines with the place where each begins, and what stands behind the last line feed.
@@ -72,19 +72,19 @@ pub(super) fn lines(bytes: &[u8]) -> (impl Iterator<Item = (usize, &[u8])>, &[u8
     (lines, rest)
 }
 
-/// Where a trail goes on.
+/// Where an audit trail goes on.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Standing {
-    pub(super) chain: Chain,
+pub(super) struct ResumePoint {
+    pub(super) chain: HashChain,
     pub(super) open: Open,
     /// What a crash left behind the last good record.
     pub(super) torn: Vec<Torn>,
     pub(super) last_number: u64,
 }
 
-/// Finds where the trail of a directory ends. Reads no more than the last file with a record in it and what comes after:
-/// every file begins with all that is needed.
-pub(super) fn standing(directory: &Path) -> Result<Standing, OpenError> {
+/// Finds where the audit trail of a directory ends. Reads no more than the last file with a record in it and what comes
+/// after: every file begins with all that is needed.
+pub(super) fn resume_point(directory: &Path) -> Result<ResumePoint, OpenError> {
     let io = |path: &Path| {
         let path = path.to_owned();
         move |source| OpenError::Io { action: "read", path, source }
@@ -92,7 +92,7 @@ pub(super) fn standing(directory: &Path) -> Result<Standing, OpenError> {
     let files = list(directory).map_err(io(directory))?;
     let head = read_head(directory);
     let last_number = files.last().map_or(0, |file| file.number);
-    let mut standing = Standing { chain: Chain::empty(), open: Open::default(), torn: Vec::new(), last_number };
+    let mut standing = ResumePoint { chain: HashChain::empty(), open: Open::default(), torn: Vec::new(), last_number };
     for file in files.iter().rev() {
         let bytes = fs::read(&file.path).map_err(io(&file.path))?;
         let read = read_file(&bytes, head.as_ref());
@@ -119,19 +119,19 @@ pub(super) fn standing(directory: &Path) -> Result<Standing, OpenError> {
 }
 
 /// What a file's bytes come to.
-struct Read {
+struct FileScan {
     good_bytes: usize,
     records: usize,
-    end: Option<(Chain, Open)>,
+    end: Option<(HashChain, Open)>,
     /// A line that is no good and that no crash left so.
-    damage: Option<Flaw>,
+    damage: Option<RecordFlaw>,
 }
 
 /// Reads records as far as they are good. What follows is what a crash left if nobody was told that it was written:
 /// the head is not behind it, or, without one, no good record stands behind it.
-fn read_file(bytes: &[u8], head: Option<&Chain>) -> Read {
+fn read_file(bytes: &[u8], head: Option<&HashChain>) -> FileScan {
     let (mut lines, _) = lines(bytes);
-    let mut read = Read { good_bytes: 0, records: 0, end: None, damage: None };
+    let mut read = FileScan { good_bytes: 0, records: 0, end: None, damage: None };
     while let Some((from, line)) = lines.next() {
         let next = match &mut read.end {
             Some((chain, open)) => chain.follow(line).map(|record| open.note(&record.event)),
@@ -150,7 +150,7 @@ fn read_file(bytes: &[u8], head: Option<&Chain>) -> Read {
             && chain.hash != head.hash
             && next.is_ok()
         {
-            read.damage = Some(Flaw::DoesNotFollow);
+            read.damage = Some(RecordFlaw::DoesNotFollow);
             return read;
         }
         match next {
@@ -160,11 +160,11 @@ fn read_file(bytes: &[u8], head: Option<&Chain>) -> Read {
             }
             next => {
                 let was_durable = match head {
-                    // Where nothing is good, an older file says how far the trail reached.
+                    // Where nothing is good, an older file says how far the audit trail reached.
                     Some(head) => read.end.is_some() && reached < head.seq,
                     None => chain::open(line).is_ok() || lines.any(|(_, line)| chain::open(line).is_ok()),
                 };
-                read.damage = was_durable.then(|| next.err().unwrap_or(Flaw::NotARecord));
+                read.damage = was_durable.then(|| next.err().unwrap_or(RecordFlaw::NotARecord));
                 return read;
             }
         }

@@ -1,4 +1,4 @@
-//! What stands in the trail: one JSON object a line.
+//! What stands in the audit trail: one JSON object a line.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use crate::license::{Caller, CustomerId, Customers, OperationId, Outcome, Scope,
 
 /// A record as it is read back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Record {
+pub(crate) struct AuditRecord {
     /// Counts from 1, over all files.
     pub(crate) seq: u64,
     /// When it was written.
@@ -73,7 +73,7 @@ pub(crate) struct Intent {
     /// From which address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) from: Option<String>,
-    pub(crate) scope: ScopeWord,
+    pub(crate) scope: ScopeKind,
     /// Whom the scope names: those who are hit, or with `exclude_customers` those who are spared.
     pub(crate) customers: Vec<String>,
     pub(crate) services: Vec<String>,
@@ -92,7 +92,7 @@ pub(crate) struct Intent {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(clippy::enum_variant_names)] // the contract's own names
-pub(crate) enum ScopeWord {
+pub(crate) enum ScopeKind {
     IncludeCustomers,
     ExcludeCustomers,
     AllCustomers,
@@ -131,7 +131,7 @@ pub(crate) struct PartIds {
     pub(crate) unknown: Vec<String>,
 }
 
-/// An operation as the trail tells of it: who asks for what, and why. The same for all of its calls.
+/// An operation as the audit trail tells of it: who asks for what, and why. The same for all of its calls.
 #[derive(Debug)]
 pub struct Operation {
     /// Its name.
@@ -159,9 +159,9 @@ impl Operation {
         resolved: Option<usize>,
     ) -> Intent {
         let (scope, named) = match &self.unassignment.scope {
-            Scope::Include(customers) => (ScopeWord::IncludeCustomers, part.unwrap_or(customers).ids()),
-            Scope::Exclude(customers) => (ScopeWord::ExcludeCustomers, customers.ids()),
-            Scope::All(_) => (ScopeWord::AllCustomers, &[][..]),
+            Scope::Include(customers) => (ScopeKind::IncludeCustomers, part.unwrap_or(customers).ids()),
+            Scope::Exclude(customers) => (ScopeKind::ExcludeCustomers, customers.ids()),
+            Scope::All(_) => (ScopeKind::AllCustomers, &[][..]),
         };
         Intent {
             operation_id: self.id.as_uuid(),

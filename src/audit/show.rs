@@ -1,4 +1,4 @@
-//! The records of a trail as operations, for people. Called by `license-gateway audit show`; checks nothing.
+//! The records of an audit trail as operations, for people. Called by `license-gateway audit show`; checks nothing.
 
 use std::{collections::HashMap, fs, path::Path};
 
@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     OpenError, chain, files,
-    record::{Ended, Event, Intent, Record, ScopeWord},
+    record::{AuditRecord, Ended, Event, Intent, ScopeKind},
 };
 
 /// One operation, put together from its records.
@@ -35,7 +35,7 @@ pub(crate) struct Filter {
     pub(crate) since: Option<Timestamp>,
 }
 
-/// The operations of a directory's trail, in the order of their first records.
+/// The operations of a directory's audit trail, in the order of their first records.
 pub(crate) fn read(directory: &Path, filter: &Filter) -> Result<Vec<Shown>, OpenError> {
     let io = |path: &Path| {
         let path = path.to_owned();
@@ -56,7 +56,7 @@ pub(crate) fn read(directory: &Path, filter: &Filter) -> Result<Vec<Shown>, Open
     Ok(shown)
 }
 
-fn gather(shown: &mut Vec<Shown>, places: &mut HashMap<Uuid, usize>, record: Record, line: &[u8]) {
+fn gather(shown: &mut Vec<Shown>, places: &mut HashMap<Uuid, usize>, record: AuditRecord, line: &[u8]) {
     let operation_id = match &record.event {
         Event::Opened(_) => return,
         Event::Intent(intent) => intent.operation_id,
@@ -92,9 +92,9 @@ impl Filter {
 fn may_hit(intent: &Intent, customer: &str) -> bool {
     let is_named = || intent.customers.iter().any(|named| named == customer);
     match intent.scope {
-        ScopeWord::IncludeCustomers => is_named(),
-        ScopeWord::ExcludeCustomers => !is_named(),
-        ScopeWord::AllCustomers => true,
+        ScopeKind::IncludeCustomers => is_named(),
+        ScopeKind::ExcludeCustomers => !is_named(),
+        ScopeKind::AllCustomers => true,
     }
 }
 
@@ -102,7 +102,7 @@ fn may_hit(intent: &Intent, customer: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn intent(scope: ScopeWord, customers: &[&str]) -> Intent {
+    fn intent(scope: ScopeKind, customers: &[&str]) -> Intent {
         Intent {
             operation_id: Uuid::from_u128(0xab),
             call: 1,
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_customer_is_asked_for_by_what_can_have_hit_them() {
-        use ScopeWord::{AllCustomers, ExcludeCustomers, IncludeCustomers};
+        use ScopeKind::{AllCustomers, ExcludeCustomers, IncludeCustomers};
         let table = [
             (IncludeCustomers, &["a", "b"][..], "a", true),
             (IncludeCustomers, &["b"], "a", false),
@@ -141,7 +141,7 @@ mod tests {
         let operation = Shown {
             operation_id: Uuid::from_u128(0xab << 120),
             at: Some(at(100)),
-            intents: vec![intent(ScopeWord::IncludeCustomers, &["a"])],
+            intents: vec![intent(ScopeKind::IncludeCustomers, &["a"])],
             ended: None,
             lines: Vec::new(),
         };

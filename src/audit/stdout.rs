@@ -1,8 +1,8 @@
-//! The trail as lines on standard output, between those of the log, for machines that collect them.
+//! The audit trail as lines on standard output, between those of the log, for machines that collect them.
 //!
 //! They are handed to the operating system before a call is made. Whether they are durable is the collector's affair: a
-//! pipe cannot be synced. A process cannot read what the one before wrote, so each begins a chain of its own, and nobody
-//! closes what a crash left open.
+//! pipe cannot be synced. A process cannot read what the one before wrote, so each begins a chain of its own, and
+//! nobody closes what a crash left open.
 
 use std::io::{self, Write as _};
 
@@ -10,29 +10,29 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
-    chain::{Chain, Open},
+    chain::{HashChain, Open},
     record::{Event, Opened},
 };
 
-/// A trail on standard output.
+/// An audit trail on standard output.
 #[derive(Debug)]
 pub(super) struct Stdout {
-    chain: Chain,
+    chain: HashChain,
     open: Open,
     has_begun: bool,
 }
 
 impl Stdout {
     pub(super) fn new() -> Self {
-        Self { chain: Chain::empty(), open: Open::default(), has_begun: false }
+        Self { chain: HashChain::empty(), open: Open::default(), has_begun: false }
     }
 
     pub(super) fn is_open(&self, operation_id: Uuid) -> bool {
         self.open.0.contains(&operation_id)
     }
 
-    /// Writes records, all or none as far as anybody is told. The end of the trail after each of them.
-    pub(super) fn append(&mut self, events: Vec<Event>, now: Timestamp) -> io::Result<Vec<Chain>> {
+    /// Writes records, all or none as far as anybody is told. The end of the audit trail after each of them.
+    pub(super) fn append(&mut self, events: Vec<Event>, now: Timestamp) -> io::Result<Vec<HashChain>> {
         let (mut chain, mut open) = (self.chain.clone(), self.open.clone());
         let (mut bytes, mut ends) = (Vec::new(), Vec::new());
         if !self.has_begun {

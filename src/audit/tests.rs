@@ -10,11 +10,11 @@ use uuid::Uuid;
 
 use super::{
     OpenError,
-    chain::{self, Chain},
-    directory::Directory,
+    chain::{self, HashChain},
+    directory::AuditDirectory,
     files,
-    record::{Ended, Event, Intent, Opened, ScopeWord},
-    verify::{Report, verify},
+    record::{Ended, Event, Intent, Opened, ScopeKind},
+    verify::{Verification, verify},
 };
 
 const LARGE: u64 = 1 << 30;
@@ -27,7 +27,7 @@ fn intent(n: u128) -> Event {
         caller: "caller".to_owned(),
         identified_by: "connection".to_owned(),
         from: None,
-        scope: ScopeWord::IncludeCustomers,
+        scope: ScopeKind::IncludeCustomers,
         customers: vec!["c1".to_owned()],
         services: vec!["s".to_owned()],
         reason: String::new(),
@@ -41,11 +41,11 @@ fn outcome(n: u128) -> Event {
     Event::Outcome(Ended { outcome: "applied".to_owned(), cause: None, ..Ended::cut_short(Uuid::from_u128(n), "") })
 }
 
-fn open(dir: &Path, max_file_bytes: u64) -> (Directory, Vec<Uuid>) {
-    Directory::open(dir, max_file_bytes, Timestamp::UNIX_EPOCH).unwrap()
+fn open(dir: &Path, max_file_bytes: u64) -> (AuditDirectory, Vec<Uuid>) {
+    AuditDirectory::open(dir, max_file_bytes, Timestamp::UNIX_EPOCH).unwrap()
 }
 
-fn append(directory: &mut Directory, events: Vec<Event>) -> Vec<Chain> {
+fn append(directory: &mut AuditDirectory, events: Vec<Event>) -> Vec<HashChain> {
     directory.append(events, Timestamp::UNIX_EPOCH).unwrap()
 }
 
@@ -53,7 +53,7 @@ fn file(dir: &Path, number: u64) -> std::path::PathBuf {
     dir.join(files::name(number))
 }
 
-fn check(dir: &Path) -> Report {
+fn check(dir: &Path) -> Verification {
     verify(dir, false, &[]).unwrap()
 }
 
@@ -93,7 +93,7 @@ fn a_restart_goes_on_with_the_chain_and_gives_open_intents_their_outcome() {
 fn one_process_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
     let first = open(dir.path(), LARGE);
-    let second = Directory::open(dir.path(), LARGE, Timestamp::UNIX_EPOCH);
+    let second = AuditDirectory::open(dir.path(), LARGE, Timestamp::UNIX_EPOCH);
     assert!(matches!(second, Err(OpenError::Held { .. })));
     drop(first);
     open(dir.path(), LARGE);
@@ -130,7 +130,7 @@ fn whatever_a_crash_cuts_off_is_kept_apart_and_no_flaw() {
     for cut in (last..bytes.len()).step_by(7).chain([last, last + 1, bytes.len() - 1]) {
         let dir = tempfile::tempdir().unwrap();
         fs::write(file(dir.path(), 1), &bytes[..cut]).unwrap();
-        fs::write(dir.path().join(files::HEAD), &head).unwrap();
+        fs::write(dir.path().join(files::HEAD_FILE), &head).unwrap();
         is_whole(dir.path());
         let (directory, cut_short) = open(dir.path(), LARGE);
         assert!(cut_short.is_empty(), "the intent that was cut off was never acknowledged: {cut}");
@@ -167,11 +167,11 @@ fn garbage_behind_what_was_acknowledged_is_no_flaw_but_before_it_is() {
     bytes[middle..middle + 20].fill(0);
     fs::write(file(dir.path(), 1), &bytes).unwrap();
     assert!(!check(dir.path()).flaws.is_empty());
-    let error = Directory::open(dir.path(), LARGE, Timestamp::UNIX_EPOCH).unwrap_err();
+    let error = AuditDirectory::open(dir.path(), LARGE, Timestamp::UNIX_EPOCH).unwrap_err();
     assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
 }
 
-/// A trail of three files; the first was left torn by a crash.
+/// An audit trail of three files; the first was left torn by a crash.
 fn three_files() -> TempDir {
     let dir = ten_records();
     let torn = file(dir.path(), 1);
@@ -263,7 +263,7 @@ fn a_file_that_begins_with_other_open_operations_than_there_are_is_found() {
             let open = open.iter().map(|n| Uuid::from_u128(*n)).collect();
             Event::Opened(Opened { version: "1".to_owned(), open, torn: Vec::new() })
         };
-        let mut chain = Chain::empty();
+        let mut chain = HashChain::empty();
         let mut seal = |event| chain.seal(Timestamp::UNIX_EPOCH, event);
         let contents =
             [(files::name(1), [seal(opened(&[])), seal(intent(1))].concat()), (files::name(2), seal(opened(&named)))];
@@ -289,7 +289,7 @@ fn a_trail_that_was_written_anew_is_found_by_a_record_that_somebody_remembers() 
     let dir = ten_records();
     let last = verify(dir.path(), false, &[]).unwrap().last.unwrap();
     edit(&file(dir.path(), 1), |lines| drop(lines.remove(9)));
-    fs::remove_file(dir.path().join(files::HEAD)).unwrap();
+    fs::remove_file(dir.path().join(files::HEAD_FILE)).unwrap();
     let report = check(dir.path());
     assert!(report.flaws.is_empty() && report.notes[0].contains("no head file"), "{report:?}");
     let report = verify(dir.path(), false, &[last]).unwrap();
@@ -314,11 +314,11 @@ fn a_trail_that_was_changed_is_not_gone_on_with() {
         ("edit", |dir| edit(&file(dir, 1), |lines| lines[3] = lines[3].replace("c1", "c2"))),
         ("edit, and no head", |dir| {
             edit(&file(dir, 1), |lines| lines[3] = lines[3].replace("c1", "c2"));
-            fs::remove_file(dir.join(files::HEAD)).unwrap();
+            fs::remove_file(dir.join(files::HEAD_FILE)).unwrap();
         }),
         ("swap, and no head", |dir| {
             edit(&file(dir, 1), |lines| lines.swap(3, 4));
-            fs::remove_file(dir.join(files::HEAD)).unwrap();
+            fs::remove_file(dir.join(files::HEAD_FILE)).unwrap();
         }),
         ("the end cut off", |dir| edit(&file(dir, 1), |lines| drop(lines.remove(9)))),
         ("all files removed", |dir| fs::remove_file(file(dir, 1)).unwrap()),
@@ -326,7 +326,7 @@ fn a_trail_that_was_changed_is_not_gone_on_with() {
             let bytes = fs::read(file(dir, 1)).unwrap();
             edit(&file(dir, 1), |lines| {
                 let (record, _) = chain::open(lines[9].as_bytes()).unwrap();
-                let mut chain = Chain { seq: 9, hash: record.prev };
+                let mut chain = HashChain { seq: 9, hash: record.prev };
                 let line = chain.seal(Timestamp::UNIX_EPOCH, intent(99));
                 lines[9] = String::from_utf8(line).unwrap().trim_end().to_owned();
             });
@@ -337,7 +337,7 @@ fn a_trail_that_was_changed_is_not_gone_on_with() {
         let dir = ten_records();
         change(dir.path());
         let before = files::list(dir.path()).unwrap().len();
-        let opened = Directory::open(dir.path(), LARGE, Timestamp::UNIX_EPOCH);
+        let opened = AuditDirectory::open(dir.path(), LARGE, Timestamp::UNIX_EPOCH);
         assert!(matches!(opened, Err(OpenError::Damaged { .. })), "{name}: {opened:?}");
         assert_eq!(files::list(dir.path()).unwrap().len(), before, "{name}: nothing is written");
     }
@@ -368,7 +368,7 @@ fn nobody_else_may_read_the_trail() {
     let _directory = open(&path, LARGE);
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&path), 0o700);
-    for name in [files::name(1).as_str(), files::HEAD, "lock"] {
+    for name in [files::name(1).as_str(), files::HEAD_FILE, "lock"] {
         assert_eq!(mode(&path.join(name)), 0o600, "{name}");
     }
 }
@@ -378,7 +378,7 @@ const OF_BEFORE_PREVIEWS: &str = r#"{"seq":1,"at":"2026-11-01T08:00:00Z","type":
 
 #[test]
 fn records_of_before_previews_are_read_and_followed() {
-    let mut chain = Chain::empty();
+    let mut chain = HashChain::empty();
     let old = chain.follow(OF_BEFORE_PREVIEWS.as_bytes()).unwrap();
     let Event::Intent(old) = old.event else { panic!("an intent") };
     assert_eq!((&old.etag, old.resolved_customers), (&None, None));
@@ -387,6 +387,6 @@ fn records_of_before_previews_are_read_and_followed() {
     let sealed = end.seal(Timestamp::UNIX_EPOCH, Event::Intent(bound.clone()));
     let sealed = sealed.strip_suffix(b"\n").unwrap();
     assert_eq!(chain.follow(sealed).unwrap().event, Event::Intent(bound));
-    let unbound = Chain::empty().seal(Timestamp::UNIX_EPOCH, Event::Intent(old));
+    let unbound = HashChain::empty().seal(Timestamp::UNIX_EPOCH, Event::Intent(old));
     assert!(!String::from_utf8(unbound).unwrap().contains("etag"), "who is bound to nothing is written as before");
 }

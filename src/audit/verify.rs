@@ -1,29 +1,29 @@
-//! Reads a whole trail and says what was done to it. Called by `license-gateway audit verify`; takes no lock.
+//! Reads a whole audit trail and says what was done to it. Called by `license-gateway audit verify`; takes no lock.
 
 use std::{fs, path::Path};
 
 use super::{
     OpenError,
-    chain::{self, Chain, Flaw, Open, sha256},
+    chain::{self, HashChain, Open, RecordFlaw, sha256},
     files,
     record::{Event, Torn},
 };
 
 /// A record that somebody remembers: number and hash.
-pub(crate) use super::chain::Chain as Remembered;
+pub(crate) use super::chain::HashChain as Remembered;
 
 /// More flaws than this tell nothing new.
 const MOST_FLAWS: usize = 50;
 
-/// What a trail came to.
+/// What an audit trail came to.
 #[derive(Debug, Default)]
-pub(crate) struct Report {
+pub(crate) struct Verification {
     pub(crate) files: usize,
     pub(crate) records: u64,
     /// The first record's number; 1 unless older files are gone.
     pub(crate) first: Option<u64>,
     /// The last record.
-    pub(crate) last: Option<Chain>,
+    pub(crate) last: Option<HashChain>,
     /// The number of operations that have an intent and no outcome.
     pub(crate) open: usize,
     /// What is wrong.
@@ -32,9 +32,13 @@ pub(crate) struct Report {
     pub(crate) notes: Vec<String>,
 }
 
-/// Checks the trail of a directory. `older_are_away`: it need not begin with record 1. `expected`: records that somebody
-/// remembers, as the log does.
-pub(crate) fn verify(directory: &Path, older_are_away: bool, expected: &[Chain]) -> Result<Report, OpenError> {
+/// Checks the audit trail of a directory. `older_are_away`: it need not begin with record 1. `expected`: records that
+/// somebody remembers, as the log does.
+pub(crate) fn verify(
+    directory: &Path,
+    older_are_away: bool,
+    expected: &[HashChain],
+) -> Result<Verification, OpenError> {
     let io = |path: &Path| {
         let path = path.to_owned();
         move |source| OpenError::Io { action: "read", path, source }
@@ -51,13 +55,13 @@ pub(crate) fn verify(directory: &Path, older_are_away: bool, expected: &[Chain])
 /// The same for files that were read: name and content, in order. Pure.
 pub(super) fn check(
     contents: &[(String, Vec<u8>)],
-    head: Option<&Chain>,
+    head: Option<&HashChain>,
     older_are_away: bool,
-    expected: &[Chain],
-) -> Report {
+    expected: &[HashChain],
+) -> Verification {
     let declared: Vec<Torn> = contents.iter().flat_map(|(_, bytes)| declared(bytes)).collect();
     let mut check = Check {
-        report: Report { files: contents.len(), ..Report::default() },
+        report: Verification { files: contents.len(), ..Verification::default() },
         chain: None,
         open: Open::default(),
         remembered: head.into_iter().chain(expected).cloned().collect(),
@@ -96,21 +100,21 @@ fn declared(bytes: &[u8]) -> Vec<Torn> {
 }
 
 struct Check {
-    report: Report,
+    report: Verification,
     /// None: there was no record yet.
-    chain: Option<Chain>,
+    chain: Option<HashChain>,
     open: Open,
-    /// What the trail must hold: the hash of a record.
-    remembered: Vec<Chain>,
+    /// What the audit trail must hold: the hash of a record.
+    remembered: Vec<HashChain>,
     older_are_away: bool,
 }
 
 impl Check {
-    fn file(&mut self, name: &str, bytes: &[u8], head: Option<&Chain>) {
+    fn file(&mut self, name: &str, bytes: &[u8], head: Option<&HashChain>) {
         let (lines, rest) = files::lines(bytes);
         for (index, (_, line)) in lines.enumerate() {
             let place = format!("{name}, line {}", index + 1);
-            let chain = self.chain.get_or_insert_with(Chain::empty);
+            let chain = self.chain.get_or_insert_with(HashChain::empty);
             match chain.follow(line) {
                 Ok(record) => {
                     // Every file says what is open as it begins, and must be right.
@@ -151,13 +155,13 @@ impl Check {
     }
 
     /// Goes on behind a record that was edited in place, by the hash that it had.
-    fn skip(&mut self, line: &[u8], flaw: &Flaw) {
-        if *flaw != Flaw::Edited {
+    fn skip(&mut self, line: &[u8], flaw: &RecordFlaw) {
+        if *flaw != RecordFlaw::Edited {
             return;
         }
         let hash = line.len().checked_sub(66).and_then(|from| line.get(from..from + 64));
         if let (Some(chain), Some(hash)) = (&mut self.chain, hash) {
-            *chain = Chain { seq: chain.seq + 1, hash: String::from_utf8_lossy(hash).into_owned() };
+            *chain = HashChain { seq: chain.seq + 1, hash: String::from_utf8_lossy(hash).into_owned() };
         }
     }
 
@@ -171,7 +175,7 @@ impl Check {
         }
     }
 
-    fn finish(mut self, head: Option<&Chain>) -> Report {
+    fn finish(mut self, head: Option<&HashChain>) -> Verification {
         let last = self.chain.as_ref().map_or(0, |chain| chain.seq);
         let missing = self.remembered.iter().map(|other| other.seq).filter(|seq| *seq > last).max();
         if let Some(seq) = missing {

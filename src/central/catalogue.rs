@@ -15,7 +15,6 @@ use super::{CentralClient, Error};
 use crate::{
     license::{ServiceName, Services},
     telemetry::Origin,
-    token::rehearsal,
 };
 
 /// How long a list is used as it is. Central's list changes with its releases; every call counts against the day's
@@ -110,7 +109,7 @@ impl Catalogue {
             }
             list
         };
-        drop(self.fetch());
+        self.fetch();
         Some(list)
     }
 
@@ -119,7 +118,7 @@ impl Catalogue {
         let mut changes = self.state.subscribe();
         loop {
             let asked = Instant::now();
-            let _tied = self.fetch();
+            self.fetch();
             let state = changes.wait_for(|state| !state.is_fetching).await.expect("the sender is ours");
             if let Some(list) = state.list.as_ref().filter(|list| list.age() < age) {
                 return Ok(Arc::clone(list));
@@ -133,13 +132,13 @@ impl Catalogue {
     }
 
     /// Fetches the list, unless somebody is at it. In a task of its own: whoever asked may leave.
-    fn fetch(self: &Arc<Self>) -> Option<rehearsal::Tied> {
+    fn fetch(self: &Arc<Self>) {
         let begins = self.state.send_if_modified(|state| !std::mem::replace(&mut state.is_fetching, true));
         if !begins {
-            return None;
+            return;
         }
         let fetching = Fetching(Arc::clone(self));
-        let task = tokio::spawn(Origin::current().run(async move {
+        tokio::spawn(Origin::current().run(async move {
             let result = fetching.0.central.services_config().await;
             fetching.0.state.send_modify(|state| match result {
                 Ok(names) => {
@@ -150,7 +149,6 @@ impl Catalogue {
                 Err(error) => state.failure = Some((Arc::new(error), Instant::now())),
             });
         }));
-        rehearsal::tie_to_caller(&task)
     }
 }
 

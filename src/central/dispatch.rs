@@ -27,7 +27,7 @@ use super::{
     wire::{self, Complaint},
 };
 use crate::{
-    audit::Trail,
+    audit::AuditTrail,
     config,
     exchange::{self, Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},
     license::{Customers, Outcome, Resolved, Scope},
@@ -53,7 +53,7 @@ pub(super) struct Dispatch {
     tracing: Tracing,
     tokens: TokenCache,
     quota: Quota,
-    trail: Trail,
+    trail: AuditTrail,
     queue: Arc<Mutex<Queue>>,
     /// Something joined the queue.
     joined: Notify,
@@ -92,7 +92,7 @@ impl Dispatch {
         settings: &config::Central,
         tokens: TokenCache,
         quota: Quota,
-        trail: Trail,
+        trail: AuditTrail,
         tracing: Tracing,
     ) -> Result<Self, SetupError> {
         let (queue, breaker) = (Arc::<Mutex<Queue>>::default(), Arc::<Mutex<Breaker>>::default());

@@ -12,9 +12,9 @@ use super::{
 };
 use crate::{
     audit::{
-        record::{Intent, ScopeWord},
+        record::{Intent, ScopeKind},
         show::{self, Filter, Shown},
-        verify::{self, Remembered, Report},
+        verify::{self, Remembered, Verification},
     },
     config::{self, AuditPlace, Config},
 };
@@ -199,7 +199,7 @@ fn failed(error: &(dyn std::error::Error + 'static), json: bool) -> Exit {
     Exit::Failure
 }
 
-fn report_json(report: &Report) -> serde_json::Value {
+fn report_json(report: &Verification) -> serde_json::Value {
     serde_json::json!({
         "ok": report.flaws.is_empty(),
         "files": report.files,
@@ -212,7 +212,7 @@ fn report_json(report: &Report) -> serde_json::Value {
     })
 }
 
-fn report_text(report: &Report) -> String {
+fn report_text(report: &Verification) -> String {
     let headline = if report.flaws.is_empty() {
         format!("{GOOD}Whole: every record follows the one before it.{GOOD:#}\n")
     } else {
@@ -231,10 +231,10 @@ fn row(operation: &Shown) -> [String; 10] {
     let ended = operation.ended.as_ref();
     let scope = first.map(|intent| match intent.scope {
         // Parts of a scope that was too large are halves of the first intent's.
-        ScopeWord::IncludeCustomers if intent.customers.len() == 1 => intent.customers[0].clone(),
-        ScopeWord::IncludeCustomers => format!("{} customers", intent.customers.len()),
-        ScopeWord::ExcludeCustomers => format!("all but {}", intent.customers.len()) + &previewed(intent),
-        ScopeWord::AllCustomers => "all".to_owned() + &previewed(intent),
+        ScopeKind::IncludeCustomers if intent.customers.len() == 1 => intent.customers[0].clone(),
+        ScopeKind::IncludeCustomers => format!("{} customers", intent.customers.len()),
+        ScopeKind::ExcludeCustomers => format!("all but {}", intent.customers.len()) + &previewed(intent),
+        ScopeKind::AllCustomers => "all".to_owned() + &previewed(intent),
     });
     let outcome = ended.map(|ended| match &ended.cause {
         Some(cause) => format!("{} ({cause})", ended.outcome),

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::{self, Config},
-    token::admin::{self, Exchange, Status, Unsaved, What},
+    token::admin::{self, Exchange, SeedOutcome, Status, Unsaved},
 };
 
 /// What can be done with the account's tokens.
@@ -145,7 +145,7 @@ impl TokenSeed {
             Ok(seeded) => {
                 let (fingerprint, store) = (seeded.fingerprint, print::clean(&seeded.store));
                 match seeded.what {
-                    What::Adopted { generation } => {
+                    SeedOutcome::Adopted { generation } => {
                         print::out(&format!(
                             "{GOOD}The refresh token was put in{GOOD:#} as generation {generation} (fingerprint \
                              {fingerprint}, {store}).\nA running gateway notices; a stopped one uses it when it starts. \
@@ -153,7 +153,7 @@ impl TokenSeed {
                         ));
                         Exit::Clean
                     }
-                    What::TakenByGateway => {
+                    SeedOutcome::TakenByGateway => {
                         print::out(&format!(
                             "{GOOD}The running gateway took the refresh token{GOOD:#} (fingerprint {fingerprint}, \
                              {store}).\n`license-gateway token status` tells whether Central accepted it. Do not use \
@@ -161,14 +161,14 @@ impl TokenSeed {
                         ));
                         Exit::Clean
                     }
-                    What::AlreadyKnown => {
+                    SeedOutcome::AlreadyKnown => {
                         print::error(&format!(
                             "this refresh token was put in before (fingerprint {fingerprint}, {store}), so nothing was \
                              changed: it works once, and is not presented again. Download another one from Central"
                         ));
                         Exit::Failure
                     }
-                    What::NotTaken => {
+                    SeedOutcome::NotTaken => {
                         print::error(&format!(
                             "another process holds the store and did not take the refresh token within ten seconds \
                              (fingerprint {fingerprint}, {store}); it was taken back. Repeat it in a minute: a gateway \

@@ -3,8 +3,9 @@
 //! Made by a preview, carried by whoever then asks for the change, and made again just before the change is sent: only
 //! if both are the same is anything sent. Pure.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
+use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
 
 use super::{CustomerId, Scope, ServiceName, Services};
@@ -36,11 +37,7 @@ impl Etag {
         put_set(&mut hash, named.iter().map(CustomerId::as_str).collect());
         put_set(&mut hash, resolved.map(CustomerId::as_str).collect());
         put_set(&mut hash, services.names().iter().map(ServiceName::as_str).collect());
-        let mut text = VERSION.to_owned();
-        for byte in hash.finalize() {
-            let _ = write!(text, "{byte:02x}");
-        }
-        Self(text)
+        Self(VERSION.to_owned() + &HEXLOWER.encode(&hash.finalize()))
     }
 
     /// What somebody passes on: as it was given, not a character else.

@@ -15,19 +15,19 @@ use super::{
     journal::Journal,
     secret::Secret,
     seed::{self, Adoption},
-    store::{self, FileStore, Intent, Record, TokenStore},
+    store::{self, FileStore, RefreshIntent, TokenRecord, TokenStore},
 };
 use crate::config::{self, StoreKind};
 
 /// Central removes a pair that was not refreshed for so long. Its gateway's stock value is a day less; what an account
 /// has is not documented.
 const IDLE_LIFE: Duration = Duration::from_hours(15 * 24);
-/// How long a running gateway gets to adopt a seed: it looks every two seconds.
+/// How long a running gateway gets to adopt a seed: it checks every two seconds.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(10);
 /// A seed that was taken back may already have been read: how long until that would show.
 const SETTLE: Duration = Duration::from_secs(3);
-/// How often the record is looked at meanwhile.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How often the record is read meanwhile.
+const READ_EVERY: Duration = Duration::from_millis(200);
 
 /// What a store holds, without its secrets.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub(crate) struct Status {
     /// Where the record is.
     pub(crate) store: String,
     /// None: nothing was ever stored.
-    pub(crate) chain: Option<Chain>,
+    pub(crate) chain: Option<StoredPair>,
     /// Why a person has to put a new refresh token in; none: no need.
     pub(crate) needs_seed: Option<&'static str>,
     /// A pair that could not be stored, beside the store.
@@ -59,7 +59,7 @@ pub(crate) struct Unsaved {
 
 /// The pair that is stored.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Chain {
+pub(crate) struct StoredPair {
     /// Counts the pairs.
     pub(crate) generation: u64,
     /// Names the chain since its seed: the first eight digits.
@@ -127,14 +127,14 @@ pub(crate) async fn status(config: &config::TokenStore, now: SystemTime) -> Resu
             generation: unsaved.as_ref().map(|unsaved| unsaved.generation),
             is_newest: newer.is_some(),
         }),
-        chain: record.map(|record| Chain::of(&record, now)),
+        chain: record.map(|record| StoredPair::of(&record, now)),
         waiting_seed: there(&seed::inbox(&config.path)),
         warnings,
     })
 }
 
-impl Chain {
-    fn of(record: &Record, now: SystemTime) -> Self {
+impl StoredPair {
+    fn of(record: &TokenRecord, now: SystemTime) -> Self {
         let valid_until = record.received_at + record.lifetime;
         Self {
             generation: record.generation,
@@ -152,19 +152,19 @@ impl Chain {
 }
 
 impl Exchange {
-    fn of(record: &Record) -> Self {
+    fn of(record: &TokenRecord) -> Self {
         match &record.intent {
             // One of another generation is a leftover: what it was about is done.
             Some(intent) if intent.generation != record.generation => Self::None,
-            Some(Intent { refused: true, logins, .. }) => Self::Refused { logins: *logins },
-            Some(Intent { suspect: true, tries, .. }) => Self::Suspect { tries: *tries },
-            Some(Intent { tries, .. }) => Self::UnderWay { tries: *tries },
+            Some(RefreshIntent { refused: true, logins, .. }) => Self::Refused { logins: *logins },
+            Some(RefreshIntent { suspect: true, tries, .. }) => Self::Suspect { tries: *tries },
+            Some(RefreshIntent { tries, .. }) => Self::UnderWay { tries: *tries },
             None => Self::None,
         }
     }
 }
 
-fn needs_seed(record: Option<&Record>, now: SystemTime) -> Option<&'static str> {
+fn needs_seed(record: Option<&TokenRecord>, now: SystemTime) -> Option<&'static str> {
     let Some(record) = record else { return Some("no refresh token was ever put in place") };
     if matches!(Exchange::of(record), Exchange::Refused { .. }) {
         return Some("Central refused the refresh token");
@@ -181,12 +181,12 @@ pub(crate) struct Seeded {
     /// Where the record is.
     pub(crate) store: String,
     /// What was done with it.
-    pub(crate) what: What,
+    pub(crate) what: SeedOutcome,
 }
 
 /// What was done with a seed.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum What {
+pub(crate) enum SeedOutcome {
     /// It is stored, as this generation.
     Adopted {
         /// Counts the pairs.
@@ -238,8 +238,8 @@ pub(crate) async fn put_seed(config: &config::TokenStore, text: &str) -> Result<
         Ok(store) => {
             let unsaved = Journal::new(&config.path).read().ok().flatten();
             let what = match seed::adopt(&store, &seed, unsaved.as_ref()).await? {
-                Adoption::Adopted(record) => What::Adopted { generation: record.generation },
-                Adoption::AlreadyKnown => What::AlreadyKnown,
+                Adoption::Adopted(record) => SeedOutcome::Adopted { generation: record.generation },
+                Adoption::AlreadyKnown => SeedOutcome::AlreadyKnown,
             };
             (store.place(), what)
         }
@@ -250,21 +250,21 @@ pub(crate) async fn put_seed(config: &config::TokenStore, text: &str) -> Result<
 }
 
 /// Gives the seed to the process that holds the store, and waits until it has taken it.
-async fn hand_over(directory: &Path, seed: &Secret) -> Result<What, SeedError> {
+async fn hand_over(directory: &Path, seed: &Secret) -> Result<SeedOutcome, SeedError> {
     let is_taken = || -> Result<bool, store::Error> {
         Ok(FileStore::peek(directory)?.is_some_and(|record| seed::knows(&record, seed)))
     };
     if is_taken()? {
-        return Ok(What::AlreadyKnown);
+        return Ok(SeedOutcome::AlreadyKnown);
     }
     let path = seed::inbox(directory);
     let failed = |source| SeedError::HandOver { path: path.clone(), source };
     seed::hand_over(directory, seed).map_err(failed)?;
     let deadline = Instant::now() + HAND_OVER_WITHIN;
     while Instant::now() < deadline {
-        sleep(LOOK_EVERY).await;
+        sleep(READ_EVERY).await;
         if is_taken()? {
-            return Ok(What::TakenByGateway);
+            return Ok(SeedOutcome::TakenByGateway);
         }
     }
     // Else a gateway that starts some day would adopt a token that nobody thinks of any more.
@@ -273,7 +273,7 @@ async fn hand_over(directory: &Path, seed: &Secret) -> Result<What, SeedError> {
         _ => {}
     }
     sleep(SETTLE).await;
-    Ok(if is_taken()? { What::TakenByGateway } else { What::NotTaken })
+    Ok(if is_taken()? { SeedOutcome::TakenByGateway } else { SeedOutcome::NotTaken })
 }
 
 #[cfg(test)]
@@ -281,16 +281,16 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::token::store::{Loaded, SCHEMA};
+    use crate::token::store::{LoadedRecord, RECORD_SCHEMA};
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
     /// Received at 1,000 for 100 seconds.
-    fn record(intent: Option<Intent>) -> Record {
-        Record {
-            schema: SCHEMA,
+    fn record(intent: Option<RefreshIntent>) -> TokenRecord {
+        TokenRecord {
+            schema: RECORD_SCHEMA,
             family: Uuid::from_u128(0x1234_5678 << 96),
             generation: 5,
             access_token: Some(Secret::new("a".to_owned())),
@@ -303,14 +303,14 @@ mod tests {
         }
     }
 
-    fn intent(suspect: bool, refused: bool) -> Intent {
+    fn intent(suspect: bool, refused: bool) -> RefreshIntent {
         let [nonce, owner] = [Uuid::nil(); 2];
-        Intent { generation: 5, nonce, owner, suspect, tries: 3, refused, logins: 2, last_login: None }
+        RefreshIntent { generation: 5, nonce, owner, suspect, tries: 3, refused, logins: 2, last_login: None }
     }
 
     #[test]
     fn a_record_is_told_as_what_it_means() {
-        let leftover = Some(Intent { generation: 4, ..intent(true, true) });
+        let leftover = Some(RefreshIntent { generation: 4, ..intent(true, true) });
         let dead_at = 1_000 + IDLE_LIFE.as_secs();
         // The record's intent and the time; whether the access token is valid, the exchange, whether a seed is needed.
         let cases = [
@@ -326,15 +326,15 @@ mod tests {
         ];
         for (intent, now, is_valid, exchange, needs) in cases {
             let record = record(intent);
-            let chain = Chain::of(&record, at(now));
+            let chain = StoredPair::of(&record, at(now));
             assert_eq!((chain.has_valid_access_token, chain.exchange), (is_valid, exchange), "{now} {record:?}");
             assert_eq!(needs_seed(Some(&record), at(now)).is_some(), needs, "{now} {record:?}");
         }
         assert!(needs_seed(None, at(0)).is_some());
-        let chain = Chain::of(&record(None), at(1_060));
+        let chain = StoredPair::of(&record(None), at(1_060));
         assert_eq!((chain.generation, &*chain.family, chain.age), (5, "12345678", Duration::from_mins(1)));
         assert_eq!((chain.access_token_until, chain.seeds), (Some(at(1_100)), 1));
-        let seeded = Chain::of(&Record { access_token: None, ..record(None) }, at(1_060));
+        let seeded = StoredPair::of(&TokenRecord { access_token: None, ..record(None) }, at(1_060));
         assert_eq!((seeded.access_token_until, seeded.has_valid_access_token), (None, false));
     }
 
@@ -375,7 +375,7 @@ mod tests {
         assert_eq!((looked.journal, looked.needs_seed), (unsaved(Some(5), true), None));
         // A seed given now is newer still.
         let seeded = put_seed(&file(dir.path()), "token").await.unwrap();
-        assert_eq!(seeded.what, What::Adopted { generation: 6 });
+        assert_eq!(seeded.what, SeedOutcome::Adopted { generation: 6 });
         assert_eq!(look().await.journal, unsaved(Some(5), false));
     }
 
@@ -401,10 +401,10 @@ mod tests {
                 () = gateway_looks(&store, dir.path()) => unreachable!("a gateway looks for ever"),
             }
         };
-        assert_eq!(put("one").await, What::TakenByGateway);
-        assert_eq!(put("one").await, What::AlreadyKnown);
-        assert_eq!(put(r#"{"refresh_token":"two"}"#).await, What::TakenByGateway);
-        let Loaded { record, .. } = store.load().await.unwrap();
+        assert_eq!(put("one").await, SeedOutcome::TakenByGateway);
+        assert_eq!(put("one").await, SeedOutcome::AlreadyKnown);
+        assert_eq!(put(r#"{"refresh_token":"two"}"#).await, SeedOutcome::TakenByGateway);
+        let LoadedRecord { record, .. } = store.load().await.unwrap();
         assert_eq!(
             record.map(|record| (record.generation, record.refresh_token.expose().to_owned())),
             Some((2, "two".to_owned()))
@@ -416,7 +416,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let _held = FileStore::open(dir.path()).unwrap();
         let seeded = put_seed(&file(dir.path()), "token").await.unwrap();
-        assert_eq!(seeded.what, What::NotTaken);
+        assert_eq!(seeded.what, SeedOutcome::NotTaken);
         assert!(!seed::inbox(dir.path()).exists());
     }
 

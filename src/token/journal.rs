@@ -2,14 +2,14 @@
 
 use std::{
     fs, io,
-    io::Write as _,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
 use tracing::warn;
 
-use super::store::{Envelope, Record};
+use super::store::{SealedRecord, TokenRecord};
+use crate::durable;
 
 /// Makes the journal's directory where it is missing (mode 0700): once, when the process starts. A store that others
 /// share needs it for nothing else, so the gateway goes on without it and says so.
@@ -43,16 +43,16 @@ impl Journal {
 
     /// What an earlier process could not store; none if there is nothing. A problem is told in words that hold nothing
     /// of the file, which may be the only trace of a living pair: it is never removed and never written over.
-    pub(super) fn read(&self) -> Result<Option<Record>, String> {
+    pub(super) fn read(&self) -> Result<Option<TokenRecord>, String> {
         match fs::read(&self.path) {
-            Ok(bytes) => Envelope::open(&bytes).map(|(record, _)| Some(record)),
+            Ok(bytes) => SealedRecord::open(&bytes).map(|(record, _)| Some(record)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(format!("it cannot be read: {error}")),
         }
     }
 
     /// Keeps a pair, durably. The disk may be the very thing that fails: then there is no more to be done.
-    pub(super) fn write(&self, record: &Record) -> io::Result<()> {
+    pub(super) fn write(&self, record: &TokenRecord) -> io::Result<()> {
         let directory = self.path.parent().unwrap_or(Path::new("."));
         if self.read().is_err() {
             let aside = (1..).map(|number| directory.join(format!("unsaved.damaged-{number}.json")));
@@ -60,11 +60,8 @@ impl Journal {
             fs::rename(&self.path, &free)?;
         }
         let temporary = self.path.with_extension("tmp");
-        let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
-        file.write_all(&Envelope::seal(0, record).to_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, &self.path)?;
-        fs::File::open(directory)?.sync_all()
+        durable::write_new(&temporary, &SealedRecord::seal(0, record).to_bytes())?;
+        durable::rename(&temporary, &self.path)
     }
 
     /// The pair is in the store, or a newer one is.

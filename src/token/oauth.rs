@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use url::form_urlencoded;
 
-use super::{rehearsal::hurried, secret::Secret};
+use super::{failpoints::hurried, secret::Secret};
 use crate::{
     config::{self, GrantPlacement},
     exchange::{self, Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},
@@ -217,7 +217,7 @@ impl TokenEndpoint {
         match self.http.send_patiently(request).await {
             Some(Ok(answer)) => {
                 self.quota.heard(Purpose::Exchange, answer.status, &answer.headers);
-                match judge(&answer) {
+                match classify(&answer) {
                     Exchanged::Throttled { .. } if self.quota.standing().is_day_spent => {
                         Exchanged::Throttled { wait: DAY_SPENT_FOR }
                     }
@@ -303,9 +303,9 @@ fn cookie<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
 }
 
 /// What an answer of the token endpoint means.
-fn judge(answer: &Answer) -> Exchanged {
+fn classify(answer: &Answer) -> Exchanged {
     #[derive(Deserialize)]
-    struct Refusal {
+    struct OAuthRefusal {
         error: String,
         #[serde(default)]
         error_description: String,
@@ -322,7 +322,7 @@ fn judge(answer: &Answer) -> Exchanged {
             let wait = hint.and_then(|text| text.trim().parse().ok()).map_or(THROTTLED_FOR, Duration::from_secs);
             Exchanged::Throttled { wait: wait.clamp(THROTTLED_FOR, Duration::from_hours(1)) }
         }
-        400 | 401 => match serde_json::from_slice::<Refusal>(&answer.body) {
+        400 | 401 => match serde_json::from_slice::<OAuthRefusal>(&answer.body) {
             Ok(refusal) => match refusal.error.as_str() {
                 "invalid_client" => Exchanged::ClientRefused,
                 "unsupported_grant_type" => Exchanged::GrantNotRead,
@@ -389,7 +389,7 @@ mod tests {
     }
 
     fn kind(answer: &Answer) -> &'static str {
-        match judge(answer) {
+        match classify(answer) {
             Exchanged::Pair(_) => "pair",
             Exchanged::NotSent(_) => "not sent",
             Exchanged::Throttled { .. } => "throttled",
@@ -459,7 +459,7 @@ mod tests {
         for (hint, seconds) in [("7", 7), ("0", 1), ("never", 1), ("999999999", 3600)] {
             let mut answer = answer(429, "");
             answer.headers.insert(RETRY_AFTER, HeaderValue::from_static(hint));
-            let Exchanged::Throttled { wait } = judge(&answer) else { panic!("{hint}") };
+            let Exchanged::Throttled { wait } = classify(&answer) else { panic!("{hint}") };
             assert_eq!(wait.as_secs(), seconds);
         }
     }

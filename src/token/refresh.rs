@@ -6,8 +6,8 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
-    rehearsal::hurried,
-    store::{Intent, Record},
+    failpoints::hurried,
+    store::{RefreshIntent, TokenRecord},
 };
 
 /// Where in its life a token is renewed: late enough to be cheap, early enough to try for a long time.
@@ -24,7 +24,8 @@ const JUST_ISSUED: Duration = Duration::from_mins(1);
 /// first saw that very intent: wall clocks of different machines do not agree.
 pub(super) const HOLD_OFF: Duration = Duration::from_mins(1);
 
-/// Whoever is paused for longer than this between claiming and sending does not send: others may have taken over.
+/// A process that is paused for longer than this between claiming and sending does not send: others may have taken
+/// over.
 pub(super) const SEND_WINDOW: Duration = Duration::from_secs(2);
 
 /// Logins with user name and password lie at least this far apart: Central allows few and may lock the account.
@@ -40,7 +41,7 @@ pub(super) struct Memory {
     /// Whether the store admits one process only: then the intent of another owner is that of a dead one.
     pub is_exclusive: bool,
     /// The newest pair this process has seen.
-    pub newest: Option<Record>,
+    pub newest: Option<TokenRecord>,
     /// Another process's intent (by its nonce), and when this process first saw it.
     pub foreign_intent: Option<(Uuid, Instant)>,
     /// Which generation the store last showed, and when.
@@ -50,8 +51,8 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// The store shows this generation. Whoever saw it change knows the age of a pair by its own monotonic clock, which
-    /// is better than the wall clock of another machine.
+    /// The store shows this generation. A process that saw it change knows the age of a pair by its own monotonic
+    /// clock, which is better than the wall clock of another machine.
     pub(super) fn note(&mut self, generation: u64, now: Instant) {
         if let Some((shown, at)) = self.last_shown
             && shown < generation
@@ -64,7 +65,7 @@ impl Memory {
     /// How long the record's access token is still valid. The record's wall-clock time is a hint for a process that did
     /// not see it change; a receipt in the future (another machine's clock) counts as now. Should the token be dead, a
     /// 401 heals it.
-    pub(super) fn remaining(&self, record: &Record, now: Instant, wall: SystemTime) -> Duration {
+    pub(super) fn remaining(&self, record: &TokenRecord, now: Instant, wall: SystemTime) -> Duration {
         if record.access_token.is_none() {
             return Duration::ZERO;
         }
@@ -90,63 +91,63 @@ pub(super) enum Wanted {
 
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum RefreshStep {
     /// Nothing was ever seeded.
     NeedsSeed,
     /// Central refused the refresh token: it is dead, and nobody presents it again.
-    Lost(Record),
+    Lost(TokenRecord),
     /// The record already holds what is wanted: use it, no exchange.
-    Adopt(Record),
+    Adopt(TokenRecord),
     /// The record is older than what this process holds: the store went backwards, or was down. Store this.
-    PutBack(Record),
-    /// Another process is at it, by this intent: look again soon.
+    PutBack(TokenRecord),
+    /// Another process is at it, by this intent: read again soon.
     Wait(Uuid),
     /// Store this, which says that the token is about to be spent; then present it.
-    Claim(Record),
+    Claim(TokenRecord),
 }
 
 /// Decides.
 pub(super) fn decide(
-    record: Option<&Record>,
+    record: Option<&TokenRecord>,
     memory: &Memory,
     wanted: Wanted,
     now: Instant,
     wall: SystemTime,
     nonce: Uuid,
-) -> Step {
+) -> RefreshStep {
     let stored_generation = record.map(|record| record.generation);
     if let Some(newest) = &memory.newest
         && stored_generation < Some(newest.generation)
     {
-        return Step::PutBack(newest.clone());
+        return RefreshStep::PutBack(newest.clone());
     }
-    let Some(record) = record else { return Step::NeedsSeed };
+    let Some(record) = record else { return RefreshStep::NeedsSeed };
 
     let is_newer = match wanted {
         Wanted::Valid => true,
         Wanted::NewerThan(generation) => record.generation > generation,
     };
     if is_newer && memory.remaining(record, now, wall) > Duration::ZERO {
-        return Step::Adopt(record.clone());
+        return RefreshStep::Adopt(record.clone());
     }
     // An intent of another generation is a leftover: what it was about is done.
     let intent = record.intent.as_ref().filter(|intent| intent.generation == record.generation);
-    let mine = Intent::new(memory.owner, nonce, record.generation);
+    let mine = RefreshIntent::new(memory.owner, nonce, record.generation);
     let intent = match intent {
-        Some(intent) if intent.refused => return Step::Lost(record.clone()),
+        Some(intent) if intent.refused => return RefreshStep::Lost(record.clone()),
         // Presented before under this very intent, without a clear answer.
-        Some(intent) if intent.owner == memory.owner => Intent { tries: intent.tries + 1, ..intent.clone() },
+        Some(intent) if intent.owner == memory.owner => RefreshIntent { tries: intent.tries + 1, ..intent.clone() },
         Some(intent) if memory.is_exclusive || is_abandoned(intent, memory, now) => {
-            Intent { suspect: true, tries: intent.tries + 1, ..mine }
+            RefreshIntent { suspect: true, tries: intent.tries + 1, ..mine }
         }
-        Some(intent) => return Step::Wait(intent.nonce),
+        Some(intent) => return RefreshStep::Wait(intent.nonce),
         None => mine,
     };
-    Step::Claim(Record { intent: Some(intent), ..record.clone() })
+    RefreshStep::Claim(TokenRecord { intent: Some(intent), ..record.clone() })
 }
 
 /// Whether an intent was left alone long enough. Its owner may have presented the token: what follows is suspect.
-fn is_abandoned(intent: &Intent, memory: &Memory, now: Instant) -> bool {
+fn is_abandoned(intent: &RefreshIntent, memory: &Memory, now: Instant) -> bool {
     memory.foreign_intent.is_some_and(|(nonce, since)| {
         nonce == intent.nonce && now.saturating_duration_since(since) >= hurried(HOLD_OFF)
     })
@@ -155,9 +156,9 @@ fn is_abandoned(intent: &Intent, memory: &Memory, now: Instant) -> bool {
 /// Whether a lost chain may be healed by a login.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant)] // made a few times in the life of a process
-pub(super) enum Login {
+pub(super) enum NextLogin {
     /// Now. Store this first, which counts it.
-    Now(Record),
+    Now(TokenRecord),
     /// Not before this has passed.
     After(Duration),
     /// The chain is not lost, or there were enough.
@@ -165,26 +166,26 @@ pub(super) enum Login {
 }
 
 /// Decides about logins.
-pub(super) fn login(record: &Record, owner: Uuid, wall: SystemTime, nonce: Uuid) -> Login {
+pub(super) fn login(record: &TokenRecord, owner: Uuid, wall: SystemTime, nonce: Uuid) -> NextLogin {
     let Some(intent) = record.intent.as_ref().filter(|intent| intent.refused && intent.logins < MOST_LOGINS) else {
-        return Login::Never;
+        return NextLogin::Never;
     };
     // A last login in the future is another machine's clock: then only the count bounds us.
     let since = intent.last_login.and_then(|last| wall.duration_since(last).ok());
     let wait = since.map_or(Duration::ZERO, |since| LOGIN_EVERY.saturating_sub(since));
     if wait > Duration::ZERO {
-        return Login::After(wait);
+        return NextLogin::After(wait);
     }
-    let intent = Intent { nonce, owner, logins: intent.logins + 1, last_login: Some(wall), ..intent.clone() };
-    Login::Now(Record { intent: Some(intent), ..record.clone() })
+    let intent = RefreshIntent { nonce, owner, logins: intent.logins + 1, last_login: Some(wall), ..intent.clone() };
+    NextLogin::Now(TokenRecord { intent: Some(intent), ..record.clone() })
 }
 
 /// When the next login comes after one that was counted in this record; none if it was the last.
-pub(super) fn next_login(record: &Record, wall: SystemTime) -> Option<Duration> {
+pub(super) fn next_login(record: &TokenRecord, wall: SystemTime) -> Option<Duration> {
     match login(record, Uuid::nil(), wall, Uuid::nil()) {
-        Login::Now(_) => Some(Duration::ZERO),
-        Login::After(wait) => Some(wait),
-        Login::Never => None,
+        NextLogin::Now(_) => Some(Duration::ZERO),
+        NextLogin::After(wait) => Some(wait),
+        NextLogin::Never => None,
     }
 }
 
@@ -213,7 +214,7 @@ pub(super) fn suspect_wait(tries: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::token::{secret::Secret, store::SCHEMA};
+    use crate::token::{secret::Secret, store::RECORD_SCHEMA};
 
     const ME: Uuid = Uuid::from_u128(1);
     const DEAD: Uuid = Uuid::from_u128(2);
@@ -224,9 +225,9 @@ mod tests {
     }
 
     /// Received at 1,000 for 100 seconds.
-    fn record(generation: u64) -> Record {
-        Record {
-            schema: SCHEMA,
+    fn record(generation: u64) -> TokenRecord {
+        TokenRecord {
+            schema: RECORD_SCHEMA,
             family: Uuid::nil(),
             generation,
             access_token: Some(Secret::new("a".to_owned())),
@@ -239,8 +240,8 @@ mod tests {
         }
     }
 
-    fn intent(owner: Uuid, generation: u64, suspect: bool, tries: u32) -> Intent {
-        Intent { suspect, tries, ..Intent::new(owner, NONCE, generation) }
+    fn intent(owner: Uuid, generation: u64, suspect: bool, tries: u32) -> RefreshIntent {
+        RefreshIntent { suspect, tries, ..RefreshIntent::new(owner, NONCE, generation) }
     }
 
     fn memory(newest: Option<u64>) -> Memory {
@@ -254,69 +255,65 @@ mod tests {
         }
     }
 
-    fn with(intent: Intent) -> Record {
-        Record { intent: Some(intent), ..record(5) }
+    fn with(intent: RefreshIntent) -> TokenRecord {
+        TokenRecord { intent: Some(intent), ..record(5) }
     }
 
-    fn claimed(suspect: bool, tries: u32) -> Step {
-        Step::Claim(with(intent(ME, 5, suspect, tries)))
+    fn claimed(suspect: bool, tries: u32) -> RefreshStep {
+        RefreshStep::Claim(with(intent(ME, 5, suspect, tries)))
     }
 
     #[test]
     fn every_state_has_its_step() {
-        let seeded = Record { access_token: None, ..record(1) };
-        let refused = with(Intent { refused: true, ..intent(DEAD, 5, true, 2) });
+        use RefreshStep::{Adopt, Claim, Lost, NeedsSeed, PutBack};
+        use Wanted::{NewerThan, Valid};
+
+        let seeded = TokenRecord { access_token: None, ..record(1) };
+        let refused = with(RefreshIntent { refused: true, ..intent(DEAD, 5, true, 2) });
         let cases = [
-            ("nothing stored", None, None, Wanted::Valid, 0, Step::NeedsSeed),
+            ("nothing stored", None, None, Valid, 0, NeedsSeed),
             (
                 "only seeded",
                 Some(seeded.clone()),
                 None,
-                Wanted::Valid,
+                Valid,
                 1_000,
-                Step::Claim(Record { intent: Some(intent(ME, 1, false, 1)), ..seeded }),
+                Claim(TokenRecord { intent: Some(intent(ME, 1, false, 1)), ..seeded }),
             ),
-            ("valid", Some(record(5)), None, Wanted::Valid, 1_099, Step::Adopt(record(5))),
-            ("expired", Some(record(5)), None, Wanted::Valid, 1_100, claimed(false, 1)),
-            ("clock behind", Some(record(5)), None, Wanted::Valid, 10, Step::Adopt(record(5))),
-            ("refused by Central", Some(record(5)), Some(5), Wanted::NewerThan(5), 1_001, claimed(false, 1)),
-            ("renewed by somebody", Some(record(6)), Some(5), Wanted::NewerThan(5), 1_001, Step::Adopt(record(6))),
-            ("renewed, but expired too", Some(record(5)), Some(4), Wanted::NewerThan(4), 9_999, claimed(false, 1)),
-            ("store went backwards", Some(record(4)), Some(5), Wanted::Valid, 1_001, Step::PutBack(record(5))),
-            ("store lost it", None, Some(5), Wanted::Valid, 1_001, Step::PutBack(record(5))),
+            ("valid", Some(record(5)), None, Valid, 1_099, Adopt(record(5))),
+            ("expired", Some(record(5)), None, Valid, 1_100, claimed(false, 1)),
+            ("clock behind", Some(record(5)), None, Valid, 10, Adopt(record(5))),
+            ("refused by Central", Some(record(5)), Some(5), NewerThan(5), 1_001, claimed(false, 1)),
+            ("renewed by somebody", Some(record(6)), Some(5), NewerThan(5), 1_001, Adopt(record(6))),
+            ("renewed, but expired too", Some(record(5)), Some(4), NewerThan(4), 9_999, claimed(false, 1)),
+            ("store went backwards", Some(record(4)), Some(5), Valid, 1_001, PutBack(record(5))),
+            ("store lost it", None, Some(5), Valid, 1_001, PutBack(record(5))),
             (
                 "a dead process held an intent",
                 Some(with(intent(DEAD, 5, false, 1))),
                 None,
-                Wanted::NewerThan(5),
+                NewerThan(5),
                 1_001,
                 claimed(true, 2),
             ),
-            (
-                "mine, suspect",
-                Some(with(intent(ME, 5, true, 3))),
-                Some(5),
-                Wanted::NewerThan(5),
-                1_001,
-                claimed(true, 4),
-            ),
+            ("mine, suspect", Some(with(intent(ME, 5, true, 3))), Some(5), NewerThan(5), 1_001, claimed(true, 4)),
             (
                 "an intent of an older generation",
                 Some(with(intent(DEAD, 4, true, 3))),
                 None,
-                Wanted::NewerThan(5),
+                NewerThan(5),
                 1_001,
                 claimed(false, 1),
             ),
-            ("dead", Some(refused.clone()), Some(5), Wanted::NewerThan(5), 1_001, Step::Lost(refused.clone())),
-            ("dead, yet valid", Some(refused.clone()), Some(5), Wanted::Valid, 1_001, Step::Adopt(refused)),
+            ("dead", Some(refused.clone()), Some(5), NewerThan(5), 1_001, Lost(refused.clone())),
+            ("dead, yet valid", Some(refused.clone()), Some(5), Valid, 1_001, Adopt(refused)),
             (
                 "dead, then seeded",
-                Some(Record { access_token: None, ..record(6) }),
+                Some(TokenRecord { access_token: None, ..record(6) }),
                 Some(5),
-                Wanted::NewerThan(5),
+                NewerThan(5),
                 1_001,
-                Step::Claim(Record { access_token: None, intent: Some(intent(ME, 6, false, 1)), ..record(6) }),
+                Claim(TokenRecord { access_token: None, intent: Some(intent(ME, 6, false, 1)), ..record(6) }),
             ),
         ];
         for (name, record, newest, wanted, wall, expected) in cases {
@@ -327,19 +324,23 @@ mod tests {
 
     #[test]
     fn among_replicas_a_living_intent_is_left_alone_for_the_hold_off() {
-        let other = with(Intent { nonce: Uuid::from_u128(9), ..intent(DEAD, 5, false, 1) });
+        let other = with(RefreshIntent { nonce: Uuid::from_u128(9), ..intent(DEAD, 5, false, 1) });
         let began = Instant::now();
         let step = |foreign_intent, now| {
             let memory = Memory { is_exclusive: false, foreign_intent, ..memory(None) };
             decide(Some(&other), &memory, Wanted::NewerThan(5), now, at(1_001), NONCE)
         };
         let nonce = Uuid::from_u128(9);
-        assert_eq!(step(None, began), Step::Wait(nonce), "just seen");
+        assert_eq!(step(None, began), RefreshStep::Wait(nonce), "just seen");
         let seen = Some((nonce, began));
-        assert_eq!(step(seen, began + HOLD_OFF - Duration::from_millis(1)), Step::Wait(nonce));
+        assert_eq!(step(seen, began + HOLD_OFF - Duration::from_millis(1)), RefreshStep::Wait(nonce));
         assert_eq!(step(seen, began + HOLD_OFF), claimed(true, 2), "its owner is gone, and may have presented it");
         let before = Some((Uuid::from_u128(8), began));
-        assert_eq!(step(before, began + HOLD_OFF), Step::Wait(nonce), "another intent than the one that was seen");
+        assert_eq!(
+            step(before, began + HOLD_OFF),
+            RefreshStep::Wait(nonce),
+            "another intent than the one that was seen"
+        );
     }
 
     #[test]
@@ -362,21 +363,21 @@ mod tests {
     #[test]
     fn logins_are_few_and_far_between() {
         let refused = |logins, last_login: Option<u64>| {
-            with(Intent { refused: true, logins, last_login: last_login.map(at), ..intent(DEAD, 5, true, 2) })
+            with(RefreshIntent { refused: true, logins, last_login: last_login.map(at), ..intent(DEAD, 5, true, 2) })
         };
-        let next = |record: &Record, now| login(record, ME, at(now), NONCE);
-        let counted = |record: &Record, now| match next(record, now) {
-            Login::Now(record) => record.intent.unwrap(),
+        let next = |record: &TokenRecord, now| login(record, ME, at(now), NONCE);
+        let counted = |record: &TokenRecord, now| match next(record, now) {
+            NextLogin::Now(record) => record.intent.unwrap(),
             other => panic!("{other:?}"),
         };
         let seconds = Duration::from_secs;
         let first = counted(&refused(0, None), 5_000);
         assert_eq!((first.logins, first.last_login, first.owner), (1, Some(at(5_000)), ME));
-        assert_eq!(next(&refused(1, Some(5_000)), 5_000 + 1_799), Login::After(seconds(1)), "too soon");
+        assert_eq!(next(&refused(1, Some(5_000)), 5_000 + 1_799), NextLogin::After(seconds(1)), "too soon");
         assert_eq!(counted(&refused(1, Some(5_000)), 5_000 + 1_800).logins, 2);
         assert_eq!(counted(&refused(1, Some(5_000)), 4_000).logins, 2, "another machine's clock");
-        assert_eq!(next(&refused(3, Some(5_000)), 999_999), Login::Never, "enough");
-        assert_eq!(next(&with(intent(ME, 5, true, 1)), 5_000), Login::Never, "the chain is not lost");
+        assert_eq!(next(&refused(3, Some(5_000)), 999_999), NextLogin::Never, "enough");
+        assert_eq!(next(&with(intent(ME, 5, true, 1)), 5_000), NextLogin::Never, "the chain is not lost");
         assert_eq!(next_login(&refused(1, Some(5_000)), at(5_100)), Some(seconds(1_700)));
         assert_eq!(next_login(&refused(1, Some(5_000)), at(4_000)), Some(Duration::ZERO));
         assert_eq!(next_login(&refused(3, Some(5_000)), at(5_100)), None);

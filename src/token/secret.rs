@@ -1,7 +1,8 @@
 //! A secret that never prints itself.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
+use data_encoding::HEXLOWER;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
@@ -28,7 +29,7 @@ impl Secret {
 
     /// Enough of a hash to recognise the secret by, too little to find it: tokens are long and random.
     pub(super) fn fingerprint(&self) -> Fingerprint {
-        Fingerprint(hex(&Sha256::digest(self.expose().as_bytes())[..8]))
+        Fingerprint(HEXLOWER.encode(&Sha256::digest(self.expose().as_bytes())[..8]))
     }
 }
 
@@ -56,14 +57,6 @@ impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer).map(Self::new)
     }
-}
-
-/// Bytes in hexadecimal, as checksums are written.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// Recognises a secret without giving it away: the first 64 bits of its SHA-256, in hexadecimal.

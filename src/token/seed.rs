@@ -2,9 +2,7 @@
 //! gateway that holds the store.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,10 +12,11 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::{
-    rehearsal::wall_clock,
+    failpoints::wall_clock,
     secret::{Fingerprint, Secret},
-    store::{Error, Loaded, Record, SCHEMA, Swap, TokenStore},
+    store::{CONFLICT_PAUSE, Error, LoadedRecord, RECORD_SCHEMA, Swap, TokenRecord, TokenStore},
 };
+use crate::durable;
 
 /// Reads the refresh token in a file: the bare token, or the JSON that Central's "Download Token" button gives.
 /// None: there is no such file, or it is empty.
@@ -37,7 +36,7 @@ pub(super) async fn read(path: &Path) -> Result<Option<Secret>, &'static str> {
 #[allow(clippy::large_enum_variant)] // made a few times in the life of a process
 pub(super) enum Adoption {
     /// It begins a new chain: this record is stored, and its refresh token was not presented yet.
-    Adopted(Record),
+    Adopted(TokenRecord),
     /// It was adopted before; presenting it again would present a spent token.
     AlreadyKnown,
 }
@@ -45,16 +44,20 @@ pub(super) enum Adoption {
 /// Makes a seed the record's refresh token, unless it was adopted before. Its fingerprint is stored with it, before
 /// anybody presents it. `newest_seen` is the newest record the caller knows of: the store may have gone backwards, or
 /// have lost its record, and a spent seed must not be taken for a new one then.
-pub(super) async fn adopt(store: &TokenStore, seed: &Secret, newest_seen: Option<&Record>) -> Result<Adoption, Error> {
+pub(super) async fn adopt(
+    store: &TokenStore,
+    seed: &Secret,
+    newest_seen: Option<&TokenRecord>,
+) -> Result<Adoption, Error> {
     loop {
-        let Loaded { record, version } = store.load().await?;
+        let LoadedRecord { record, version } = store.load().await?;
         let known = [record.as_ref(), newest_seen];
         if known.iter().flatten().any(|record| record.consumed_seeds.contains(&seed.fingerprint())) {
             return Ok(Adoption::AlreadyKnown);
         }
         // The token that lives now is no seed, and it will be none once it is spent.
         if let Some(living) = record.as_ref().filter(|record| record.refresh_token == *seed) {
-            let noted = Record { consumed_seeds: with(&living.consumed_seeds, seed), ..living.clone() };
+            let noted = TokenRecord { consumed_seeds: with(&living.consumed_seeds, seed), ..living.clone() };
             if let Swap::Stored(_) = store.cas(version, noted).await? {
                 return Ok(Adoption::AlreadyKnown);
             }
@@ -69,8 +72,8 @@ pub(super) async fn adopt(store: &TokenStore, seed: &Secret, newest_seen: Option
             }
         }
         consumed_seeds.push(seed.fingerprint());
-        let seeded = Record {
-            schema: SCHEMA,
+        let seeded = TokenRecord {
+            schema: RECORD_SCHEMA,
             family: Uuid::new_v4(),
             generation: newest.map_or(0, |record| record.generation) + 1,
             access_token: None,
@@ -79,7 +82,7 @@ pub(super) async fn adopt(store: &TokenStore, seed: &Secret, newest_seen: Option
             refresh_token: seed.clone(),
             consumed_seeds,
             intent: None,
-            replaced: newest.and_then(Record::living_chain),
+            replaced: newest.and_then(TokenRecord::living_chain),
         };
         if let Swap::Stored(_) = store.cas(version, seeded.clone()).await? {
             return Ok(Adoption::Adopted(seeded));
@@ -92,12 +95,9 @@ fn with(consumed_seeds: &[Fingerprint], seed: &Secret) -> Vec<Fingerprint> {
     consumed_seeds.iter().cloned().chain([seed.fingerprint()]).collect()
 }
 
-/// Lets whoever else writes finish.
-const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
-
 /// Whether the seed was adopted before. The refresh token that lives now counts too: to adopt it again would make a
 /// gateway that presents it at this moment throw the successor away.
-pub(super) fn knows(record: &Record, seed: &Secret) -> bool {
+pub(super) fn knows(record: &TokenRecord, seed: &Secret) -> bool {
     record.consumed_seeds.contains(&seed.fingerprint()) || record.refresh_token == *seed
 }
 
@@ -146,15 +146,8 @@ impl Inbox {
 /// Puts a seed into the inbox, whole or not at all.
 pub(super) fn hand_over(directory: &Path, seed: &Secret) -> io::Result<()> {
     let written = directory.join("seed.next");
-    match fs::remove_file(&written) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&written)?;
-    file.write_all(seed.expose().as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&written, inbox(directory))?;
-    File::open(directory)?.sync_all()
+    durable::write_new(&written, seed.expose().as_bytes())?;
+    durable::rename(&written, &inbox(directory))
 }
 
 /// As [`read`], of a text.
@@ -182,7 +175,7 @@ pub(super) fn parse(text: &str) -> Result<Option<Secret>, &'static str> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{fs, os::unix::fs::PermissionsExt as _};
 
     use super::*;
     use crate::token::store::FileStore;
@@ -205,7 +198,7 @@ mod tests {
         }
     }
 
-    fn adopted(adoption: Adoption) -> Record {
+    fn adopted(adoption: Adoption) -> TokenRecord {
         match adoption {
             Adoption::Adopted(record) => record,
             Adoption::AlreadyKnown => panic!("it is new"),
@@ -223,7 +216,7 @@ mod tests {
         assert_eq!(store.load().await.unwrap().record.as_ref(), Some(&first));
         assert!(matches!(adopt(&store, &one, None).await.unwrap(), Adoption::AlreadyKnown));
 
-        let seen = Record { generation: 7, consumed_seeds: vec![zero.fingerprint()], ..first.clone() };
+        let seen = TokenRecord { generation: 7, consumed_seeds: vec![zero.fingerprint()], ..first.clone() };
         assert!(
             matches!(adopt(&store, &zero, Some(&seen)).await.unwrap(), Adoption::AlreadyKnown),
             "the store forgot it"
@@ -236,8 +229,8 @@ mod tests {
         assert_eq!(adopted(adopt(&store, &Secret::new("three".to_owned()), None).await.unwrap()).generation, 9);
 
         // A chain that gave tokens is kept until the seed that replaces it has worked, however many seeds that takes.
-        let Loaded { record, version } = store.load().await.unwrap();
-        let good = Record { access_token: Some(Secret::new("works".to_owned())), ..record.unwrap() };
+        let LoadedRecord { record, version } = store.load().await.unwrap();
+        let good = TokenRecord { access_token: Some(Secret::new("works".to_owned())), ..record.unwrap() };
         store.cas(version, good.clone()).await.unwrap();
         adopted(adopt(&store, &Secret::new("typo".to_owned()), None).await.unwrap());
         let second_typo = adopted(adopt(&store, &Secret::new("typo again".to_owned()), None).await.unwrap());
@@ -248,9 +241,9 @@ mod tests {
         assert_eq!(first.gone_back(), None);
 
         // What lives now is no seed.
-        let Loaded { record, version } = store.load().await.unwrap();
+        let LoadedRecord { record, version } = store.load().await.unwrap();
         let living = Secret::new("living".to_owned());
-        store.cas(version, Record { refresh_token: living.clone(), ..record.unwrap() }).await.unwrap();
+        store.cas(version, TokenRecord { refresh_token: living.clone(), ..record.unwrap() }).await.unwrap();
         assert!(matches!(adopt(&store, &living, None).await.unwrap(), Adoption::AlreadyKnown));
     }
 

@@ -8,40 +8,39 @@
 
 #[cfg(test)]
 pub(super) mod conformance;
-mod envelope;
 mod file;
 #[cfg(feature = "kubernetes-store")]
 mod kubernetes;
 #[cfg(feature = "redis-store")]
 mod redis;
+mod sealed;
 mod usage;
 
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 use uuid::Uuid;
 
 #[cfg(feature = "kubernetes-store")]
 use self::kubernetes::KubernetesStore;
 #[cfg(feature = "redis-store")]
 use self::redis::RedisStore;
-pub(crate) use self::usage::{Kept, Put, UsageStore};
-pub(super) use self::{envelope::Envelope, file::FileStore};
-use super::{
-    rehearsal::{Bug, plants},
-    secret::{Fingerprint, Secret},
-};
+pub(crate) use self::usage::{StoredUsage, UsageStore, UsageWrite};
+pub(super) use self::{file::FileStore, sealed::SealedRecord};
+use super::secret::{Fingerprint, Secret};
 use crate::config;
 
 /// The only schema so far. A record of a newer one is refused, never overwritten.
-pub(super) const SCHEMA: u32 = 1;
+pub(super) const RECORD_SCHEMA: u32 = 1;
+
+/// How long a writer that met a conflict lets the other one finish.
+pub(super) const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
 
 /// Everything that is kept about the account's tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Record {
-    /// The shape of this record: [`SCHEMA`].
+pub(super) struct TokenRecord {
+    /// The shape of this record: [`RECORD_SCHEMA`].
     pub schema: u32,
     /// Names the chain of refreshes that began with one seed.
     pub family: Uuid,
@@ -58,37 +57,37 @@ pub(super) struct Record {
     /// The seeds that were adopted, so that a seed put in place again is not presented again.
     pub consumed_seeds: Vec<Fingerprint>,
     /// Who is about to spend the refresh token.
-    pub intent: Option<Intent>,
+    pub intent: Option<RefreshIntent>,
     /// The chain that a seed is to replace, until the seed has worked: a mistyped seed must not cost a living chain.
     #[serde(default)]
-    pub replaced: Option<Chain>,
+    pub replaced: Option<TokenChain>,
 }
 
 /// A chain of tokens that is not in use but may be gone back to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Chain {
-    /// As in [`Record`].
+pub(super) struct TokenChain {
+    /// As in [`TokenRecord`].
     pub family: Uuid,
-    /// As in [`Record`].
+    /// As in [`TokenRecord`].
     pub access_token: Option<Secret>,
-    /// As in [`Record`].
+    /// As in [`TokenRecord`].
     pub received_at: SystemTime,
-    /// As in [`Record`].
+    /// As in [`TokenRecord`].
     pub lifetime: Duration,
-    /// As in [`Record`].
+    /// As in [`TokenRecord`].
     pub refresh_token: Secret,
 }
 
-impl Record {
+impl TokenRecord {
     /// What to go back to should a seed that replaces this record not work: its own chain, if it ever gave a token and
     /// Central has not refused it; else the one it was to replace itself.
-    pub(super) fn living_chain(&self) -> Option<Chain> {
+    pub(super) fn living_chain(&self) -> Option<TokenChain> {
         let is_dead = self.intent.as_ref().is_some_and(|intent| intent.refused);
         if is_dead || self.access_token.is_none() {
             return self.replaced.clone();
         }
-        Some(Chain {
+        Some(TokenChain {
             family: self.family,
             access_token: self.access_token.clone(),
             received_at: self.received_at,
@@ -99,7 +98,7 @@ impl Record {
 
     /// The record that goes back to the chain this one was to replace; none if there is none.
     pub(super) fn gone_back(&self) -> Option<Self> {
-        let Chain { family, access_token, received_at, lifetime, refresh_token } = self.replaced.clone()?;
+        let TokenChain { family, access_token, received_at, lifetime, refresh_token } = self.replaced.clone()?;
         Some(Self {
             schema: self.schema,
             family,
@@ -118,7 +117,7 @@ impl Record {
 /// Written before the refresh token is presented: from then on it may be spent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Intent {
+pub(super) struct RefreshIntent {
     /// The generation whose refresh token is presented.
     pub generation: u64,
     /// Differs for every intent.
@@ -140,7 +139,7 @@ pub(super) struct Intent {
     pub last_login: Option<SystemTime>,
 }
 
-impl Intent {
+impl RefreshIntent {
     /// A fresh one.
     pub(super) fn new(owner: Uuid, nonce: Uuid, generation: u64) -> Self {
         Self { generation, nonce, owner, suspect: false, tries: 1, refused: false, logins: 0, last_login: None }
@@ -153,9 +152,9 @@ pub(super) struct Version(String);
 
 /// The record as it was read, if there is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Loaded {
+pub(super) struct LoadedRecord {
     /// None: nothing was ever stored.
-    pub record: Option<Record>,
+    pub record: Option<TokenRecord>,
     /// To be given to `cas`.
     pub version: Version,
 }
@@ -223,7 +222,7 @@ impl TokenStore {
     }
 
     /// The record as it stands.
-    pub(super) async fn load(&self) -> Result<Loaded, Error> {
+    pub(super) async fn load(&self) -> Result<LoadedRecord, Error> {
         match self {
             Self::File(store) => store.load().await,
             #[cfg(feature = "redis-store")]
@@ -235,25 +234,13 @@ impl TokenStore {
 
     /// Replaces the record if it is still the one of `version`: durable before it returns. An error leaves open
     /// whether the record was stored; load it and look.
-    pub(super) async fn cas(&self, version: Version, record: Record) -> Result<Swap, Error> {
-        let version = if plants(Bug::PlainWrite) { self.load().await?.version } else { version };
+    pub(super) async fn cas(&self, version: Version, record: TokenRecord) -> Result<Swap, Error> {
         match self {
             Self::File(store) => store.cas(version, record).await,
             #[cfg(feature = "redis-store")]
             Self::Redis(store) => store.cas(version, record).await,
             #[cfg(feature = "kubernetes-store")]
             Self::Kubernetes(store) => store.cas(version, record).await,
-        }
-    }
-
-    /// Says whenever another process may have changed the record. None: this store cannot tell; look now and then.
-    pub(super) fn watch_changes(&self) -> Option<watch::Receiver<()>> {
-        match self {
-            Self::File(_) => None,
-            #[cfg(feature = "redis-store")]
-            Self::Redis(_) => None,
-            #[cfg(feature = "kubernetes-store")]
-            Self::Kubernetes(store) => Some(store.watch_changes()),
         }
     }
 

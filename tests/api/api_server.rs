@@ -12,9 +12,9 @@ use std::{
 };
 
 use http::{Method, Request, Response, header};
-use http_body_util::{BodyExt as _, Either, Full, StreamBody};
+use http_body_util::{BodyExt as _, Full};
 use hyper::{
-    body::{Bytes, Frame, Incoming},
+    body::{Bytes, Incoming},
     server::conn::http1,
     service::service_fn,
 };
@@ -22,11 +22,9 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{mpsc, watch},
     time::sleep,
 };
 use tokio_rustls::TlsAcceptor;
-use tokio_stream::wrappers::UnboundedReceiverStream;
 
 /// What the server expects as bearer token.
 pub(crate) const BEARER: &str = "service-account-token";
@@ -62,25 +60,18 @@ pub(crate) struct ApiServer {
 #[derive(Default)]
 pub(crate) struct Cluster {
     state: Mutex<State>,
-    changed: watch::Sender<()>,
-    /// Every watch is cut when this changes.
-    cuts: watch::Sender<()>,
 }
 
 #[derive(Default)]
 struct State {
     revision: u64,
-    /// Watches cannot resume from before it.
-    compacted: u64,
     secrets: BTreeMap<(String, String), Value>,
-    events: Vec<(u64, &'static str, Value)>,
     faults: BTreeMap<&'static str, VecDeque<Fault>>,
     forbidden: BTreeSet<&'static str>,
-    requests: Vec<(&'static str, String)>,
+    requests: Vec<&'static str>,
 }
 
-type Line = Result<Frame<Bytes>, io::Error>;
-type Body = Either<Full<Bytes>, StreamBody<UnboundedReceiverStream<Line>>>;
+type Body = Full<Bytes>;
 
 impl Drop for ApiServer {
     fn drop(&mut self) {
@@ -152,36 +143,17 @@ impl Cluster {
         });
         change(&mut secret);
         state.put(secret);
-        drop(state);
-        self.changed.send_replace(());
     }
 
     pub(crate) fn delete(&self, namespace: &str, name: &str) {
         let mut state = self.state();
-        if let Some(mut secret) = state.secrets.remove(&(namespace.to_owned(), name.to_owned())) {
+        if state.secrets.remove(&(namespace.to_owned(), name.to_owned())).is_some() {
             state.revision += 1;
-            secret["metadata"]["resourceVersion"] = json!(state.revision.to_string());
-            let event = (state.revision, "DELETED", secret);
-            state.events.push(event);
         }
-        drop(state);
-        self.changed.send_replace(());
     }
 
-    /// Forgets the history.
-    pub(crate) fn compact(&self) {
-        let mut state = self.state();
-        state.compacted = state.revision;
-        state.events.clear();
-    }
-
-    /// Cuts every watch in the middle of the stream.
-    pub(crate) fn cut_watches(&self) {
-        self.cuts.send_replace(());
-    }
-
-    /// Verb and query of every request so far.
-    pub(crate) fn requests(&self) -> Vec<(&'static str, String)> {
+    /// The verb of every request so far.
+    pub(crate) fn requests(&self) -> Vec<&'static str> {
         self.state().requests.clone()
     }
 }
@@ -197,11 +169,9 @@ impl State {
                 return secret; // writing what is there is no change
             }
         }
-        let kind = if before.is_some() { "MODIFIED" } else { "ADDED" };
         self.revision += 1;
         secret["metadata"]["resourceVersion"] = json!(self.revision.to_string());
         self.secrets.insert(key, secret.clone());
-        self.events.push((self.revision, kind, secret.clone()));
         secret
     }
 }
@@ -216,32 +186,26 @@ async fn answer(cluster: Arc<Cluster>, request: Request<Incoming>) -> io::Result
         ["api", "v1", "namespaces", namespace, "secrets", name] => (namespace, Some(name)),
         _ => return Ok(status(404, "NotFound", "the server could not find the requested resource")),
     };
-    let query: BTreeMap<String, String> =
-        url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
     let verb = match (&parts.method, name) {
         (&Method::GET, Some(_)) => "get",
-        (&Method::GET, None) if query.get("watch").is_some_and(|watch| watch == "true") => "watch",
         (&Method::GET, None) => "list",
         (&Method::POST, None) => "create",
         (&Method::PUT, Some(_)) => "update",
         _ => return Ok(status(405, "MethodNotAllowed", "the server does not allow this method")),
     };
-    // As the authoriser sees it: a field selector may name the one object.
-    let selected = query.get("fieldSelector").and_then(|selector| selector.strip_prefix("metadata.name="));
     let fault = {
         let mut state = cluster.state();
-        state.requests.push((verb, parts.uri.query().unwrap_or_default().to_owned()));
+        state.requests.push(verb);
         state.faults.get_mut(verb).and_then(VecDeque::pop_front)
     };
     if parts.headers.get(header::AUTHORIZATION).is_none_or(|given| given != &format!("Bearer {BEARER}")) {
         return Ok(status(401, "Unauthorized", "Unauthorized"));
     }
-    let is_named = name.or(selected).is_some() || verb == "create";
-    if verb == "list" || !is_named || cluster.state().forbidden.contains(verb) {
+    if verb == "list" || cluster.state().forbidden.contains(verb) {
         let words = format!(
             "secrets \"{}\" is forbidden: User \"system:serviceaccount:gateway:license-gateway\" cannot {verb} resource \
              \"secrets\" in API group \"\" in the namespace \"{namespace}\"",
-            name.or(selected).unwrap_or_default()
+            name.unwrap_or_default()
         );
         return Ok(status(403, "Forbidden", &words));
     }
@@ -250,13 +214,6 @@ async fn answer(cluster: Arc<Cluster>, request: Request<Incoming>) -> io::Result
         Some(Fault::HangBefore) => std::future::pending().await,
         Some(Fault::Delay(delay)) => sleep(delay).await,
         _ => {}
-    }
-    if verb == "watch" {
-        let only_metadata = parts
-            .headers
-            .get(header::ACCEPT)
-            .is_some_and(|accept| accept.as_bytes().starts_with(b"application/json;as=PartialObjectMetadata;"));
-        return Ok(watched(cluster, namespace.to_owned(), selected.unwrap().to_owned(), &query, only_metadata));
     }
     let mut response = store(&cluster, verb, namespace, name, &body);
     if matches!(fault, Some(Fault::Twice)) {
@@ -317,84 +274,7 @@ fn store(cluster: &Cluster, verb: &str, namespace: &str, name: Option<&str>, bod
         }
         state.put(secret)
     };
-    drop(state);
-    cluster.changed.send_replace(());
     (if verb == "create" { 201 } else { 200 }, stored)
-}
-
-/// A stream of events, one JSON object a line.
-fn watched(
-    cluster: Arc<Cluster>,
-    namespace: String,
-    name: String,
-    query: &BTreeMap<String, String>,
-    only_metadata: bool,
-) -> Response<Body> {
-    let from = query.get("resourceVersion").filter(|from| !from.is_empty() && *from != "0");
-    let from = from.map(|from| from.parse::<u64>().unwrap());
-    let lasts = Duration::from_secs(query["timeoutSeconds"].parse().unwrap());
-    let (lines, sent) = mpsc::unbounded_channel();
-    tokio::spawn(async move {
-        let mut changed = cluster.changed.subscribe();
-        let mut cuts = cluster.cuts.subscribe();
-        let mut seen = {
-            let state = cluster.state();
-            match from {
-                Some(from) if from < state.compacted => {
-                    let words = format!("too old resource version: {from} ({})", state.compacted);
-                    send(&lines, "ERROR", &status_object(410, "Expired", &words));
-                    return;
-                }
-                Some(from) => from,
-                None => {
-                    if let Some(secret) = state.secrets.get(&(namespace.clone(), name.clone())) {
-                        send(&lines, "ADDED", &shown(secret, only_metadata));
-                    }
-                    state.revision
-                }
-            }
-        };
-        let ends = sleep(lasts);
-        tokio::pin!(ends);
-        loop {
-            let events = cluster.state().events.clone();
-            let sent_before = seen;
-            for (revision, kind, secret) in events.into_iter().filter(|(revision, ..)| *revision > sent_before) {
-                seen = revision;
-                if secret["metadata"]["namespace"] == namespace && secret["metadata"]["name"] == name {
-                    send(&lines, kind, &shown(&secret, only_metadata));
-                } else {
-                    let metadata = json!({ "resourceVersion": revision.to_string(), "creationTimestamp": null });
-                    let object = json!({ "kind": "Secret", "apiVersion": "v1", "metadata": metadata });
-                    send(&lines, "BOOKMARK", &object);
-                }
-            }
-            tokio::select! {
-                () = &mut ends => return,
-                () = lines.closed() => return,
-                _ = changed.changed() => {}
-                _ = cuts.changed() => {
-                    let _ = lines.send(Err(io::ErrorKind::ConnectionReset.into()));
-                    return;
-                }
-            }
-        }
-    });
-    let body = StreamBody::new(UnboundedReceiverStream::new(sent));
-    Response::builder().header(header::CONTENT_TYPE, "application/json").body(Either::Right(body)).unwrap()
-}
-
-fn send(lines: &mpsc::UnboundedSender<Line>, kind: &str, object: &Value) {
-    let line = json!({ "type": kind, "object": object }).to_string() + "\n";
-    let _ = lines.send(Ok(Frame::data(Bytes::from(line)))); // the client may have gone
-}
-
-fn shown(secret: &Value, only_metadata: bool) -> Value {
-    if only_metadata {
-        json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": secret["metadata"] })
-    } else {
-        secret.clone()
-    }
 }
 
 fn status_object(code: u16, reason: &str, message: &str) -> Value {
@@ -408,5 +288,5 @@ fn status(code: u16, reason: &str, message: &str) -> Response<Body> {
 
 fn plain(code: u16, body: String) -> Response<Body> {
     let response = Response::builder().status(code).header(header::CONTENT_TYPE, "application/json");
-    response.body(Either::Left(Full::new(Bytes::from(body)))).unwrap()
+    response.body(Full::new(Bytes::from(body))).unwrap()
 }

@@ -1,6 +1,6 @@
 //! The audit trail: nothing is sent that is not in it, and it says what became of everything.
 
-#[cfg(feature = "rehearsal")]
+#[cfg(feature = "failpoints")]
 mod killed;
 
 use std::{fs, path::Path, sync::Arc, time::Duration};

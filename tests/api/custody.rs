@@ -4,7 +4,7 @@
 //! once more only if the first answer was unclear; a dead one never again; a living one is never forgotten.
 
 mod answers;
-#[cfg(feature = "rehearsal")]
+#[cfg(feature = "failpoints")]
 mod interrupted;
 mod login;
 mod records;
@@ -32,7 +32,7 @@ use tonic::transport::Channel;
 
 use crate::support::{Failure, Gateway, PATIENCE, Process, include, living};
 
-/// Longer than the keeper's look at seeds (2 s) and than its pause before another try of a lost chain (2 s): what has
+/// Longer than the refresh task's look at seeds (2 s) and than its pause before another try of a lost chain (2 s): what has
 /// not happened by then, asked for or not, does not happen.
 const A_LOOK: Duration = Duration::from_millis(2_500);
 

@@ -79,8 +79,8 @@ async fn kill_at(moment: Moment, chain: Chain) {
     let moment_file = dir.path().join("moment");
     // Seeds are looked for every 200 ms instead of every 2 s: otherwise waiting for them is all this does.
     let more = [
-        ("LICENSE_GATEWAY_REHEARSAL_MOMENT_FILE", moment_file.to_str().unwrap()),
-        ("LICENSE_GATEWAY_REHEARSAL_HURRY", "10"),
+        ("LICENSE_GATEWAY_FAILPOINTS_MOMENT_FILE", moment_file.to_str().unwrap()),
+        ("LICENSE_GATEWAY_FAILPOINTS_HURRY", "10"),
     ];
     let mut lost = 0;
     for _ in 0..kills {
@@ -89,31 +89,13 @@ async fn kill_at(moment: Moment, chain: Chain) {
         lost += usize::from(recover(&client, &sandbox, dir.path()).await);
 
         let request = include(&[&customer(&sandbox, 0)]);
-        match moment {
-            Moment::Refresh(name) => {
-                fs::write(&moment_file, name).unwrap();
-                sandbox.revoke_access_token();
-            }
-            Moment::Seed(name) => {
-                another_tool_refreshes(&sandbox).await;
-                fs::write(&moment_file, name).unwrap();
-                fs::write(dir.path().join("refresh_token"), living(&sandbox)).unwrap();
-            }
-            Moment::BeforeCommit => {
-                sandbox.fault(Fault::hold("exchange").on(Operation::Token));
-                sandbox.revoke_access_token();
-            }
-            Moment::AfterCommit => {
-                sandbox.fault(Fault::hold_answer("exchange").on(Operation::Token));
-                sandbox.revoke_access_token();
-            }
-        }
+        lead_to(moment, &sandbox, dir.path()).await;
         let call = tokio::spawn({
             let mut client = client.clone();
             async move { client.unassign_licenses(request).await }
         });
         match moment {
-            Moment::Refresh(_) | Moment::Seed(_) => process.said("stopped for the rehearsal").await,
+            Moment::Refresh(_) | Moment::Seed(_) => process.said("stopped at a failpoint").await,
             Moment::BeforeCommit | Moment::AfterCommit => sandbox.wait_for_held("exchange", 1).await,
         }
         process.kill().await;
@@ -136,13 +118,36 @@ async fn kill_at(moment: Moment, chain: Chain) {
     assert_eq!(lost, expected, "chains lost and detected in {kills} kills at {moment:?}");
 }
 
+/// Arranges that the next refresh, or the next seed, comes to this moment and stops there.
+async fn lead_to(moment: Moment, sandbox: &Sandbox, dir: &Path) {
+    match moment {
+        Moment::Refresh(name) => {
+            fs::write(dir.join("moment"), name).unwrap();
+            sandbox.revoke_access_token();
+        }
+        Moment::Seed(name) => {
+            another_tool_refreshes(sandbox).await;
+            fs::write(dir.join("moment"), name).unwrap();
+            fs::write(dir.join("refresh_token"), living(sandbox)).unwrap();
+        }
+        Moment::BeforeCommit => {
+            sandbox.fault(Fault::hold("exchange").on(Operation::Token));
+            sandbox.revoke_access_token();
+        }
+        Moment::AfterCommit => {
+            sandbox.fault(Fault::hold_answer("exchange").on(Operation::Token));
+            sandbox.revoke_access_token();
+        }
+    }
+}
+
 /// The store is stuck with the new pair: nobody uses it meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pair_is_not_used_before_it_is_stored() {
     let sandbox = Sandbox::start(unlimited().with_generated_customers(1)).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let moment_file = dir.path().join("moment");
-    let more = [("LICENSE_GATEWAY_REHEARSAL_MOMENT_FILE", moment_file.to_str().unwrap())];
+    let more = [("LICENSE_GATEWAY_FAILPOINTS_MOMENT_FILE", moment_file.to_str().unwrap())];
     let mut process = Process::serve(&sandbox, dir.path(), &more).await;
     let client = LicensingServiceClient::new(channel(process.address).await);
     recover(&client, &sandbox, dir.path()).await;
@@ -158,7 +163,7 @@ async fn a_pair_is_not_used_before_it_is_stored() {
         let (mut client, request) = (client.clone(), request());
         async move { client.unassign_licenses(request).await }
     });
-    process.said("stopped for the rehearsal").await;
+    process.said("stopped at a failpoint").await;
     sandbox.clear_calls();
     // Somebody new, who would be given whatever is published.
     let status = client.clone().unassign_licenses(request()).await.unwrap_err();

@@ -16,7 +16,7 @@ mod commands;
 mod custody;
 mod departures;
 mod failures;
-#[cfg(feature = "rehearsal")]
+#[cfg(feature = "failpoints")]
 mod killed;
 
 mod otel;
@@ -26,7 +26,7 @@ mod reads;
 #[cfg(feature = "tests-with-redis")]
 #[allow(dead_code)] // the tests of the store itself use the rest
 mod redis_server;
-#[cfg(all(feature = "rehearsal", feature = "tests-with-redis"))]
+#[cfg(all(feature = "failpoints", feature = "tests-with-redis"))]
 mod replicas;
 mod requests;
 mod secrets;

@@ -3,10 +3,10 @@
 //! 200 rounds, in four groups of five that share nothing and run at once; `LICENSE_GATEWAY_TEST_ROUNDS` makes it as many
 //! as one likes (`make torture`: 2,000), `LICENSE_GATEWAY_TEST_SEED` repeats the choices of a run. The bounds of the
 //! custody are 20 times shorter than in production: another process's intent is left alone for 3 s instead of a minute.
-//! What must hold is written down in [`ledger`]; [`planted`] shows that it would be noticed if it did not.
+//! What must hold is written down in [`ledger`]; [`schedules`] shows that it would be noticed if it did not.
 
 mod ledger;
-mod planted;
+mod schedules;
 
 use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
@@ -49,6 +49,17 @@ enum Blow {
     Killed,
 }
 
+impl Blow {
+    fn random(random: &mut StdRng) -> Self {
+        match random.random_range(0..30) {
+            0..10 => Self::None,
+            10..19 => Self::Paused,
+            19 => Self::PausedForLong,
+            _ => Self::Killed,
+        }
+    }
+}
+
 /// What a group went through.
 #[derive(Debug, Default)]
 struct Account {
@@ -64,22 +75,32 @@ impl Replica {
         Self { dir: tempfile::tempdir().unwrap(), number, process: None }
     }
 
-    async fn start(&mut self, sandbox: &Sandbox, redis: &str, bug: Option<&str>) {
+    async fn start(&mut self, sandbox: &Sandbox, redis: &str) {
         let ahead = (self.number * 3_600).to_string();
         let moment_file = self.moment_file();
         let more = [
             ("LICENSE_GATEWAY__TOKEN_STORE__KIND", "redis"),
             ("LICENSE_GATEWAY__TOKEN_STORE__URL", redis),
-            ("LICENSE_GATEWAY_REHEARSAL_HURRY", "20"),
-            ("LICENSE_GATEWAY_REHEARSAL_CLOCK_AHEAD_SECONDS", &ahead),
-            ("LICENSE_GATEWAY_REHEARSAL_MOMENT_FILE", moment_file.to_str().unwrap()),
-            ("LICENSE_GATEWAY_REHEARSAL_BUG", bug.unwrap_or_default()),
+            ("LICENSE_GATEWAY_FAILPOINTS_HURRY", "20"),
+            ("LICENSE_GATEWAY_FAILPOINTS_CLOCK_AHEAD_SECONDS", &ahead),
+            ("LICENSE_GATEWAY_FAILPOINTS_MOMENT_FILE", moment_file.to_str().unwrap()),
         ];
         self.process = Some(Process::serve(sandbox, self.dir.path(), &more).await);
     }
 
     async fn client(&self) -> LicensingServiceClient<Channel> {
         LicensingServiceClient::new(channel(self.process.as_ref().expect("it runs").address).await)
+    }
+
+    async fn suffer(&mut self, blow: Blow, random: &mut StdRng) {
+        let paused_for = match blow {
+            Blow::None => return,
+            Blow::Killed => return self.process.take().expect("it runs").kill().await,
+            Blow::Paused => random.random_range(0..500),
+            Blow::PausedForLong => 3_500,
+        };
+        self.process.as_ref().expect("it runs").pause();
+        sleep(Duration::from_millis(paused_for)).await;
     }
 
     fn moment_file(&self) -> PathBuf {
@@ -123,7 +144,7 @@ async fn five_replicas(rounds: usize, seed: u64) -> Result<Account, Vec<Violatio
     sandbox.fault(Fault::none().answering_late(Duration::from_millis(30)).on(Operation::Token).always());
     let mut replicas: Vec<_> = (0..REPLICAS).map(Replica::new).collect();
     for replica in &mut replicas {
-        replica.start(&sandbox, &redis.url(), None).await;
+        replica.start(&sandbox, &redis.url()).await;
     }
     for replica in &replicas {
         served(replica, &sandbox, &redis, false).await?;
@@ -131,46 +152,22 @@ async fn five_replicas(rounds: usize, seed: u64) -> Result<Account, Vec<Violatio
 
     let mut account = Account::default();
     for round in 0..rounds {
-        let blow = match random.random_range(0..30) {
-            0..10 => Blow::None,
-            10..19 => Blow::Paused,
-            19 => Blow::PausedForLong,
-            _ => Blow::Killed,
-        };
+        let blow = Blow::random(&mut random);
         *account.blows.entry(blow).or_default() += 1;
         let victim = random.random_range(0..REPLICAS);
         let exchanges_before = sandbox.token_exchanges().len();
         sandbox.revoke_access_token();
 
         // Everybody meets the revocation at once …
-        let mut asking = JoinSet::new();
-        for (number, replica) in replicas.iter().enumerate() {
-            let (mut client, request) = (replica.client().await, include(&[&customer(&sandbox, number)]));
-            asking.spawn(async move {
-                let mut request = tonic::Request::new(request);
-                request.set_timeout(Duration::from_millis(400));
-                let _ = client.unassign_licenses(request).await;
-            });
-        }
+        let asking = ask_all(&replicas, &sandbox).await;
         // … and one of them is struck at some moment of it.
         sleep(Duration::from_millis(random.random_range(0..80))).await;
-        match blow {
-            Blow::None => {}
-            Blow::Paused => {
-                replicas[victim].process.as_ref().expect("it runs").pause();
-                sleep(Duration::from_millis(random.random_range(0..500))).await;
-            }
-            Blow::PausedForLong => {
-                replicas[victim].process.as_ref().expect("it runs").pause();
-                sleep(Duration::from_millis(3_500)).await;
-            }
-            Blow::Killed => replicas[victim].process.take().expect("it runs").kill().await,
-        }
+        replicas[victim].suffer(blow, &mut random).await;
         asking.join_all().await;
         match blow {
             Blow::None => {}
             Blow::Paused | Blow::PausedForLong => replicas[victim].process.as_ref().expect("it runs").resume(),
-            Blow::Killed => replicas[victim].start(&sandbox, &redis.url(), None).await,
+            Blow::Killed => replicas[victim].start(&sandbox, &redis.url()).await,
         }
 
         // In the end all are served, by one and the same pair. Only a kill between Central's commit and the store can
@@ -197,6 +194,20 @@ async fn five_replicas(rounds: usize, seed: u64) -> Result<Account, Vec<Violatio
     }
     account.exchanges = sandbox.token_exchanges().len();
     Ok(account)
+}
+
+/// A request to each of them; what becomes of it does not matter.
+async fn ask_all(replicas: &[Replica], sandbox: &Sandbox) -> JoinSet<()> {
+    let mut asking = JoinSet::new();
+    for (number, replica) in replicas.iter().enumerate() {
+        let (mut client, request) = (replica.client().await, include(&[&customer(sandbox, number)]));
+        asking.spawn(async move {
+            let mut request = tonic::Request::new(request);
+            request.set_timeout(Duration::from_millis(400));
+            let _ = client.unassign_licenses(request).await;
+        });
+    }
+    asking
 }
 
 /// Waits until a replica serves; whether a new seed was needed for it. It is only given where the living pair is surely

@@ -386,19 +386,19 @@ impl Process {
     }
 
     /// Stops it in its tracks.
-    #[cfg(feature = "rehearsal")]
+    #[cfg(feature = "failpoints")]
     pub fn pause(&self) {
         self.signal(rustix::process::Signal::STOP);
     }
 
     /// Lets it go on.
-    #[cfg(feature = "rehearsal")]
+    #[cfg(feature = "failpoints")]
     pub fn resume(&self) {
         self.signal(rustix::process::Signal::CONT);
     }
 
     /// Kills it, without a word.
-    #[cfg(feature = "rehearsal")]
+    #[cfg(feature = "failpoints")]
     pub async fn kill(mut self) {
         self.child.as_mut().expect("it runs").kill().expect("it runs");
         self.exit().await;

@@ -7,7 +7,7 @@ use license_gateway::{
     config::{AuditPlace, GrantPlacement},
     server::{Error, Server},
     telemetry::Tracing,
-    token::StartError,
+    token::CustodyError,
 };
 use tokio::{
     task::JoinSet,
@@ -210,7 +210,7 @@ async fn a_second_process_on_the_same_store_is_refused_in_words() {
     let trail = tempfile::tempdir().unwrap();
     config.audit.place = AuditPlace::Directory(trail.path().to_owned());
     let error = Server::bind(config, Tracing::disabled()).await.unwrap_err();
-    assert!(matches!(error, Error::Token(StartError::Store(_))), "{error:?}");
+    assert!(matches!(error, Error::Token(CustodyError::Store(_))), "{error:?}");
     let sentence = error.to_string();
     assert!(sentence.contains("held by another process") && sentence.contains("token_store.path"), "{sentence}");
     gateway.stop().await;

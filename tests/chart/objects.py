@@ -127,7 +127,7 @@ def rights_are_the_smallest():
     role, binding = rendered.one("Role"), rendered.one("RoleBinding")
     names = ["license-gateway-token", "license-gateway-token-usage"]
     assert role["rules"] == [
-        {"apiGroups": [""], "resources": ["secrets"], "resourceNames": names, "verbs": ["get", "update", "watch"]},
+        {"apiGroups": [""], "resources": ["secrets"], "resourceNames": names, "verbs": ["get", "update"]},
         {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
     ]
     account = rendered.one("ServiceAccount")
@@ -137,7 +137,7 @@ def rights_are_the_smallest():
     assert rendered.pod()["serviceAccountName"] == account["metadata"]["name"]
     assert rendered.pod()["automountServiceAccountToken"] is True
     strict = template(ci("two-gateways"), rbac={"mayCreateSecrets": False}).one("Role")
-    assert [rule["verbs"] for rule in strict["rules"]] == [["get", "update", "watch"]]
+    assert [rule["verbs"] for rule in strict["rules"]] == [["get", "update"]]
     elsewhere = template(ci("two-gateways"), config={"token_store": {"namespace": "tokens", "name": "central-token"}})
     assert (
         elsewhere.one("Role")["metadata"]["namespace"]

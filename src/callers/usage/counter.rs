@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     callers::policy::Denied,
-    token::{self, Kept, Put, UsageStore},
+    token::{self, StoredUsage, UsageStore, UsageWrite},
 };
 
 /// How long a caller waits for the store: longer than a healthy one ever takes.
@@ -266,16 +266,16 @@ impl Task {
                 return Step::Done(decided);
             }
             match self.store.put(&kept, ledger.write()).await {
-                Ok(Put::Stored) => return Step::Done(decided),
-                Ok(Put::Conflict) => {}
-                Ok(Put::Unclear(error)) => return Step::Unclear(error.into()),
+                Ok(UsageWrite::Stored) => return Step::Done(decided),
+                Ok(UsageWrite::Conflict) => {}
+                Ok(UsageWrite::Unclear(error)) => return Step::Unclear(error.into()),
                 Err(error) => return Step::Failed(error.into()),
             }
         }
         Step::Failed(Error::Conflicts)
     }
 
-    async fn read(&self) -> Result<(Kept, Ledger), Error> {
+    async fn read(&self) -> Result<(StoredUsage, Ledger), Error> {
         let kept = self.store.load().await?;
         let ledger = Ledger::read(kept.text.as_deref(), kept.now)
             .map_err(|problem| Error::Unusable { place: self.store.place(), problem })?;

@@ -5,10 +5,10 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    fmt::Write as _,
     time::{Duration, SystemTime},
 };
 
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
@@ -71,7 +71,7 @@ struct Written {
 impl CallerKey {
     /// `kind` says what proves the name, so that two ways of naming never meet.
     pub(in crate::callers) fn new(kind: &str, name: &str) -> Self {
-        Self(hex(&Sha256::digest(format!("{kind}\0{name}"))))
+        Self(HEXLOWER.encode(&Sha256::digest(format!("{kind}\0{name}"))))
     }
 }
 
@@ -164,14 +164,7 @@ fn time(seconds: u64) -> SystemTime {
 }
 
 fn checksum(write: Uuid, ledger: &str) -> String {
-    hex(&Sha256::digest(format!("{write} {ledger}")))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    HEXLOWER.encode(&Sha256::digest(format!("{write} {ledger}")))
 }
 
 #[cfg(test)]

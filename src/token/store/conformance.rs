@@ -5,13 +5,13 @@ use std::time::{Duration, SystemTime};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use super::{Intent, Loaded, Put, Record, SCHEMA, Swap, TokenStore, Version};
+use super::{LoadedRecord, RECORD_SCHEMA, RefreshIntent, Swap, TokenRecord, TokenStore, UsageWrite, Version};
 use crate::token::secret::Secret;
 
 /// A record of a generation.
-pub(in crate::token) fn record(generation: u64) -> Record {
-    Record {
-        schema: SCHEMA,
+pub(in crate::token) fn record(generation: u64) -> TokenRecord {
+    TokenRecord {
+        schema: RECORD_SCHEMA,
         family: Uuid::nil(),
         generation,
         access_token: Some(Secret::new(format!("access-{generation}"))),
@@ -40,21 +40,21 @@ pub(super) async fn holds<K>(open: impl AsyncFn() -> (TokenStore, K)) {
 
 async fn what_is_stored_is_loaded(store: &TokenStore) {
     assert_eq!(store.load().await.unwrap().record, None, "an empty store has no record");
-    let intent = Intent {
+    let intent = RefreshIntent {
         suspect: true,
         tries: 3,
         last_login: Some(SystemTime::UNIX_EPOCH),
-        ..Intent::new(Uuid::nil(), Uuid::max(), 1)
+        ..RefreshIntent::new(Uuid::nil(), Uuid::max(), 1)
     };
     let seeds = (0..100).map(|n| Secret::new(format!("seed {n}")).fingerprint()).collect();
     let long = Secret::new("\u{e4}\"\\ ".repeat(1_000));
     for stored in [
         record(1),
-        Record { access_token: None, intent: Some(intent), consumed_seeds: seeds, ..record(1) },
-        Record { refresh_token: long, lifetime: Duration::ZERO, ..record(1_000_000) },
+        TokenRecord { access_token: None, intent: Some(intent), consumed_seeds: seeds, ..record(1) },
+        TokenRecord { refresh_token: long, lifetime: Duration::ZERO, ..record(1_000_000) },
     ] {
         let version = swap(store, stored.clone()).await;
-        assert_eq!(store.load().await.unwrap(), Loaded { record: Some(stored), version });
+        assert_eq!(store.load().await.unwrap(), LoadedRecord { record: Some(stored), version });
     }
 }
 
@@ -80,7 +80,7 @@ async fn of_many_at_once_one_wins(store: &TokenStore) {
         let winners: Vec<_> = swaps.iter().filter(|(_, swap)| matches!(swap, Swap::Stored(_))).collect();
         let [(winner, Swap::Stored(stored))] = winners[..] else { panic!("not one winner: {swaps:?}") };
         let loaded = store.load().await.unwrap();
-        assert_eq!(loaded, Loaded { record: Some(record(round * 10 + winner)), version: stored.clone() });
+        assert_eq!(loaded, LoadedRecord { record: Some(record(round * 10 + winner)), version: stored.clone() });
         version = loaded.version;
     }
 }
@@ -95,7 +95,7 @@ async fn the_same_record_stored_again_is_a_new_version(store: &TokenStore) {
     assert_eq!(store.cas(first, record(3)).await.unwrap(), Swap::Conflict);
 }
 
-async fn swap(store: &TokenStore, record: Record) -> Version {
+async fn swap(store: &TokenStore, record: TokenRecord) -> Version {
     let version = store.load().await.unwrap().version;
     match store.cas(version, record).await.unwrap() {
         Swap::Stored(version) => version,
@@ -110,8 +110,8 @@ async fn the_text_beside_it_is_compared_and_swapped_too(store: &TokenStore) {
     assert_eq!(empty.text, None);
     let off = empty.now.duration_since(SystemTime::now()).unwrap_or_else(|error| error.duration());
     assert!(off < Duration::from_mins(1), "{off:?}: a server on this machine has this machine's clock");
-    assert!(matches!(usage.put(&empty, b"first".to_vec()).await, Ok(Put::Stored)));
-    assert!(matches!(usage.put(&empty, b"late".to_vec()).await, Ok(Put::Conflict)));
+    assert!(matches!(usage.put(&empty, b"first".to_vec()).await, Ok(UsageWrite::Stored)));
+    assert!(matches!(usage.put(&empty, b"late".to_vec()).await, Ok(UsageWrite::Conflict)));
     let first = usage.load().await.unwrap();
     assert_eq!(first.text.as_deref(), Some(&b"first"[..]));
     assert_eq!(store.load().await.unwrap().record, None, "the record's place is still empty");
@@ -126,13 +126,13 @@ async fn the_text_beside_it_is_compared_and_swapped_too(store: &TokenStore) {
             racers.spawn(async move { (text.clone(), usage.put(&read, text).await.unwrap()) });
         }
         let puts = racers.join_all().await;
-        let winners: Vec<_> = puts.iter().filter(|(_, put)| matches!(put, Put::Stored)).collect();
+        let winners: Vec<_> = puts.iter().filter(|(_, put)| matches!(put, UsageWrite::Stored)).collect();
         let [(winner, _)] = winners[..] else { panic!("not one winner: {puts:?}") };
-        assert!(puts.iter().all(|(_, put)| matches!(put, Put::Stored | Put::Conflict)), "{puts:?}");
+        assert!(puts.iter().all(|(_, put)| matches!(put, UsageWrite::Stored | UsageWrite::Conflict)), "{puts:?}");
         read = usage.load().await.unwrap();
         assert_eq!(read.text.as_ref(), Some(winner));
     }
-    assert!(matches!(usage.put(&first, b"late".to_vec()).await, Ok(Put::Conflict)));
+    assert!(matches!(usage.put(&first, b"late".to_vec()).await, Ok(UsageWrite::Conflict)));
     assert_eq!(store.load().await.unwrap().record, Some(record(1)));
     assert!(!usage.place().is_empty() && usage.place() != store.place());
 }

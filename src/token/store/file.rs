@@ -10,31 +10,34 @@ mod crashes;
 mod usage;
 
 #[cfg(not(test))]
-use std::{fs, os::unix::fs::MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::{
     io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use tracing::warn;
 
-#[cfg(test)]
-use self::crashes::disk as fs; // `std::fs`, or a simulated disk where a test asks for one
-use self::fs::{File, OpenOptions, TryLockError};
-use super::{Error, Loaded, Record, Swap, Version, envelope::Envelope};
-use crate::token::rehearsal::{Purpose, storing};
+use super::{Error, LoadedRecord, Swap, TokenRecord, Version, sealed::SealedRecord};
+use crate::{
+    durable::{
+        self,
+        fs::{self, File, OpenOptions, TryLockError},
+    },
+    token::failpoints::failpoint,
+};
 
 /// More than any record takes: tokens of 4 KiB and a hundred seeds fit.
 const RESERVED_BYTES: usize = 32 * 1024;
 
 /// The record in a directory.
 #[derive(Debug, Clone)]
-pub(crate) struct FileStore(Arc<Mutex<Directory>>);
+pub(crate) struct FileStore(Arc<Mutex<StoreDirectory>>);
 
 #[derive(Debug)]
-struct Directory {
+struct StoreDirectory {
     path: PathBuf,
     /// Held as long as the store is open; the operating system lets go of it when the process dies.
     lock: File,
@@ -47,7 +50,7 @@ impl FileStore {
             let path = path.to_owned();
             move |source| Error::Io { action, path, source }
         };
-        create_dir(path).map_err(io("create", path))?;
+        durable::create_directory(path).map_err(io("create", path))?;
         let lock_path = path.join("lock");
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
         let lock = lock.map_err(io("open", &lock_path))?;
@@ -58,12 +61,12 @@ impl FileStore {
                 return Err(Error::Io { action: "lock", path: lock_path, source });
             }
         }
-        Ok(Self(Arc::new(Mutex::new(Directory { path: path.to_owned(), lock }))))
+        Ok(Self(Arc::new(Mutex::new(StoreDirectory { path: path.to_owned(), lock }))))
     }
 
     /// The record of a directory, without taking hold of it: for a look while a gateway runs. A rename puts records in
     /// place, so this sees the old one or the new one, never half of one.
-    pub(crate) fn peek(path: &Path) -> Result<Option<Record>, Error> {
+    pub(crate) fn peek(path: &Path) -> Result<Option<TokenRecord>, Error> {
         read(&record_path(path)).map(|loaded| loaded.record)
     }
 
@@ -78,20 +81,20 @@ impl FileStore {
     }
 
     /// The record as it stands.
-    pub(crate) async fn load(&self) -> Result<Loaded, Error> {
-        self.blocking(Directory::load).await
+    pub(crate) async fn load(&self) -> Result<LoadedRecord, Error> {
+        self.blocking(StoreDirectory::load).await
     }
 
     /// Replaces the record if it is still the one of `version`. With an intent in it, space for its successor is
     /// reserved before this returns.
-    pub(crate) async fn cas(&self, version: Version, record: Record) -> Result<Swap, Error> {
+    pub(crate) async fn cas(&self, version: Version, record: TokenRecord) -> Result<Swap, Error> {
         self.blocking(move |directory| directory.cas(&version, &record)).await
     }
 
     /// File systems block, and a sync takes tens of milliseconds: not on the runtime's workers.
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Directory) -> Result<T, Error> + Send + 'static,
+        work: impl FnOnce(&StoreDirectory) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let directory = Arc::clone(&self.0);
         let task = tokio::task::spawn_blocking(move || {
@@ -109,22 +112,8 @@ impl FileStore {
     }
 }
 
-/// Makes a directory that outlasts a crash: its name stands in the one above it, and so on upwards.
-fn create_dir(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    // Synced even if all of them were there: whoever made them may have been killed before this.
-    for above in path.ancestors().skip(1) {
-        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
-        // Where we may not look, or what is read-only and cannot be synced, we have made nothing.
-        if File::open(above).and_then(|above| above.sync_all()).is_err() {
-            break;
-        }
-    }
-    Ok(())
-}
-
-impl Directory {
-    fn load(&self) -> Result<Loaded, Error> {
+impl StoreDirectory {
+    fn load(&self) -> Result<LoadedRecord, Error> {
         self.check_place()?;
         read(&self.record_path())
     }
@@ -142,21 +131,21 @@ impl Directory {
         check().map_err(|source| Error::Io { action: "find its own lock at", path: path.clone(), source })
     }
 
-    fn cas(&self, version: &Version, record: &Record) -> Result<Swap, Error> {
+    fn cas(&self, version: &Version, record: &TokenRecord) -> Result<Swap, Error> {
         if self.load()?.version != *version {
             return Ok(Swap::Conflict);
         }
         let serial = version.0.parse().unwrap_or(0_u64) + 1;
-        let purpose = if record.intent.is_some() { Purpose::Claim } else { Purpose::Save };
-        storing(purpose, "about to keep the previous record");
+        let purpose = if record.intent.is_some() { "claim" } else { "save" };
+        failpoint(format_args!("{purpose}: about to keep the previous record"));
         // For people only: not worth failing for, when the new record may be the only living pair.
         if let Err(error) = self.keep_previous() {
             warn!(error = &error as &(dyn std::error::Error + 'static), "the previous token record is not kept");
         }
-        storing(purpose, "about to reserve space");
+        failpoint(format_args!("{purpose}: about to reserve space"));
         self.reserve()?;
-        storing(purpose, "about to write");
-        self.write_reserved(&Envelope::seal(serial, record).to_bytes(), purpose)?;
+        failpoint(format_args!("{purpose}: about to write"));
+        self.write_reserved(&SealedRecord::seal(serial, record).to_bytes(), purpose)?;
         if record.intent.is_some() {
             self.reserve()?; // a token is about to be spent: its successor must find room
         }
@@ -185,35 +174,31 @@ impl Directory {
         let path = self.reserve_path();
         let reserve = || -> io::Result<()> {
             match File::open(&path).and_then(|file| file.metadata()) {
-                Ok(found) if found.len() == RESERVED_BYTES as u64 => return Ok(()),
-                // Not emptied: if a crash kept only half of a rename, it is the record, by its other name.
-                Ok(_) => fs::remove_file(&path)?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+                Ok(found) if found.len() == RESERVED_BYTES as u64 => Ok(()),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                // A file of another length is removed, not emptied: if a crash kept only half of a rename, it is the
+                // record, by its other name. The space is written, not just extended: a hole reserves nothing.
+                _ => durable::write_new(&path, &vec![b' '; RESERVED_BYTES]),
             }
-            let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path)?;
-            // Written, not just extended: a hole is no room.
-            file.write_all(&vec![b' '; RESERVED_BYTES])?;
-            file.sync_all()
         };
         reserve().map_err(|source| Error::Io { action: "reserve space in", path: path.clone(), source })
     }
 
     /// Writes into the reserved blocks, then gives the file its place.
-    fn write_reserved(&self, bytes: &[u8], purpose: Purpose) -> Result<(), Error> {
+    fn write_reserved(&self, bytes: &[u8], purpose: &str) -> Result<(), Error> {
         let (from, to) = (self.reserve_path(), self.record_path());
         let write = || -> io::Result<()> {
             let mut file = OpenOptions::new().write(true).open(&from)?;
             file.rewind()?;
             file.write_all(bytes)?;
             file.set_len(bytes.len() as u64)?;
-            storing(purpose, "written");
+            failpoint(format_args!("{purpose}: written"));
             file.sync_all()?;
-            storing(purpose, "synced");
+            failpoint(format_args!("{purpose}: synced"));
             fs::rename(&from, &to)?;
-            storing(purpose, "renamed");
-            File::open(&self.path)?.sync_all()?;
-            storing(purpose, "durable");
+            failpoint(format_args!("{purpose}: renamed"));
+            durable::sync_directory(&self.path)?;
+            failpoint(format_args!("{purpose}: durable"));
             Ok(())
         };
         write().map_err(|source| Error::Io { action: "write", path: to.clone(), source })
@@ -232,17 +217,17 @@ fn record_path(directory: &Path) -> PathBuf {
     directory.join("token.json")
 }
 
-fn read(path: &Path) -> Result<Loaded, Error> {
+fn read(path: &Path) -> Result<LoadedRecord, Error> {
     let mut bytes = Vec::new();
     match File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)) {
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(Loaded { record: None, version: Version(String::new()) });
+            return Ok(LoadedRecord { record: None, version: Version(String::new()) });
         }
         Err(source) => return Err(Error::Io { action: "read", path: path.to_owned(), source }),
     }
-    match Envelope::open(&bytes) {
-        Ok((record, serial)) => Ok(Loaded { record: Some(record), version: Version(serial.to_string()) }),
+    match SealedRecord::open(&bytes) {
+        Ok((record, serial)) => Ok(LoadedRecord { record: Some(record), version: Version(serial.to_string()) }),
         Err(problem) => Err(Error::Unusable { path: path.to_owned(), problem }),
     }
 }
@@ -255,11 +240,11 @@ mod tests {
 
     use super::*;
     use crate::token::store::{
-        Intent, TokenStore,
+        RefreshIntent, TokenStore,
         conformance::{self, record},
     };
 
-    async fn stored(store: &FileStore, record: Record) -> Version {
+    async fn stored(store: &FileStore, record: TokenRecord) -> Version {
         let version = store.load().await.unwrap().version;
         match store.cas(version, record).await.unwrap() {
             Swap::Stored(version) => version,
@@ -297,7 +282,7 @@ mod tests {
         let good = fs::read(&path).unwrap();
         let newer = {
             let record = serde_json::to_string(&record(1)).unwrap().replace("\"schema\":1", "\"schema\":2");
-            Envelope::seal_text(1, record).to_bytes()
+            SealedRecord::seal_text(1, record).to_bytes()
         };
         let mut flipped = good.clone();
         let token = flipped.windows(9).position(|bytes| bytes == b"refresh-1").unwrap();
@@ -328,7 +313,7 @@ mod tests {
         fs::hard_link(dir.path().join("token.json"), dir.path().join("token.next")).unwrap();
         stored(&store, record(2)).await;
         let previous = fs::read(dir.path().join("token.previous.json")).unwrap();
-        assert_eq!(Envelope::open(&previous).unwrap().0, record(1));
+        assert_eq!(SealedRecord::open(&previous).unwrap().0, record(1));
         assert_eq!(store.load().await.unwrap().record, Some(record(2)));
     }
 
@@ -336,9 +321,9 @@ mod tests {
     async fn an_intent_leaves_room_for_the_successor_and_files_are_private() {
         let dir = tempfile::tempdir().unwrap();
         let store = FileStore::open(dir.path()).unwrap();
-        let intent = Intent::new(Uuid::nil(), Uuid::nil(), 1);
+        let intent = RefreshIntent::new(Uuid::nil(), Uuid::nil(), 1);
         stored(&store, record(1)).await;
-        stored(&store, Record { intent: Some(intent), ..record(1) }).await;
+        stored(&store, TokenRecord { intent: Some(intent), ..record(1) }).await;
         assert_eq!(fs::metadata(dir.path().join("token.next")).unwrap().len(), RESERVED_BYTES as u64);
         for name in ["token.json", "token.next", "token.previous.json", "lock"] {
             let mode = fs::metadata(dir.path().join(name)).unwrap().permissions().mode();

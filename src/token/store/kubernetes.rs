@@ -14,46 +14,38 @@ mod api_server;
 mod tests;
 mod usage;
 
-use std::{collections::BTreeMap, error::Error as StdError, fmt, path::PathBuf, pin::pin, time::Duration};
+use std::{collections::BTreeMap, error::Error as StdError, fmt, path::PathBuf, time::Duration};
 
+use data_encoding::HEXLOWER;
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
     Client, Config,
     client::{AuthError, Body},
     config::{InClusterError, KubeConfigOptions, KubeconfigError},
     core::{
-        PartialObjectMeta, Request, Resource as _, WatchEvent,
-        params::{GetParams, PostParams, WatchParams},
+        Request, Resource as _,
+        params::{GetParams, PostParams},
         response::Status,
     },
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use tokio::{
-    sync::watch,
-    time::{sleep, timeout},
-};
-use tokio_stream::StreamExt as _;
-use tracing::{Dispatch, instrument::WithSubscriber as _, warn};
+use tokio::time::timeout;
+use tracing::{Dispatch, instrument::WithSubscriber as _};
 use uuid::Uuid;
 
-use super::{Error, Loaded, Record, SCHEMA, Swap, Version};
-use crate::{
-    config,
-    token::{refresh, secret::hex},
+use super::{
+    Error, LoadedRecord, Swap, TokenRecord, Version,
+    sealed::{CHECKSUM_DIFFERS, place, read_record},
 };
+use crate::config;
 
 /// The key in the Secret's data that holds the record.
 const RECORD_KEY: &str = "token.json";
 /// An API server that is there accepts a connection at once.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// The API server's own bound on a write is longer, but a refresh waits for us.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-/// How long one watch lasts. It is resumed where it ended; a connection that died silently is noticed this late.
-const WATCH_FOR: Duration = Duration::from_mins(1);
-/// How long the next watch waits, so that a server that ends each at once is not hammered.
-const WATCH_PAUSE: Duration = Duration::from_millis(500);
-
+const API_ANSWER_WITHIN: Duration = Duration::from_secs(5);
 type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// The record in a Secret.
@@ -70,19 +62,19 @@ pub(crate) struct KubernetesStore {
 struct Found {
     secret: Secret,
     resource_version: String,
-    kept: Option<Kept>,
+    entry: Option<FoundRecord>,
 }
 
 /// A record that was read, and the writes around it.
-struct Kept {
-    record: Record,
+struct FoundRecord {
+    record: TokenRecord,
     write: Uuid,
     replaces: Option<Uuid>,
 }
 
-/// What stands under the key: the record's own JSON, guarded by a checksum.
+/// The value of the key: the record's own JSON, guarded by a checksum.
 #[derive(Serialize, Deserialize)]
-struct Envelope {
+struct SecretEntry {
     /// Over the rest, with exactly the bytes of `record`.
     sha256: String,
     /// Differs for every write.
@@ -94,9 +86,9 @@ struct Envelope {
 
 /// Why a request did not do what it should.
 #[derive(Debug)]
-enum Fault {
+enum ApiFault {
     /// The API server refused it: surely nothing was written.
-    Refused(Answer),
+    Refused(ApiStatus),
     /// Whether it was done is not known.
     Unclear(BoxError),
 }
@@ -104,7 +96,7 @@ enum Fault {
 /// An answer other than success.
 #[derive(Debug, thiserror::Error)]
 #[error("the API server answered {code} {reason}")]
-struct Answer {
+struct ApiStatus {
     code: u16,
     reason: String,
     /// What the API server says about permissions.
@@ -135,18 +127,18 @@ impl KubernetesStore {
             action: "be prepared",
             source: printable(error),
         })?;
-        Ok(Self { client, secrets, namespace, name, answer_within: ANSWER_WITHIN })
+        Ok(Self { client, secrets, namespace, name, answer_within: API_ANSWER_WITHIN })
     }
 
     /// The record as it stands.
-    pub(crate) async fn load(&self) -> Result<Loaded, Error> {
+    pub(crate) async fn load(&self) -> Result<LoadedRecord, Error> {
         let found = self.find("be read").await?;
-        Ok(Loaded { version: version(found.as_ref()), record: found.and_then(|found| Some(found.kept?.record)) })
+        Ok(LoadedRecord { version: version(found.as_ref()), record: found.and_then(|found| Some(found.entry?.record)) })
     }
 
     /// Replaces the record if it is still the one of `version`. The Secret's other keys, its labels and annotations
     /// stay as they are.
-    pub(crate) async fn cas(&self, version: Version, record: Record) -> Result<Swap, Error> {
+    pub(crate) async fn cas(&self, version: Version, record: TokenRecord) -> Result<Swap, Error> {
         let action = "be written";
         let found = self.find(action).await?;
         if self::version(found.as_ref()) != version {
@@ -155,7 +147,7 @@ impl KubernetesStore {
         let base = found.as_ref().map(|found| found.resource_version.clone());
         let replaces = found.as_ref().and_then(Found::write);
         let write = Uuid::new_v4();
-        let value = write_envelope(write, replaces, &record);
+        let value = write_entry(write, replaces, &record);
         let (verb, sent) = match found {
             None => ("create", self.create(value).await),
             Some(found) => ("update", self.replace(found.secret, value).await),
@@ -163,13 +155,13 @@ impl KubernetesStore {
         match sent {
             Ok(secret) => Ok(Swap::Stored(version_of(&resource_version(&secret)?, Some(write)))),
             // Somebody between us and the API server may have sent it twice.
-            Err(Fault::Refused(answer)) if answer.is(409) => match self.find(action).await {
+            Err(ApiFault::Refused(answer)) if answer.is(409) => match self.find(action).await {
                 Ok(Some(now)) if now.write() == Some(write) => Ok(Swap::Stored(now.version())),
                 _ => Ok(Swap::Conflict),
             },
-            Err(Fault::Refused(answer)) if answer.is(404) && verb == "update" => Ok(Swap::Conflict),
-            Err(Fault::Refused(answer)) => Err(self.refused(action, verb, answer)),
-            Err(Fault::Unclear(cause)) => match self.find(action).await {
+            Err(ApiFault::Refused(answer)) if answer.is(404) && verb == "update" => Ok(Swap::Conflict),
+            Err(ApiFault::Refused(answer)) => Err(self.refused(action, verb, answer)),
+            Err(ApiFault::Unclear(cause)) => match self.find(action).await {
                 Ok(Some(now)) if now.write() == Some(write) => Ok(Swap::Stored(now.version())),
                 Ok(Some(now)) if now.excludes(base.as_deref(), replaces) => Ok(Swap::Conflict),
                 // It may still be on its way.
@@ -178,31 +170,24 @@ impl KubernetesStore {
         }
     }
 
-    /// Says that the record may have changed, now and whenever it does, until the receiver is dropped.
-    pub(crate) fn watch_changes(&self) -> watch::Receiver<()> {
-        let (changes, seen) = watch::channel(());
-        tokio::spawn(self.clone().follow(changes));
-        seen
-    }
-
     async fn find(&self, action: &'static str) -> Result<Option<Found>, Error> {
         let secret = match self.send(self.secrets.get(&self.name, &GetParams::default())).await {
             Ok(secret) => secret,
-            Err(Fault::Refused(answer)) if answer.is(404) => return Ok(None),
-            Err(Fault::Refused(answer)) => return Err(self.refused(action, "get", answer)),
-            Err(Fault::Unclear(cause)) => return Err(self.unavailable(action, cause)),
+            Err(ApiFault::Refused(answer)) if answer.is(404) => return Ok(None),
+            Err(ApiFault::Refused(answer)) => return Err(self.refused(action, "get", answer)),
+            Err(ApiFault::Unclear(cause)) => return Err(self.unavailable(action, cause)),
         };
-        let kept = match secret.data.as_ref().and_then(|data| data.get(RECORD_KEY)) {
+        let entry = match secret.data.as_ref().and_then(|data| data.get(RECORD_KEY)) {
             None => None,
-            Some(value) => Some(read_envelope(&value.0).map_err(|problem| Error::Unusable {
+            Some(value) => Some(read_entry(&value.0).map_err(|problem| Error::Unusable {
                 path: PathBuf::from(format!("Secret {}/{}", self.namespace, self.name)),
                 problem,
             })?),
         };
-        Ok(Some(Found { resource_version: resource_version(&secret)?, secret, kept }))
+        Ok(Some(Found { resource_version: resource_version(&secret)?, secret, entry }))
     }
 
-    async fn create(&self, value: Vec<u8>) -> Result<Secret, Fault> {
+    async fn create(&self, value: Vec<u8>) -> Result<Secret, ApiFault> {
         let text = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
         let labels = [
             ("app.kubernetes.io/managed-by", "license-gateway"),
@@ -227,14 +212,17 @@ impl KubernetesStore {
     }
 
     /// `secret` carries the `resourceVersion` that was read.
-    async fn replace(&self, mut secret: Secret, value: Vec<u8>) -> Result<Secret, Fault> {
+    async fn replace(&self, mut secret: Secret, value: Vec<u8>) -> Result<Secret, ApiFault> {
         secret.data.get_or_insert_default().insert(RECORD_KEY.to_owned(), ByteString(value));
         self.send(self.secrets.replace(&self.name, &written_by_us(), json(&secret))).await
     }
 
     /// One request, one answer: within the time an answer may take.
-    async fn send(&self, request: Result<http::Request<Vec<u8>>, kube::core::request::Error>) -> Result<Secret, Fault> {
-        let request = request.map_err(|error| Fault::Unclear(error.into()))?.map(Body::from);
+    async fn send(
+        &self,
+        request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+    ) -> Result<Secret, ApiFault> {
+        let request = request.map_err(|error| ApiFault::Unclear(error.into()))?.map(Body::from);
         let exchange = async {
             let answer = self.client.send(request).await?;
             let status = answer.status();
@@ -242,27 +230,27 @@ impl KubernetesStore {
         };
         let (status, body) = match timeout(self.answer_within, exchange.with_subscriber(Dispatch::none())).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => return Err(Fault::Unclear(printable(error))),
-            Err(_) => return Err(Fault::Unclear(TimedOut(self.answer_within).into())),
+            Ok(Err(error)) => return Err(ApiFault::Unclear(printable(error))),
+            Err(_) => return Err(ApiFault::Unclear(TimedOut(self.answer_within).into())),
         };
         if status.is_success() {
             // Where, but not what: the parser quotes what it does not like.
             return serde_json::from_slice(&body).map_err(|error| {
-                Fault::Unclear(
+                ApiFault::Unclear(
                     format!("the answer is no Secret (line {}, column {})", error.line(), error.column()).into(),
                 )
             });
         }
         // A proxy on the way answers in whatever form it likes.
         let told: Status = serde_json::from_slice(&body).unwrap_or_default();
-        let answer = Answer::new(status.as_u16(), told);
+        let answer = ApiStatus::new(status.as_u16(), told);
         // 408 and 5xx come after the request was taken in hand.
         let is_refusal = status.is_client_error() && status != http::StatusCode::REQUEST_TIMEOUT;
-        Err(if is_refusal { Fault::Refused(answer) } else { Fault::Unclear(answer.into()) })
+        Err(if is_refusal { ApiFault::Refused(answer) } else { ApiFault::Unclear(answer.into()) })
     }
 
     /// What a refusal means, in words that say what to change.
-    fn refused(&self, action: &'static str, verb: &'static str, answer: Answer) -> Error {
+    fn refused(&self, action: &'static str, verb: &'static str, answer: ApiStatus) -> Error {
         let Self { namespace, name, .. } = self;
         let denial = answer.denial.as_deref().unwrap_or("the API server forbids it (403)");
         let hint = match answer.code {
@@ -274,8 +262,8 @@ impl KubernetesStore {
                  be limited by resourceNames), or create an empty Secret {name:?} there and leave `create` out"
             ),
             403 => format!(
-                "{denial}. Grant the gateway's service account `get`, `update` and `watch` on `secrets` in namespace \
-                 {namespace:?}, limited by resourceNames to {name:?}: `{verb}` is missing"
+                "{denial}. Grant the gateway's service account `get` and `update` on `secrets` in namespace {namespace:?}, \
+                 limited by resourceNames to {name:?}: `{verb}` is missing"
             ),
             404 if answer.is(404) => {
                 format!("the namespace {namespace:?} does not exist (404): see token_store.namespace")
@@ -289,78 +277,6 @@ impl KubernetesStore {
 
     fn unavailable(&self, action: &'static str, source: BoxError) -> Error {
         Error::Unavailable { store: self.to_string(), action, source }
-    }
-
-    /// Watches for ever, wherever the stream breaks.
-    async fn follow(self, changes: watch::Sender<()>) {
-        let mut resume = None;
-        let mut failures = 0;
-        loop {
-            let watched = tokio::select! {
-                () = changes.closed() => return,
-                watched = self.watch(&mut resume, &changes) => watched,
-            };
-            let pause = match watched {
-                Ok(()) => {
-                    failures = 0;
-                    WATCH_PAUSE
-                }
-                Err(fault) => {
-                    failures += 1;
-                    if failures == 1 {
-                        let error = match fault {
-                            Fault::Refused(answer) => self.refused("be watched", "watch", answer),
-                            Fault::Unclear(cause) => self.unavailable("be watched", cause),
-                        };
-                        warn!(
-                            error = &error as &(dyn StdError + 'static),
-                            "changes by other replicas are seen late until this works again"
-                        );
-                    }
-                    refresh::backoff(failures)
-                }
-            };
-            tokio::select! {
-                () = changes.closed() => return,
-                () = sleep(pause) => {}
-            }
-        }
-    }
-
-    /// One watch, from `resume` to the end of the stream. It carries no data: the record itself is left to `load`.
-    async fn watch(&self, resume: &mut Option<String>, changes: &watch::Sender<()>) -> Result<(), Fault> {
-        let seconds = u32::try_from(WATCH_FOR.as_secs()).unwrap_or(u32::MAX);
-        let only_ours = WatchParams::default().fields(&format!("metadata.name={}", self.name)).timeout(seconds);
-        // With no version to resume from, the stream begins with what is there.
-        let request = self.secrets.watch_metadata(&only_ours, resume.as_deref().unwrap_or_default());
-        let request = request.map_err(|error| Fault::Unclear(error.into()))?;
-        let begin = self.client.request_events::<PartialObjectMeta<Secret>>(request);
-        let events = match timeout(self.answer_within, begin.with_subscriber(Dispatch::none())).await {
-            Ok(Ok(events)) => events,
-            Ok(Err(kube::Error::Api(status))) => return ended(&status, resume, changes),
-            Ok(Err(error)) => return Err(Fault::Unclear(printable(error))),
-            Err(_) => return Err(Fault::Unclear(TimedOut(self.answer_within).into())),
-        };
-        let mut events = pin!(events);
-        let read = async {
-            while let Some(event) = events.next().await {
-                match event {
-                    Ok(WatchEvent::Added(object) | WatchEvent::Modified(object) | WatchEvent::Deleted(object)) => {
-                        *resume = object.metadata.resource_version;
-                        changes.send_replace(());
-                    }
-                    Ok(WatchEvent::Bookmark(bookmark)) => *resume = Some(bookmark.metadata.resource_version),
-                    Ok(WatchEvent::Error(status)) | Err(kube::Error::Api(status)) => {
-                        return ended(&status, resume, changes);
-                    }
-                    Err(error) => return Err(Fault::Unclear(printable(error))),
-                }
-            }
-            Ok(())
-        };
-        // The server ends the stream; a connection that died does not say so.
-        let at_most = WATCH_FOR + self.answer_within;
-        timeout(at_most, read.with_subscriber(Dispatch::none())).await.unwrap_or(Ok(()))
     }
 }
 
@@ -381,7 +297,7 @@ impl fmt::Display for KubernetesStore {
 
 impl Found {
     fn write(&self) -> Option<Uuid> {
-        self.kept.as_ref().map(|kept| kept.write)
+        self.entry.as_ref().map(|entry| entry.write)
     }
 
     fn version(&self) -> Version {
@@ -392,12 +308,12 @@ impl Found {
     /// nor ever will.
     fn excludes(&self, base: Option<&str>, replaces: Option<Uuid>) -> bool {
         let is_still_that_record = self.write() == replaces;
-        let took_its_place = self.kept.as_ref().is_some_and(|kept| kept.replaces == replaces);
+        let took_its_place = self.entry.as_ref().is_some_and(|entry| entry.replaces == replaces);
         if is_still_that_record { base != Some(&self.resource_version) } else { took_its_place }
     }
 }
 
-impl Answer {
+impl ApiStatus {
     /// Takes the server's words only where they cannot repeat the request: what forbids it is said by the API server
     /// itself, or by an admission controller, which has seen the tokens and is named but not quoted.
     fn new(code: u16, told: Status) -> Self {
@@ -431,18 +347,6 @@ async fn discover(name: &str) -> Result<Config, Error> {
         Err(error) => error.into(),
     };
     Err(Error::Unavailable { store: format!("Secret {name}"), action: "find its cluster", source: problem })
-}
-
-/// The end of a watch by the server's word: versions that it has forgotten are no fault.
-fn ended(status: &Status, resume: &mut Option<String>, changes: &watch::Sender<()>) -> Result<(), Fault> {
-    *resume = None;
-    if status.code == 410 {
-        // What happened in between is lost, the deletion of the Secret included.
-        changes.send_replace(());
-        return Ok(());
-    }
-    let answer = Answer::new(status.code, status.clone());
-    Err(if (400..500).contains(&status.code) { Fault::Refused(answer) } else { Fault::Unclear(answer.into()) })
 }
 
 fn version(found: Option<&Found>) -> Version {
@@ -492,33 +396,22 @@ fn printable(error: kube::Error) -> BoxError {
     }
 }
 
-fn write_envelope(write: Uuid, replaces: Option<Uuid>, record: &Record) -> Vec<u8> {
+fn write_entry(write: Uuid, replaces: Option<Uuid>, record: &TokenRecord) -> Vec<u8> {
     let record = serde_json::to_string(record).expect("a record is always JSON");
-    let envelope = Envelope { sha256: checksum(write, replaces, &record), write, replaces, record };
-    serde_json::to_vec(&envelope).expect("texts and ids are always JSON")
+    let entry = SecretEntry { sha256: checksum(write, replaces, &record), write, replaces, record };
+    serde_json::to_vec(&entry).expect("texts and ids are always JSON")
 }
 
 /// The record and its writes, or what is wrong in words that hold nothing of the record.
-fn read_envelope(bytes: &[u8]) -> Result<Kept, String> {
-    #[derive(Deserialize)]
-    struct Schema {
-        schema: u32,
-    }
-
-    let place = |error: serde_json::Error| format!("line {}, column {}", error.line(), error.column());
-    let Envelope { sha256, write, replaces, record } = serde_json::from_slice(bytes)
-        .map_err(|error| format!("its key {RECORD_KEY:?} is damaged at {}", place(error)))?;
+fn read_entry(bytes: &[u8]) -> Result<FoundRecord, String> {
+    let SecretEntry { sha256, write, replaces, record } = serde_json::from_slice(bytes)
+        .map_err(|error| format!("its key {RECORD_KEY:?} is damaged at {}", place(&error)))?;
     if checksum(write, replaces, &record) != sha256 {
-        return Err("its checksum does not fit: it is damaged or was edited by hand".to_owned());
+        return Err(CHECKSUM_DIFFERS.to_owned());
     }
-    let Schema { schema } = serde_json::from_str(&record).map_err(|_| "it has no schema".to_owned())?;
-    if schema != SCHEMA {
-        return Err(format!("its schema is {schema} and this version knows {SCHEMA}; a newer version wrote it"));
-    }
-    let record = serde_json::from_str(&record).map_err(|error| format!("it makes no sense at {}", place(error)))?;
-    Ok(Kept { record, write, replaces })
+    Ok(FoundRecord { record: read_record(&record)?, write, replaces })
 }
 
 fn checksum(write: Uuid, replaces: Option<Uuid>, record: &str) -> String {
-    hex(&Sha256::digest(format!("{write} {} {record}", replaces.unwrap_or_default()).as_bytes()))
+    HEXLOWER.encode(&Sha256::digest(format!("{write} {} {record}", replaces.unwrap_or_default()).as_bytes()))
 }

@@ -24,8 +24,8 @@ use tokio::sync::Mutex;
 use tracing::warn;
 use uuid::Uuid;
 
-use self::{durability::ServerSettings, fault::Fault};
-use super::{Error, Loaded, Record, Swap, Version, envelope::Envelope};
+use self::{durability::ServerSettings, fault::RedisFault};
+use super::{Error, LoadedRecord, Swap, TokenRecord, Version, sealed::SealedRecord};
 use crate::config;
 
 /// `KEYS[1]`: the key. `ARGV[1]`: the SHA-1 of the value that was read, or nothing if there was none. `ARGV[2]`: the
@@ -41,9 +41,9 @@ return 1
 
 /// The record under a key.
 #[derive(Debug, Clone)]
-pub(crate) struct RedisStore(Arc<Server>);
+pub(crate) struct RedisStore(Arc<RedisHandle>);
 
-struct Server {
+struct RedisHandle {
     settings: config::RedisStore,
     /// Where it is, for people: no secrets.
     name: String,
@@ -54,10 +54,10 @@ struct Server {
 
 /// What is stored. The write id makes the bytes of every write different from those of all others.
 #[derive(Serialize)]
-struct Value {
+struct StoredValue {
     write_id: Uuid,
     #[serde(flatten)]
-    envelope: Envelope,
+    envelope: SealedRecord,
 }
 
 impl RedisStore {
@@ -65,7 +65,7 @@ impl RedisStore {
     /// without it.
     pub(crate) fn open(settings: &config::RedisStore) -> Result<Self, Error> {
         let client = connect::client(settings)?;
-        Ok(Self(Arc::new(Server {
+        Ok(Self(Arc::new(RedisHandle {
             settings: settings.clone(),
             name: format!("in Redis at {}", client.get_connection_info().addr()),
             connection: Mutex::default(),
@@ -79,16 +79,16 @@ impl RedisStore {
     }
 
     /// The record as it stands.
-    pub(crate) async fn load(&self) -> Result<Loaded, Error> {
+    pub(crate) async fn load(&self) -> Result<LoadedRecord, Error> {
         let get = redis::cmd("GET").arg(&self.0.settings.key).take();
-        let value: Result<Option<Vec<u8>>, Fault> = match self.0.ask(&get).await? {
+        let value: Result<Option<Vec<u8>>, RedisFault> = match self.0.ask(&get).await? {
             // A connection that was cut while nobody used it shows at the next use. Reading twice does no harm.
-            Err(Fault::Connection(_)) => self.0.ask(&get).await?,
+            Err(RedisFault::Connection(_)) => self.0.ask(&get).await?,
             answer => answer,
         };
         match value {
             Ok(value) => self.0.understand(value),
-            Err(Fault::WrongType) => Err(self.0.unusable("something else is stored there".to_owned())),
+            Err(RedisFault::WrongType) => Err(self.0.unusable("something else is stored there".to_owned())),
             Err(fault) => {
                 // Who is primary, or what the password is, may have changed: the next one begins anew.
                 self.0.disconnect().await;
@@ -98,10 +98,10 @@ impl RedisStore {
     }
 
     /// Replaces the record if it is still the one of `version`.
-    pub(crate) async fn cas(&self, version: Version, record: Record) -> Result<Swap, Error> {
+    pub(crate) async fn cas(&self, version: Version, record: TokenRecord) -> Result<Swap, Error> {
         let (serial, sha1) = version.0.split_once(' ').unwrap_or(("0", ""));
         let serial = serial.parse().unwrap_or(0_u64) + 1;
-        let value = Value { write_id: Uuid::new_v4(), envelope: Envelope::seal(serial, &record) };
+        let value = StoredValue { write_id: Uuid::new_v4(), envelope: SealedRecord::seal(serial, &record) };
         let value = serde_json::to_vec(&value).expect("texts and numbers are always JSON");
         let ours = version_of(serial, &value);
         let key = &self.0.settings.key;
@@ -126,7 +126,7 @@ impl RedisStore {
     ///
     /// After a time-out this asks over the same connection, on which the server answers in order, so that what it says
     /// is final. After a broken connection the script may still run later, so an unchanged record proves nothing.
-    async fn settle(&self, before: &Version, ours: Version, fault: Fault) -> Result<Swap, Error> {
+    async fn settle(&self, before: &Version, ours: Version, fault: RedisFault) -> Result<Swap, Error> {
         match self.load().await {
             Ok(loaded) if loaded.version == ours => Ok(Swap::Stored(ours)),
             // Ours can never be stored again, or was and has been replaced: there is another record to look at.
@@ -137,13 +137,13 @@ impl RedisStore {
     }
 }
 
-impl Server {
+impl RedisHandle {
     /// Sends a command, once. The outer error: there is no connection, so it was surely not sent.
-    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<Result<T, Fault>, Error> {
+    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<Result<T, RedisFault>, Error> {
         let mut connection = self.connection().await?;
-        let answer = command.query_async(&mut connection).await.map_err(Fault::from);
+        let answer = command.query_async(&mut connection).await.map_err(RedisFault::from);
         // Not after a time-out: what was sent may still be answered there.
-        if let Err(Fault::Connection(_) | Fault::Replica) = answer {
+        if let Err(RedisFault::Connection(_) | RedisFault::Replica) = answer {
             self.disconnect().await;
         }
         Ok(answer)
@@ -159,7 +159,7 @@ impl Server {
         let mut connection = connect::connect(&self.settings).await?.map_err(unreachable)?;
         let settings = ServerSettings::read(&mut connection).await.map_err(unreachable)?;
         if settings.is_primary() == Some(false) {
-            return Err(unreachable(Fault::Replica));
+            return Err(unreachable(RedisFault::Replica));
         }
         self.warn(settings.warnings()).await;
         Ok(held.insert(connection).clone())
@@ -179,12 +179,12 @@ impl Server {
         }
     }
 
-    fn understand(&self, value: Option<Vec<u8>>) -> Result<Loaded, Error> {
+    fn understand(&self, value: Option<Vec<u8>>) -> Result<LoadedRecord, Error> {
         let Some(value) = value else {
-            return Ok(Loaded { record: None, version: Version(String::new()) });
+            return Ok(LoadedRecord { record: None, version: Version(String::new()) });
         };
-        match Envelope::open(&value) {
-            Ok((record, serial)) => Ok(Loaded { record: Some(record), version: version_of(serial, &value) }),
+        match SealedRecord::open(&value) {
+            Ok((record, serial)) => Ok(LoadedRecord { record: Some(record), version: version_of(serial, &value) }),
             Err(problem) => Err(self.unusable(problem)),
         }
     }
@@ -193,12 +193,12 @@ impl Server {
         Error::UnusableKey { key: self.settings.key.clone(), store: self.name.clone(), problem }
     }
 
-    fn unavailable(&self, action: &'static str, fault: Fault) -> Error {
+    fn unavailable(&self, action: &'static str, fault: RedisFault) -> Error {
         Error::Unavailable { store: self.name.clone(), action, source: Box::new(fault) }
     }
 }
 
-impl fmt::Debug for Server {
+impl fmt::Debug for RedisHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server").field("settings", &self.settings).finish_non_exhaustive()
     }

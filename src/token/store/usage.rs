@@ -16,7 +16,7 @@ pub(crate) struct UsageStore(TokenStore);
 
 /// What is kept there.
 #[derive(Debug, Clone)]
-pub(crate) struct Kept {
+pub(crate) struct StoredUsage {
     /// None: nothing was ever put there.
     pub text: Option<Vec<u8>>,
     /// When it was read: by the server's clock, where it tells it; by ours otherwise.
@@ -28,7 +28,7 @@ pub(crate) struct Kept {
 
 /// What putting a text there did.
 #[derive(Debug)]
-pub(crate) enum Put {
+pub(crate) enum UsageWrite {
     /// It is there, durably.
     Stored,
     /// Somebody else has put another one there since it was read; nothing was written.
@@ -57,7 +57,7 @@ impl UsageStore {
     }
 
     /// What is kept now.
-    pub(crate) async fn load(&self) -> Result<Kept, Error> {
+    pub(crate) async fn load(&self) -> Result<StoredUsage, Error> {
         match &self.0 {
             TokenStore::File(store) => store.usage().await,
             #[cfg(feature = "redis-store")]
@@ -69,7 +69,7 @@ impl UsageStore {
 
     /// Puts a text in the place of what was read, if that still stands there. Every text must differ from all that were
     /// put there before. An error: surely nothing was written.
-    pub(crate) async fn put(&self, read: &Kept, text: Vec<u8>) -> Result<Put, Error> {
+    pub(crate) async fn put(&self, read: &StoredUsage, text: Vec<u8>) -> Result<UsageWrite, Error> {
         match &self.0 {
             TokenStore::File(store) => store.put_usage(read, text).await,
             #[cfg(feature = "redis-store")]
@@ -80,7 +80,7 @@ impl UsageStore {
     }
 }
 
-impl Kept {
+impl StoredUsage {
     /// A text and the time at which it was read.
     pub(super) fn at(now: SystemTime, text: Option<Vec<u8>>) -> Self {
         Self {

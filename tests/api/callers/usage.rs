@@ -81,7 +81,7 @@ async fn survives(sandbox: &Sandbox, dir: &Path, more: &[(&str, &str)]) {
         }
         drop(channel);
         if is_killed {
-            #[cfg(feature = "rehearsal")]
+            #[cfg(feature = "failpoints")]
             process.kill().await;
         } else {
             process.terminate();

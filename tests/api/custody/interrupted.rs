@@ -1,4 +1,4 @@
-//! The process is stopped in the middle of an exchange, the keeper panics, somebody comes in between: at named moments.
+//! The process is stopped in the middle of an exchange, the refresh task panics, somebody comes in between: at named moments.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -18,7 +18,7 @@ const LONG: Duration = Duration::from_millis(2_500);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_came_while_the_process_was_stopped_is_taken() {
     let (sandbox, dir) = (sandbox().await, tempfile::tempdir().unwrap());
-    let process = Process::serve(&sandbox, dir.path(), &[("LICENSE_GATEWAY_REHEARSAL_HURRY", "20")]).await;
+    let process = Process::serve(&sandbox, dir.path(), &[("LICENSE_GATEWAY_FAILPOINTS_HURRY", "20")]).await;
     let (connection, customer) = (channel(process.address).await, customer(&sandbox, 0));
     wait_for("a first token", PATIENCE, async || unassign(&connection, &customer).await.ok()).await;
 
@@ -45,11 +45,11 @@ async fn an_answer_that_came_while_the_process_was_stopped_is_taken() {
 }
 
 /// A process with a first token that does what its moment file says. Bounds are 10 times shorter.
-async fn rehearsing(sandbox: &Sandbox, dir: &Path) -> (Process, Channel) {
+async fn with_failpoints(sandbox: &Sandbox, dir: &Path) -> (Process, Channel) {
     let moment_file = dir.join("moment");
     let more = [
-        ("LICENSE_GATEWAY_REHEARSAL_MOMENT_FILE", moment_file.to_str().unwrap()),
-        ("LICENSE_GATEWAY_REHEARSAL_HURRY", "10"),
+        ("LICENSE_GATEWAY_FAILPOINTS_MOMENT_FILE", moment_file.to_str().unwrap()),
+        ("LICENSE_GATEWAY_FAILPOINTS_HURRY", "10"),
     ];
     let process = Process::serve(sandbox, dir, &more).await;
     let connection = channel(process.address).await;
@@ -63,16 +63,16 @@ fn said(log: &[Value], words: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_keeper_that_panics_goes_on_and_loses_only_what_was_nowhere_yet() {
+async fn a_refresh_task_that_panics_goes_on_and_loses_only_what_was_nowhere_yet() {
     let (sandbox, dir) = (sandbox().await, tempfile::tempdir().unwrap());
-    let (process, connection) = rehearsing(&sandbox, dir.path()).await;
+    let (process, connection) = with_failpoints(&sandbox, dir.path()).await;
     let customer = customer(&sandbox, 0);
     let moments = ["about to claim", "claimed", "about to present", "answered", "save: synced", "kept", "published"];
     for moment in moments {
         sandbox.clear_calls();
         fs::write(dir.path().join("moment"), format!("panic: {moment}")).unwrap();
         sandbox.revoke_access_token();
-        // Central's answer was in the keeper's hands and nowhere else.
+        // Central's answer was in the refresh task's hands and nowhere else.
         let is_lost = moment == "answered";
         let served = async || match unassign(&connection, &customer).await {
             Err(reason) if is_lost && reason == REJECTED => {
@@ -92,14 +92,14 @@ async fn a_keeper_that_panics_goes_on_and_loses_only_what_was_nowhere_yet() {
     }
     drop(connection);
     let log = stop(process).await;
-    let times = log.iter().filter(|line| line.to_string().contains("the token keeper failed by a bug")).count();
+    let times = log.iter().filter(|line| line.to_string().contains("the token refresh task failed by a bug")).count();
     assert_eq!(times, moments.len() - 1, "a panic within the store is the store's error: {log:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pair_that_is_in_memory_only_survives_a_panic_of_the_keeper() {
+async fn a_pair_that_is_in_memory_only_survives_a_panic_of_the_refresh_task() {
     let (sandbox, dir) = (sandbox().await, tempfile::tempdir().unwrap());
-    let (process, connection) = rehearsing(&sandbox, dir.path()).await;
+    let (process, connection) = with_failpoints(&sandbox, dir.path()).await;
     let first = customer(&sandbox, 0);
     sandbox.revoke_access_token();
     sandbox.fault(Fault::hold_answer("answer").on(Operation::Token));
@@ -125,12 +125,12 @@ async fn a_pair_that_is_in_memory_only_survives_a_panic_of_the_keeper() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_seed_that_comes_into_the_inbox_while_another_is_adopted_is_adopted_too() {
     let (sandbox, dir) = (sandbox().await, tempfile::tempdir().unwrap());
-    let (mut process, connection) = rehearsing(&sandbox, dir.path()).await;
+    let (mut process, connection) = with_failpoints(&sandbox, dir.path()).await;
     another_tool_refreshes(&sandbox).await;
     fs::write(dir.path().join("moment"), "adopted a seed").unwrap();
     let inbox = store(dir.path()).join("seed");
     fs::write(&inbox, "NobodysRefreshToken0000000000001").unwrap();
-    process.said("stopped for the rehearsal").await;
+    process.said("stopped at a failpoint").await;
     fs::write(&inbox, living(&sandbox)).unwrap();
     fs::remove_file(dir.path().join("moment")).unwrap();
 
@@ -149,7 +149,7 @@ async fn a_journal_that_cannot_be_understood_is_told_and_left_alone() {
     fs::create_dir(store(dir.path())).unwrap();
     let journal = store(dir.path()).join("unsaved.json");
     fs::write(&journal, "half of a rec").unwrap();
-    let (process, connection) = rehearsing(&sandbox, dir.path()).await;
+    let (process, connection) = with_failpoints(&sandbox, dir.path()).await;
     sandbox.revoke_access_token();
     let customer = customer(&sandbox, 0);
     wait_for("another pair", PATIENCE, async || unassign(&connection, &customer).await.ok()).await;

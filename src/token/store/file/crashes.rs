@@ -8,7 +8,6 @@
 //! A run is repeated by its seed, which a failure names. `cargo test --lib crashes -- --ignored --nocapture`
 //! runs many more.
 
-pub(super) mod disk;
 mod strict;
 mod turmoil_disk;
 mod usage;
@@ -18,15 +17,14 @@ use std::{io::Write as _, ops::Range, path::Path};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use uuid::Uuid;
 
-use self::{
-    disk::{Disk, Machine, Planted},
-    strict::StrictDisk,
-    turmoil_disk::TurmoilDisk,
-};
-use super::{Directory, Envelope, Error, FileStore, PoisonError, Record, Swap, Version};
-use crate::token::{
-    secret::Secret,
-    store::{Intent, conformance},
+use self::{strict::StrictDisk, turmoil_disk::TurmoilDisk};
+use super::{Error, FileStore, PoisonError, SealedRecord, StoreDirectory, Swap, TokenRecord, Version};
+use crate::{
+    durable::disk::{self, Disk, Machine, Planted},
+    token::{
+        secret::Secret,
+        store::{RefreshIntent, conformance},
+    },
 };
 
 const PLACE: &str = "/var/lib/license-gateway/tokens";
@@ -34,7 +32,7 @@ const LIVES: usize = 4;
 
 /// What a crash left behind, counted.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Tally {
+struct CrashTally {
     crashes: usize,
     /// The record that was acknowledged last, or none where there was none yet.
     old: usize,
@@ -90,13 +88,13 @@ fn strict(_: u64) -> Box<dyn Disk> {
 }
 
 /// What one would write without thinking.
-fn write_in_place(directory: &Directory, version: &Version, record: &Record) -> Result<Swap, Error> {
+fn write_in_place(directory: &StoreDirectory, version: &Version, record: &TokenRecord) -> Result<Swap, Error> {
     if directory.load()?.version != *version {
         return Ok(Swap::Conflict);
     }
     let serial = version.0.parse().unwrap_or(0_u64) + 1;
     let path = directory.record_path();
-    let bytes = Envelope::seal(serial, record).to_bytes();
+    let bytes = SealedRecord::seal(serial, record).to_bytes();
     let write = || {
         let mut file = disk::OpenOptions::new().create(true).write(true).open(&path)?;
         file.set_len(0)?;
@@ -109,9 +107,9 @@ fn write_in_place(directory: &Directory, version: &Version, record: &Record) -> 
 /// Crashes machines and counts what is left; `--nocapture` shows it. A store in which nothing was planted must come
 /// through.
 #[expect(clippy::print_stdout, reason = "the counts are what a reader of this test wants")]
-fn crash(name: &str, disk: MakeDisk, seeds: Range<u64>, planted: Planted) -> Tally {
+fn crash(name: &str, disk: MakeDisk, seeds: Range<u64>, planted: Planted) -> CrashTally {
     let is_sound = planted == Planted::Nothing;
-    let mut tally = Tally::default();
+    let mut tally = CrashTally::default();
     for seed in seeds {
         for call in 0.. {
             let mut rng = StdRng::seed_from_u64(seed);
@@ -128,9 +126,9 @@ fn crash(name: &str, disk: MakeDisk, seeds: Range<u64>, planted: Planted) -> Tal
                 assert!(disk::is_without_power() || result.is_ok() || !is_sound, "{at}: {result:?}");
                 disk::lose_power();
                 let outcome = run.look();
-                assert!(!is_sound || matches!(outcome, Outcome::Old | Outcome::New), "{at}: {outcome:?}");
+                assert!(!is_sound || matches!(outcome, AfterCrash::Old | AfterCrash::New), "{at}: {outcome:?}");
                 tally.count(&outcome);
-                if !matches!(outcome, Outcome::Old | Outcome::New) {
+                if !matches!(outcome, AfterCrash::Old | AfterCrash::New) {
                     break; // nothing is left to be lost
                 }
             }
@@ -147,14 +145,14 @@ fn crash(name: &str, disk: MakeDisk, seeds: Range<u64>, planted: Planted) -> Tal
 /// A store over several lives of its machine.
 struct Run {
     rng: StdRng,
-    acknowledged: Option<Record>,
-    underway: Option<Record>,
+    acknowledged: Option<TokenRecord>,
+    underway: Option<TokenRecord>,
     generation: u64,
     planted: Planted,
 }
 
 #[derive(Debug)]
-enum Outcome {
+enum AfterCrash {
     Old,
     New,
     Lost,
@@ -185,34 +183,34 @@ impl Run {
     }
 
     /// Opens the store after a crash. What is found is what the next life goes on from.
-    fn look(&mut self) -> Outcome {
+    fn look(&mut self) -> AfterCrash {
         let underway = self.underway.take();
         let found = FileStore::open(Path::new(PLACE)).and_then(|store| {
             let directory = store.0.lock().unwrap_or_else(PoisonError::into_inner);
             directory.load()
         });
         match found {
-            Err(error) => Outcome::Destroyed(error.to_string()),
-            Ok(loaded) if loaded.record == self.acknowledged => Outcome::Old,
-            Ok(loaded) if loaded.record.is_none() => Outcome::Destroyed("there is none".to_owned()),
+            Err(error) => AfterCrash::Destroyed(error.to_string()),
+            Ok(loaded) if loaded.record == self.acknowledged => AfterCrash::Old,
+            Ok(loaded) if loaded.record.is_none() => AfterCrash::Destroyed("there is none".to_owned()),
             Ok(loaded) if loaded.record == underway => {
                 self.acknowledged = underway;
-                Outcome::New
+                AfterCrash::New
             }
-            Ok(_) => Outcome::Lost,
+            Ok(_) => AfterCrash::Lost,
         }
     }
 
     /// Differs from all before in content and length: from two blocks to four.
-    fn record(&mut self, has_intent: bool) -> Record {
+    fn record(&mut self, has_intent: bool) -> TokenRecord {
         let generation = self.generation;
         let nonce = Uuid::from_u128(self.rng.random());
-        let intent = Intent::new(Uuid::nil(), nonce, generation);
+        let intent = RefreshIntent::new(Uuid::nil(), nonce, generation);
         let letters = self.rng.random_range(50..600);
         let token = |rng: &mut StdRng| {
             Secret::new((0..letters).map(|_| char::from(rng.random_range(b'a'..=b'z'))).collect::<String>())
         };
-        Record {
+        TokenRecord {
             access_token: Some(token(&mut self.rng)),
             refresh_token: token(&mut self.rng),
             intent: has_intent.then_some(intent),
@@ -221,14 +219,14 @@ impl Run {
     }
 }
 
-impl Tally {
-    fn count(&mut self, outcome: &Outcome) {
+impl CrashTally {
+    fn count(&mut self, outcome: &AfterCrash) {
         self.crashes += 1;
         *match outcome {
-            Outcome::Old => &mut self.old,
-            Outcome::New => &mut self.new,
-            Outcome::Lost => &mut self.lost,
-            Outcome::Destroyed(_) => &mut self.destroyed,
+            AfterCrash::Old => &mut self.old,
+            AfterCrash::New => &mut self.new,
+            AfterCrash::Lost => &mut self.lost,
+            AfterCrash::Destroyed(_) => &mut self.destroyed,
         } += 1;
     }
 }

@@ -4,20 +4,19 @@
 //! one. No space is reserved: when there is none, nobody is let in, and nothing is lost.
 
 use std::{
-    io::{self, Read as _, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    io::{self, Read as _},
     path::PathBuf,
 };
 
-use super::{
-    Directory, FileStore, PoisonError,
-    fs::{self, File, OpenOptions},
-};
-use crate::token::{
-    rehearsal::wall_clock,
-    store::{
-        Error,
-        usage::{Kept, Put},
+use super::{FileStore, PoisonError, StoreDirectory, fs::File};
+use crate::{
+    durable,
+    token::{
+        failpoints::wall_clock,
+        store::{
+            Error,
+            usage::{StoredUsage, UsageWrite},
+        },
     },
 };
 
@@ -27,18 +26,22 @@ impl FileStore {
         format!("file {}", directory.usage_path().display())
     }
 
-    pub(in crate::token::store) async fn usage(&self) -> Result<Kept, Error> {
-        let text = self.blocking(Directory::usage).await?;
-        Ok(Kept::at(wall_clock(), text))
+    pub(in crate::token::store) async fn usage(&self) -> Result<StoredUsage, Error> {
+        let text = self.blocking(StoreDirectory::usage).await?;
+        Ok(StoredUsage::at(wall_clock(), text))
     }
 
-    pub(in crate::token::store) async fn put_usage(&self, read: &Kept, text: Vec<u8>) -> Result<Put, Error> {
+    pub(in crate::token::store) async fn put_usage(
+        &self,
+        read: &StoredUsage,
+        text: Vec<u8>,
+    ) -> Result<UsageWrite, Error> {
         let before = read.text.clone();
         self.blocking(move |directory| directory.put_usage(before.as_deref(), &text)).await
     }
 }
 
-impl Directory {
+impl StoreDirectory {
     pub(super) fn usage(&self) -> Result<Option<Vec<u8>>, Error> {
         self.check_place()?;
         let path = self.usage_path();
@@ -50,27 +53,14 @@ impl Directory {
         }
     }
 
-    pub(super) fn put_usage(&self, before: Option<&[u8]>, text: &[u8]) -> Result<Put, Error> {
+    pub(super) fn put_usage(&self, before: Option<&[u8]>, text: &[u8]) -> Result<UsageWrite, Error> {
         if self.usage()?.as_deref() != before {
-            return Ok(Put::Conflict);
+            return Ok(UsageWrite::Conflict);
         }
         let (next, path) = (self.path.join("usage.next"), self.usage_path());
         let io = |source| Error::Io { action: "write", path: path.clone(), source };
-        let write = || -> io::Result<()> {
-            match fs::remove_file(&next) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&next)?;
-            file.write_all(text)?;
-            file.sync_all()
-        };
-        write().map_err(io)?;
-        let place = || -> io::Result<()> {
-            fs::rename(&next, &path)?;
-            File::open(&self.path)?.sync_all()
-        };
-        Ok(place().map_or_else(|error| Put::Unclear(io(error)), |()| Put::Stored))
+        durable::write_new(&next, text).map_err(io)?;
+        Ok(durable::rename(&next, &path).map_or_else(|error| UsageWrite::Unclear(io(error)), |()| UsageWrite::Stored))
     }
 
     fn usage_path(&self) -> PathBuf {

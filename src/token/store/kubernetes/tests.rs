@@ -3,10 +3,14 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use tokio::{net::TcpListener, task::JoinSet, time::Instant};
+use tokio::{
+    net::TcpListener,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use super::{
-    api_server::{ApiServer, BEARER, Cluster, Fault as Trouble},
+    api_server::{ApiServer, BEARER, Fault as Trouble},
     *,
 };
 use crate::{
@@ -37,31 +41,12 @@ fn store_in(server: &ApiServer, namespace: Option<&str>) -> KubernetesStore {
     KubernetesStore { answer_within: Duration::from_millis(500), ..store }
 }
 
-async fn swap(store: &KubernetesStore, record: Record) -> Version {
+async fn swap(store: &KubernetesStore, record: TokenRecord) -> Version {
     let version = store.load().await.unwrap().version;
     match store.cas(version, record).await.unwrap() {
         Swap::Stored(version) => version,
         Swap::Conflict => panic!("nobody else writes"),
     }
-}
-
-async fn changes(changed: &mut watch::Receiver<()>) {
-    timeout(Duration::from_secs(10), changed.changed()).await.expect("a change is seen").unwrap();
-}
-
-fn revision(value: &serde_json::Value) -> u64 {
-    value.as_str().unwrap().parse().unwrap()
-}
-
-async fn until_watches(cluster: &Cluster, count: usize) {
-    let watches = || cluster.requests().iter().filter(|(verb, _)| *verb == "watch").count();
-    timeout(Duration::from_secs(10), async {
-        while watches() < count {
-            sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await
-    .expect("it watches again");
 }
 
 #[tokio::test]
@@ -144,7 +129,7 @@ async fn a_write_that_comes_too_late_is_refused_by_the_api_server() {
         }
         let stored = racers.join_all().await.into_iter().filter(|swap| matches!(swap, Swap::Stored(_))).count();
         assert_eq!(stored, 1, "{verb}");
-        let sent = server.cluster.requests().iter().filter(|(sent, _)| *sent == verb).count();
+        let sent = server.cluster.requests().iter().filter(|sent| **sent == verb).count();
         assert_eq!(sent, 5, "all of them tried to {verb}");
     }
 }
@@ -173,7 +158,7 @@ async fn a_write_without_an_answer_is_told_truthfully() {
             let case = format!("{verb} {trouble:?}: {result:?}");
             match result {
                 Ok(Swap::Stored(version)) if was_done => {
-                    assert_eq!(after, Loaded { record: Some(record(2)), version }, "{case}");
+                    assert_eq!(after, LoadedRecord { record: Some(record(2)), version }, "{case}");
                 }
                 Err(Error::Unavailable { .. }) if !was_done => assert_eq!(after, before, "{case}"),
                 _ => panic!("{case}"),
@@ -198,7 +183,7 @@ async fn a_write_without_an_answer_is_a_conflict_only_if_it_was_surely_overtaken
                 let ours = ours.clone();
                 async move { ours.cas(version, record(2)).await }
             });
-            while !server.cluster.requests().iter().any(|(sent, _)| *sent == "update" || *sent == "create") {
+            while !server.cluster.requests().iter().any(|sent| matches!(*sent, "update" | "create")) {
                 sleep(Duration::from_millis(5)).await;
             }
             sleep(Duration::from_millis(100)).await;
@@ -217,11 +202,11 @@ async fn a_record_that_cannot_be_understood_is_refused_and_left_alone() {
     let server = ApiServer::start().await;
     let store = store(&server);
     swap(&store, record(1)).await;
-    let good = write_envelope(Uuid::nil(), None, &record(1));
+    let good = write_entry(Uuid::nil(), None, &record(1));
     let newer = {
         let record = serde_json::to_string(&record(1)).unwrap().replace("\"schema\":1", "\"schema\":2");
         let sha256 = checksum(Uuid::nil(), None, &record);
-        serde_json::to_vec(&Envelope { sha256, write: Uuid::nil(), replaces: None, record }).unwrap()
+        serde_json::to_vec(&SecretEntry { sha256, write: Uuid::nil(), replaces: None, record }).unwrap()
     };
     let mut flipped = good.clone();
     let token = flipped.windows(9).position(|bytes| bytes == b"refresh-1").unwrap();
@@ -288,7 +273,7 @@ async fn a_404_that_kubernetes_did_not_write_is_not_an_empty_store() {
         let error = with_causes(&store.cas(version.clone(), record(2)).await.unwrap_err());
         assert!(error.contains(&format!("refuses to {verb} it (404")), "{error}");
     }
-    assert_eq!(store.load().await.unwrap(), Loaded { record: Some(record(1)), version });
+    assert_eq!(store.load().await.unwrap(), LoadedRecord { record: Some(record(1)), version });
 }
 
 /// Whoever stands between us and the store has seen the tokens.
@@ -334,11 +319,7 @@ fn the_client_library_logs_nothing() {
                 let _ = store.load().await;
             }
             swap(&store, record(1)).await;
-            server.cluster.next("watch", Trouble::Answer(500, "", ""));
-            let mut changed = store.watch_changes();
-            changes(&mut changed).await;
-            server.cluster.cut_watches();
-            until_watches(&server.cluster, 3).await;
+            tracing::warn!("a line of our own, to show that lines are noted");
         });
     });
     let logged = logged.lock().unwrap();
@@ -359,82 +340,20 @@ impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Listener {
 }
 
 #[tokio::test]
-async fn a_watch_sees_what_others_do_whatever_happens_to_the_stream() {
-    let server = ApiServer::start().await;
-    let (ours, theirs) = (store(&server), store(&server));
-    let mut changed = ours.watch_changes();
-    until_watches(&server.cluster, 1).await;
-    for generation in 1..4 {
-        swap(&theirs, record(generation)).await;
-        changes(&mut changed).await;
-    }
-    server.cluster.apply("gateway", "somebody-elses", |secret| secret["data"] = json!({}));
-    server.cluster.delete("gateway", NAME);
-    changes(&mut changed).await;
-    swap(&theirs, record(4)).await;
-    changes(&mut changed).await;
-
-    // Cut: it goes on where it was, and what happened in between is not lost.
-    let seen = revision(&server.cluster.secret("gateway", NAME).unwrap()["metadata"]["resourceVersion"]);
-    server.cluster.cut_watches();
-    swap(&theirs, record(5)).await;
-    changes(&mut changed).await;
-    until_watches(&server.cluster, 2).await;
-    let (_, query) = server.cluster.requests().into_iter().rfind(|(verb, _)| *verb == "watch").unwrap();
-    let resumed = revision(&query.rsplit_once("resourceVersion=").unwrap().1.into());
-    assert!(resumed >= seen, "it resumed: {query}");
-
-    // Cut, changed and forgotten.
-    server.cluster.cut_watches();
-    server.cluster.delete("gateway", NAME);
-    server.cluster.compact();
-    changes(&mut changed).await;
-    swap(&theirs, record(6)).await;
-    changes(&mut changed).await;
-}
-
-#[tokio::test]
-async fn a_watch_that_is_forbidden_goes_on_when_it_is_allowed() {
-    let server = ApiServer::start().await;
-    let store = store(&server);
-    server.cluster.forbid("watch");
-    let mut changed = store.watch_changes();
-    until_watches(&server.cluster, 1).await;
-    server.cluster.allow("watch");
-    swap(&store, record(1)).await;
-    changes(&mut changed).await;
-}
-
-#[tokio::test]
-async fn a_watch_ends_with_its_receiver() {
-    let server = ApiServer::start().await;
-    let store = store(&server);
-    let changed = store.watch_changes();
-    until_watches(&server.cluster, 1).await;
-    drop(changed);
-    server.cluster.cut_watches();
-    sleep(WATCH_PAUSE * 3).await;
-    let watches = server.cluster.requests().iter().filter(|(verb, _)| *verb == "watch").count();
-    assert_eq!(watches, 1);
-}
-
-#[tokio::test]
 async fn an_api_server_that_comes_late_is_used_when_it_is_there() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
     let settings = config::KubernetesStore { namespace: None, name: NAME.to_owned() };
     let store = KubernetesStore::with_config(&settings, cluster(address)).unwrap();
-    let mut changed = store.watch_changes();
     let begun = Instant::now();
     let error = store.load().await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
-    assert!(begun.elapsed() < ANSWER_WITHIN);
+    assert!(begun.elapsed() < API_ANSWER_WITHIN);
     let error = with_causes(&error);
     assert!(error.contains("Secret gateway/license-gateway-token cannot be read"), "{error}");
     let _server = ApiServer::serve(TcpListener::bind(address).await.unwrap(), None);
     swap(&store, record(1)).await;
-    changes(&mut changed).await;
 }
 
 #[tokio::test]
@@ -466,7 +385,7 @@ async fn the_api_servers_certificate_is_checked() {
 /// What is kept beside the record: an answer that does not come is not taken for a yes or a no.
 #[tokio::test]
 async fn the_text_beside_it_is_told_stored_refused_or_unclear() {
-    use crate::token::store::Put;
+    use crate::token::store::UsageWrite;
 
     let server = ApiServer::start().await;
     let usage = TokenStore::Kubernetes(store(&server)).usage();
@@ -476,7 +395,7 @@ async fn the_text_beside_it_is_told_stored_refused_or_unclear() {
     assert!(error.contains("license-gateway-token-usage") && error.contains("`create`"), "{error}");
     server.cluster.allow("create");
     server.cluster.next("create", Trouble::Twice);
-    assert!(matches!(usage.put(&read, b"1".to_vec()).await, Ok(Put::Stored)));
+    assert!(matches!(usage.put(&read, b"1".to_vec()).await, Ok(UsageWrite::Stored)));
 
     let mut text = 1_u8;
     for (trouble, is_written) in [
@@ -494,23 +413,23 @@ async fn the_text_beside_it_is_told_stored_refused_or_unclear() {
         server.cluster.next("update", trouble);
         let put = usage.put(&read, vec![text]).await;
         match trouble {
-            Trouble::Twice => assert!(matches!(put, Ok(Put::Stored)), "{put:?}"),
+            Trouble::Twice => assert!(matches!(put, Ok(UsageWrite::Stored)), "{put:?}"),
             Trouble::Answer(403 | 429, ..) => assert!(put.is_err(), "{put:?}"),
-            _ => assert!(matches!(put, Ok(Put::Unclear(_))), "{trouble:?}: {put:?}"),
+            _ => assert!(matches!(put, Ok(UsageWrite::Unclear(_))), "{trouble:?}: {put:?}"),
         }
         assert_eq!(usage.load().await.unwrap().text == Some(vec![text]), is_written, "{trouble:?}");
     }
     // Deleted by somebody: not there any more, so not what was read.
     let read = usage.load().await.unwrap();
     server.cluster.delete("gateway", "license-gateway-token-usage");
-    assert!(matches!(usage.put(&read, b"new".to_vec()).await, Ok(Put::Conflict)));
+    assert!(matches!(usage.put(&read, b"new".to_vec()).await, Ok(UsageWrite::Conflict)));
     // An object that a person has made keeps what is theirs.
     server.cluster.apply("gateway", "license-gateway-token-usage", |secret| {
         secret["metadata"]["labels"] = json!({ "team": "noc" });
     });
     let read = usage.load().await.unwrap();
     assert_eq!(read.text, None);
-    assert!(matches!(usage.put(&read, b"new".to_vec()).await, Ok(Put::Stored)));
+    assert!(matches!(usage.put(&read, b"new".to_vec()).await, Ok(UsageWrite::Stored)));
     let secret = server.cluster.secret("gateway", "license-gateway-token-usage").unwrap();
     assert_eq!(secret["metadata"]["labels"]["team"], "noc");
 }

@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::core::params::GetParams;
 
-use super::{Fault, KubernetesStore, json, written_by_us};
+use super::{ApiFault, KubernetesStore, json, written_by_us};
 use crate::token::{
-    rehearsal::wall_clock,
+    failpoints::wall_clock,
     store::{
         Error,
-        usage::{Kept, Put},
+        usage::{StoredUsage, UsageWrite},
     },
 };
 
@@ -23,12 +23,19 @@ impl KubernetesStore {
         self.beside().to_string()
     }
 
-    pub(in crate::token::store) async fn usage(&self) -> Result<Kept, Error> {
+    pub(in crate::token::store) async fn usage(&self) -> Result<StoredUsage, Error> {
         let secret = self.beside().found("be read").await?;
-        Ok(Kept { secret: secret.clone().map(Box::new), ..Kept::at(wall_clock(), secret.as_ref().and_then(text)) })
+        Ok(StoredUsage {
+            secret: secret.clone().map(Box::new),
+            ..StoredUsage::at(wall_clock(), secret.as_ref().and_then(text))
+        })
     }
 
-    pub(in crate::token::store) async fn put_usage(&self, read: &Kept, new: Vec<u8>) -> Result<Put, Error> {
+    pub(in crate::token::store) async fn put_usage(
+        &self,
+        read: &StoredUsage,
+        new: Vec<u8>,
+    ) -> Result<UsageWrite, Error> {
         let beside = self.beside();
         let (verb, sent) = match read.secret.as_deref() {
             None => ("create", beside.send(beside.secrets.create(&written_by_us(), json(&beside.empty(&new)))).await),
@@ -42,16 +49,16 @@ impl KubernetesStore {
         };
         let action = "be written";
         match sent {
-            Ok(_) => Ok(Put::Stored),
+            Ok(_) => Ok(UsageWrite::Stored),
             // Somebody between us and the API server may have sent it twice.
-            Err(Fault::Refused(answer)) if answer.is(409) => match beside.found(action).await {
-                Ok(now) if now.as_ref().and_then(text) == Some(new) => Ok(Put::Stored),
-                Ok(_) => Ok(Put::Conflict),
-                Err(error) => Ok(Put::Unclear(error)),
+            Err(ApiFault::Refused(answer)) if answer.is(409) => match beside.found(action).await {
+                Ok(now) if now.as_ref().and_then(text) == Some(new) => Ok(UsageWrite::Stored),
+                Ok(_) => Ok(UsageWrite::Conflict),
+                Err(error) => Ok(UsageWrite::Unclear(error)),
             },
-            Err(Fault::Refused(answer)) if answer.is(404) && verb == "update" => Ok(Put::Conflict),
-            Err(Fault::Refused(answer)) => Err(beside.refused(action, verb, answer)),
-            Err(Fault::Unclear(cause)) => Ok(Put::Unclear(beside.unavailable(action, cause))),
+            Err(ApiFault::Refused(answer)) if answer.is(404) && verb == "update" => Ok(UsageWrite::Conflict),
+            Err(ApiFault::Refused(answer)) => Err(beside.refused(action, verb, answer)),
+            Err(ApiFault::Unclear(cause)) => Ok(UsageWrite::Unclear(beside.unavailable(action, cause))),
         }
     }
 
@@ -63,9 +70,9 @@ impl KubernetesStore {
     async fn found(&self, action: &'static str) -> Result<Option<Secret>, Error> {
         match self.send(self.secrets.get(&self.name, &GetParams::default())).await {
             Ok(secret) => Ok(Some(secret)),
-            Err(Fault::Refused(answer)) if answer.is(404) => Ok(None),
-            Err(Fault::Refused(answer)) => Err(self.refused(action, "get", answer)),
-            Err(Fault::Unclear(cause)) => Err(self.unavailable(action, cause)),
+            Err(ApiFault::Refused(answer)) if answer.is(404) => Ok(None),
+            Err(ApiFault::Refused(answer)) => Err(self.refused(action, "get", answer)),
+            Err(ApiFault::Unclear(cause)) => Err(self.unavailable(action, cause)),
         }
     }
 

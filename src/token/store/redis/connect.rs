@@ -7,24 +7,24 @@ use redis::{
     aio::MultiplexedConnection,
 };
 
-use super::fault::Fault;
+use super::fault::RedisFault;
 use crate::{config, token::store::Error};
 
 /// From the first packet to the end of the log-in.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const REDIS_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A healthy server answers in a millisecond, with a sync of its disk in some ten. Callers wait: this is long enough.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connection that is logged in. The outer error: the settings are at fault.
-pub(super) async fn connect(settings: &config::RedisStore) -> Result<Result<MultiplexedConnection, Fault>, Error> {
+pub(super) async fn connect(settings: &config::RedisStore) -> Result<Result<MultiplexedConnection, RedisFault>, Error> {
     let settings = settings.clone();
     // It reads files.
     let client = tokio::task::spawn_blocking(move || client(&settings)).await;
     let client = client.expect("reading settings does not panic, and nobody cancels it")?;
     let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(CONNECT_TIMEOUT))
+        .set_connection_timeout(Some(REDIS_CONNECT_TIMEOUT))
         .set_response_timeout(Some(ANSWER_TIMEOUT));
-    Ok(client.get_multiplexed_async_connection_with_config(&config).await.map_err(Fault::from))
+    Ok(client.get_multiplexed_async_connection_with_config(&config).await.map_err(RedisFault::from))
 }
 
 /// What the settings come to, with the files as they are now.

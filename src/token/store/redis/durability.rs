@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use redis::{Cmd, FromRedisValue, Value, aio::MultiplexedConnection};
 
-use super::fault::Fault;
+use super::fault::RedisFault;
 
 /// What could be learnt about the server; none: it would not say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub(super) struct ServerSettings {
 
 impl ServerSettings {
     /// Asks the server. Where a user may not use `CONFIG`, `INFO` knows half of it.
-    pub(super) async fn read(connection: &mut MultiplexedConnection) -> Result<Self, Fault> {
+    pub(super) async fn read(connection: &mut MultiplexedConnection) -> Result<Self, RedisFault> {
         let role: Option<Vec<Value>> = ask(connection, &["ROLE"]).await?;
         let role = role.and_then(|role| role.into_iter().next()).and_then(|role| String::from_redis_value(role).ok());
         // One pattern at a time: Redis 6 takes no more.
@@ -109,8 +109,11 @@ impl ServerSettings {
 }
 
 /// The answer, or none if the server refuses to say.
-async fn ask<T: FromRedisValue>(connection: &mut MultiplexedConnection, words: &[&str]) -> Result<Option<T>, Fault> {
-    match Cmd::new().arg(words).query_async(connection).await.map_err(Fault::from) {
+async fn ask<T: FromRedisValue>(
+    connection: &mut MultiplexedConnection,
+    words: &[&str],
+) -> Result<Option<T>, RedisFault> {
+    match Cmd::new().arg(words).query_async(connection).await.map_err(RedisFault::from) {
         Ok(answer) => Ok(Some(answer)),
         Err(fault) if fault.is_refusal() => Ok(None),
         Err(fault) => Err(fault),

@@ -8,7 +8,7 @@ use super::connect::ANSWER_TIMEOUT;
 
 /// Why a command has no good answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum RedisFault {
     /// It may or may not have been carried out.
     #[error("there is no answer within {} s", ANSWER_TIMEOUT.as_secs())]
     NoAnswer,
@@ -26,7 +26,7 @@ pub(super) enum Fault {
     Refused(String),
 }
 
-impl Fault {
+impl RedisFault {
     /// The server said no: the command was surely not carried out.
     pub(super) fn is_refusal(&self) -> bool {
         match self {
@@ -36,7 +36,7 @@ impl Fault {
     }
 }
 
-impl From<RedisError> for Fault {
+impl From<RedisError> for RedisFault {
     fn from(error: RedisError) -> Self {
         match error.kind() {
             ErrorKind::Io if error.is_timeout() => Self::NoAnswer,

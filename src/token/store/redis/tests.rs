@@ -54,7 +54,7 @@ fn admin<T: FromRedisValue>(server: &RedisServer, words: &[&str]) -> T {
     Cmd::new().arg(words).query(&mut connection).unwrap()
 }
 
-async fn stored(store: &RedisStore, record: Record) -> Version {
+async fn stored(store: &RedisStore, record: TokenRecord) -> Version {
     let version = store.load().await.unwrap().version;
     match store.cas(version, record).await.unwrap() {
         Swap::Stored(version) => version,
@@ -108,7 +108,7 @@ async fn a_server_killed_right_after_it_stored_a_record_still_has_it() {
         let version = stored(&store, record(generation)).await;
         server.kill();
         server.run();
-        assert_eq!(store.load().await.unwrap(), Loaded { record: Some(record(generation)), version });
+        assert_eq!(store.load().await.unwrap(), LoadedRecord { record: Some(record(generation)), version });
     }
 }
 
@@ -119,7 +119,7 @@ async fn a_value_that_cannot_be_understood_is_refused_and_left_alone() {
     let before = stored(&store, record(1)).await;
     let good: String = admin(&server, &["GET", KEY]);
     let newer = serde_json::to_string(&record(1)).unwrap().replace("\"schema\":1", "\"schema\":2");
-    let newer = String::from_utf8(Envelope::seal_text(1, newer).to_bytes()).unwrap();
+    let newer = String::from_utf8(SealedRecord::seal_text(1, newer).to_bytes()).unwrap();
     let flipped = good.replace("refresh-1", "refresh-2");
     let table = [
         ("", "damaged"),
@@ -183,7 +183,7 @@ async fn two_processes_race_and_one_wins_each_time() {
             (Swap::Conflict, Swap::Stored(version)) => (record(2 * round + 1), version),
             both => panic!("round {round}: {both:?}"),
         };
-        assert_eq!(right.load().await.unwrap(), Loaded { record: Some(winner), version: swap });
+        assert_eq!(right.load().await.unwrap(), LoadedRecord { record: Some(winner), version: swap });
     }
 }
 
@@ -201,7 +201,7 @@ async fn what_a_paused_server_did_is_told_truthfully() {
     };
     let (swap, ()) = tokio::join!(store.cas(first.clone(), record(2)), resume);
     let Swap::Stored(second) = swap.unwrap() else { panic!("it was stored") };
-    assert_eq!(other.load().await.unwrap(), Loaded { record: Some(record(2)), version: second.clone() });
+    assert_eq!(other.load().await.unwrap(), LoadedRecord { record: Some(record(2)), version: second.clone() });
 
     // The same with an outdated version: somebody else's record is there.
     server.pause();
@@ -389,7 +389,7 @@ async fn a_full_server_refuses_and_keeps_the_record() {
 }
 
 #[tokio::test]
-async fn the_settings_of_a_real_server_are_judged() {
+async fn the_settings_of_a_real_server_are_checked() {
     let server = RedisServer::start();
     assert_eq!(open(&server).durability_warnings().await.unwrap(), Vec::<String>::new());
 
@@ -415,12 +415,12 @@ async fn the_settings_of_a_real_server_are_judged() {
 }
 
 /// An authority, a server certificate for `localhost`, and one for a client; and the arguments that make use of them.
-struct Tls {
+struct TlsFiles {
     dir: TempDir,
     port: u16,
 }
 
-impl Tls {
+impl TlsFiles {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -472,11 +472,11 @@ impl Tls {
 
 #[tokio::test]
 async fn a_server_is_reached_with_tls_and_its_certificate_is_checked() {
-    let tls = Tls::new();
+    let tls = TlsFiles::new();
     let _server = tls.server("no");
     stored(&RedisStore::open(&tls.settings("localhost")).unwrap(), record(1)).await;
 
-    let stranger = Tls::new();
+    let stranger = TlsFiles::new();
     let other = config::RedisStore { ca_file: Some(stranger.path("ca.pem")), ..tls.settings("localhost") };
     let error = RedisStore::open(&other).unwrap().load().await.unwrap_err();
     assert!(chain(&error).contains("invalid peer certificate"), "{}", chain(&error));
@@ -486,7 +486,7 @@ async fn a_server_is_reached_with_tls_and_its_certificate_is_checked() {
 
 #[tokio::test]
 async fn a_server_that_asks_for_a_certificate_gets_ours() {
-    let tls = Tls::new();
+    let tls = TlsFiles::new();
     let _server = tls.server("yes");
     let without = RedisStore::open(&tls.settings("localhost")).unwrap();
     assert!(matches!(without.load().await, Err(Error::Unavailable { .. })));
@@ -534,7 +534,7 @@ fn settings_that_make_no_sense_are_refused() {
 /// What is kept beside the record: an answer that is lost is not taken for a yes or a no, nor is the text sent again.
 #[tokio::test]
 async fn a_text_beside_the_record_whose_answer_is_lost_is_unclear() {
-    use crate::token::store::Put;
+    use crate::token::store::UsageWrite;
 
     for (cut, is_written) in [(Cut::Answer, true), (Cut::Request, false)] {
         let server = RedisServer::start();
@@ -543,7 +543,7 @@ async fn a_text_beside_the_record_whose_answer_is_lost_is_unclear() {
         let (url, swaps, _dir) = cutting_proxy(&server, cut);
         let far = TokenStore::Redis(RedisStore::open(&settings(&url)).unwrap()).usage();
         let put = far.put(&read, b"1".to_vec()).await;
-        assert!(matches!(put, Ok(Put::Unclear(_))), "{put:?}");
+        assert!(matches!(put, Ok(UsageWrite::Unclear(_))), "{put:?}");
         assert_eq!(swaps.load(SeqCst), 1);
         assert_eq!(here.load().await.unwrap().text.is_some(), is_written, "{cut:?}");
     }
@@ -552,7 +552,7 @@ async fn a_text_beside_the_record_whose_answer_is_lost_is_unclear() {
 /// With the rights that docs/tokens.md asks for, and not without.
 #[tokio::test]
 async fn counting_customers_needs_the_clock_and_a_key_beside_the_records() {
-    use crate::token::store::Put;
+    use crate::token::store::UsageWrite;
 
     let server = RedisServer::start();
     let rights = ["on", ">pw", "~license-gateway:token", "+get", "+set", "+eval"];
@@ -576,7 +576,7 @@ async fn counting_customers_needs_the_clock_and_a_key_beside_the_records() {
     assert!(error.contains("license-gateway:token:usage") && error.contains("+time"), "{error}");
     let with = usage("with");
     let read = with.load().await.unwrap();
-    assert!(matches!(with.put(&read, b"1".to_vec()).await, Ok(Put::Stored)));
+    assert!(matches!(with.put(&read, b"1".to_vec()).await, Ok(UsageWrite::Stored)));
     // Somebody else's list under that key is not overwritten.
     let _: i64 = admin(&server, &["DEL", "license-gateway:token:usage"]);
     let _: i64 = admin(&server, &["LPUSH", "license-gateway:token:usage", "a"]);

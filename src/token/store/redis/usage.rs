@@ -5,10 +5,10 @@ use std::time::{Duration, SystemTime};
 
 use sha1_smol::Sha1;
 
-use super::{COMPARE_AND_SWAP, RedisStore, fault::Fault};
+use super::{COMPARE_AND_SWAP, RedisStore, fault::RedisFault};
 use crate::token::store::{
     Error,
-    usage::{Kept, Put},
+    usage::{StoredUsage, UsageWrite},
 };
 
 /// `KEYS[1]`: the key. The server's time in seconds and what stands under the key, at one moment.
@@ -19,15 +19,15 @@ impl RedisStore {
         format!("key {:?} {}", self.usage_key(), self.0.name)
     }
 
-    pub(in crate::token::store) async fn usage(&self) -> Result<Kept, Error> {
+    pub(in crate::token::store) async fn usage(&self) -> Result<StoredUsage, Error> {
         let read = redis::cmd("EVAL").arg(READ).arg(1).arg(self.usage_key()).take();
-        let answer: Result<(u64, Option<Vec<u8>>), Fault> = match self.0.ask(&read).await? {
+        let answer: Result<(u64, Option<Vec<u8>>), RedisFault> = match self.0.ask(&read).await? {
             // As in `load`: reading twice does no harm.
-            Err(Fault::Connection(_)) => self.0.ask(&read).await?,
+            Err(RedisFault::Connection(_)) => self.0.ask(&read).await?,
             answer => answer,
         };
         match answer {
-            Ok((seconds, text)) => Ok(Kept::at(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds), text)),
+            Ok((seconds, text)) => Ok(StoredUsage::at(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds), text)),
             Err(fault) => {
                 self.0.disconnect().await;
                 Err(self.usage_unavailable("be read", fault))
@@ -36,14 +36,18 @@ impl RedisStore {
     }
 
     /// An answer that does not come leaves it unclear: the script may have run, or run later.
-    pub(in crate::token::store) async fn put_usage(&self, read: &Kept, text: Vec<u8>) -> Result<Put, Error> {
+    pub(in crate::token::store) async fn put_usage(
+        &self,
+        read: &StoredUsage,
+        text: Vec<u8>,
+    ) -> Result<UsageWrite, Error> {
         let sha1 = read.text.as_ref().map_or_else(String::new, |text| Sha1::from(text).digest().to_string());
         let swap = redis::cmd("EVAL").arg(COMPARE_AND_SWAP).arg(1).arg(self.usage_key()).arg(sha1).arg(text).take();
         match self.0.ask(&swap).await? {
-            Ok(true) => Ok(Put::Stored),
-            Ok(false) => Ok(Put::Conflict),
+            Ok(true) => Ok(UsageWrite::Stored),
+            Ok(false) => Ok(UsageWrite::Conflict),
             Err(fault) if fault.is_refusal() => Err(self.usage_unavailable("be written", fault)),
-            Err(fault) => Ok(Put::Unclear(self.usage_unavailable("be written", fault))),
+            Err(fault) => Ok(UsageWrite::Unclear(self.usage_unavailable("be written", fault))),
         }
     }
 
@@ -51,7 +55,7 @@ impl RedisStore {
         format!("{}:usage", self.0.settings.key)
     }
 
-    fn usage_unavailable(&self, action: &'static str, fault: Fault) -> Error {
+    fn usage_unavailable(&self, action: &'static str, fault: RedisFault) -> Error {
         Error::Unavailable { store: self.usage_place(), action, source: Box::new(fault) }
     }
 }

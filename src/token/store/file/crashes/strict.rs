@@ -12,7 +12,7 @@ use std::{
 
 use rand::{RngExt as _, rngs::StdRng};
 
-use super::disk::Disk;
+use crate::durable::disk::Disk;
 
 const BLOCK_BYTES: usize = 512;
 

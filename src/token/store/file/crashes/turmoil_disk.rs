@@ -23,7 +23,7 @@ use std::{
 use rand::{RngExt as _, rngs::StdRng};
 use turmoil::fs::{FsHandle, FsHandleGuard, shim::std::fs};
 
-use super::disk::Disk;
+use crate::durable::disk::Disk;
 
 const HOST: &str = "machine";
 

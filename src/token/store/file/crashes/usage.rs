@@ -4,12 +4,11 @@ use std::path::Path;
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
-use super::{
-    FileStore, MakeDisk, PLACE, PoisonError,
-    disk::{self, Machine, Planted},
-    strict, turmoil,
+use super::{FileStore, MakeDisk, PLACE, PoisonError, strict, turmoil};
+use crate::{
+    durable::disk::{self, Machine, Planted},
+    token::store::UsageWrite,
 };
-use crate::token::store::Put;
 
 const WRITES: usize = 4;
 
@@ -50,9 +49,9 @@ fn write(
         let text: Vec<u8> = (0..rng.random_range(100..2_000)).map(|_| rng.random_range(b'a'..=b'z')).collect();
         *underway = Some(text.clone());
         match directory.put_usage(acknowledged.as_deref(), &text)? {
-            Put::Stored => acknowledged.clone_from(underway),
-            Put::Conflict => break, // nobody else writes: the disk has lost what was acknowledged
-            Put::Unclear(error) => return Err(error),
+            UsageWrite::Stored => acknowledged.clone_from(underway),
+            UsageWrite::Conflict => break, // nobody else writes: the disk has lost what was acknowledged
+            UsageWrite::Unclear(error) => return Err(error),
         }
     }
     Ok(())

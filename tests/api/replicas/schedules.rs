@@ -1,7 +1,6 @@
-//! Mistakes that somebody could make in the custody, planted one at a time, and the schedule that brings each to light.
-//!
-//! Every schedule is run twice: as the code is, it breaks no rule; with the mistake it must break the one that the
-//! mistake is against. So this tests the tests. `make planted-bugs` runs it alone.
+//! The schedules that bring mistakes in the custody to light: each leaves every rule of [`ledger`] whole, and breaks one
+//! once the mistake that it is against is made. The mistakes are patches in `tests/planted/`, and `make planted-bugs`
+//! makes them, one at a time.
 //!
 //! Nothing is left to chance: processes stop at named moments and go on when they are told to. Bounds are 20 times
 //! shorter than in production: another process's intent is left alone for 3 s, an exchange may take 1.5 s.
@@ -24,47 +23,22 @@ use crate::{
 /// How long a chain may take to heal by itself, bounds being 20 times shorter.
 const HEALED_WITHIN: Duration = Duration::from_secs(6);
 
-macro_rules! planted {
-    ($($name:ident: $bug:literal in $schedule:ident breaks $violation:pat,)+) => {
-        $(mod $name {
-            use super::*;
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn is_noticed() {
-                let violations = $schedule(Some($bug)).await.expect_err("the mistake was not noticed");
-                println!("{}: {violations:?}", $bug);
-                assert!(violations.iter().any(|violation| matches!(violation, $violation)), "{violations:?}");
-            }
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn is_not_there() {
-                assert_eq!($schedule(None).await, Ok(()));
-            }
-        })+
-    };
-}
-
-planted! {
-    plain_write: "plain-write" in a_claim_comes_late breaks Violation::WentBackwards { .. },
-    no_intent: "no-intent" in somebody_else_is_asked_meanwhile breaks Violation::PresentedAgain { .. },
-    compare_on_intent: "compare-on-intent" in the_winner_sleeps_until_it_is_given_up breaks Violation::ChainLost,
-    callers_exchange: "callers-exchange" in the_caller_leaves breaks Violation::ChainLost,
-}
-
 /// A loads the record and stops; B refreshes; A goes on with what it has loaded.
-async fn a_claim_comes_late(bug: Option<&str>) -> Result<(), Vec<Violation>> {
-    let mut stage = Stage::set(2, bug).await;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_that_comes_late_replaces_nothing_newer() {
+    let mut stage = Stage::set(2).await;
     stage.sandbox.revoke_access_token();
     let first = stage.ask_until_it_stops(0, "about to claim").await;
     stage.unassign(1).await.expect("B refreshes");
     stage.replicas[0].go_on();
     let _ = first.await;
-    stage.judge().await
+    stage.comes_to_rest_unharmed().await;
 }
 
 /// A has Central's answer and stops; B needs a token too; A goes on before B may think that A is dead.
-async fn somebody_else_is_asked_meanwhile(bug: Option<&str>) -> Result<(), Vec<Violation>> {
-    let mut stage = Stage::set(2, bug).await;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_is_not_presented_while_another_process_presents_it() {
+    let mut stage = Stage::set(2).await;
     stage.sandbox.revoke_access_token();
     let first = stage.ask_until_it_stops(0, "answered").await;
     let second = stage.ask(1);
@@ -72,13 +46,14 @@ async fn somebody_else_is_asked_meanwhile(bug: Option<&str>) -> Result<(), Vec<V
     sleep(Duration::from_secs(1)).await;
     stage.replicas[0].go_on();
     let _ = (first.await, second.await);
-    stage.judge().await
+    stage.comes_to_rest_unharmed().await;
 }
 
 /// A has Central's answer and stops for so long that B takes over, presents the spent token and is refused; A goes on
 /// and holds the only living pair.
-async fn the_winner_sleeps_until_it_is_given_up(bug: Option<&str>) -> Result<(), Vec<Violation>> {
-    let mut stage = Stage::set(2, bug).await;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_winner_that_was_given_up_stores_the_pair_that_it_alone_holds() {
+    let mut stage = Stage::set(2).await;
     let exchanges = stage.sandbox.token_exchanges().len() as u64;
     stage.sandbox.revoke_access_token();
     let first = stage.ask_until_it_stops(0, "answered").await;
@@ -87,15 +62,16 @@ async fn the_winner_sleeps_until_it_is_given_up(bug: Option<&str>) -> Result<(),
     let _ = second.await; // the refusal is written
     stage.replicas[0].go_on();
     let _ = first.await;
-    stage.judge().await
+    stage.comes_to_rest_unharmed().await;
 }
 
 /// Central has carried out the exchange and has not answered yet; whoever asked for the token leaves.
-async fn the_caller_leaves(bug: Option<&str>) -> Result<(), Vec<Violation>> {
-    let stage = Stage::set(1, bug).await;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exchange_outlives_the_caller_who_needed_it() {
+    let stage = Stage::set(1).await;
     stage.sandbox.revoke_access_token();
     stage.sandbox.fault(Fault::hold_answer("answer").on(Operation::Token));
-    // A read, the first one: with the mistake, it runs as long as its caller waits.
+    // A read, the first one: with the mistake it is against, it runs as long as its caller waits.
     let mut request = tonic::Request::new(ListServicesRequest {});
     request.set_timeout(Duration::from_millis(500));
     let mut client = stage.replicas[0].client().await;
@@ -104,7 +80,7 @@ async fn the_caller_leaves(bug: Option<&str>) -> Result<(), Vec<Violation>> {
     caller.await.unwrap().expect_err("nobody has answered");
     sleep(Duration::from_millis(300)).await; // whatever ends with the caller has ended
     stage.sandbox.release("answer");
-    stage.judge().await
+    stage.comes_to_rest_unharmed().await;
 }
 
 /// Some gateways on one Redis in front of one Central, a first pair in the store, all able to stop at a named moment.
@@ -115,13 +91,13 @@ struct Stage {
 }
 
 impl Stage {
-    async fn set(count: usize, bug: Option<&str>) -> Self {
+    async fn set(count: usize) -> Self {
         let redis = RedisServer::start();
         let sandbox = Sandbox::start(unlimited().with_generated_customers(count)).await.unwrap();
         let mut stage = Self { sandbox, redis, replicas: Vec::new() };
         for number in 0..count {
             let mut replica = Replica::new(number);
-            replica.start(&stage.sandbox, &stage.redis.url(), bug).await;
+            replica.start(&stage.sandbox, &stage.redis.url()).await;
             if number == 0 {
                 replica.process.as_mut().expect("it runs").said("a new pair of tokens is stored").await;
             }
@@ -134,7 +110,7 @@ impl Stage {
     async fn ask_until_it_stops(&mut self, number: usize, moment: &str) -> JoinHandle<()> {
         self.replicas[number].stop_at(moment);
         let asked = self.ask(number);
-        self.replicas[number].process.as_mut().expect("it runs").said("stopped for the rehearsal").await;
+        self.replicas[number].process.as_mut().expect("it runs").said("stopped at a failpoint").await;
         asked
     }
 
@@ -167,8 +143,8 @@ impl Stage {
         }
     }
 
-    /// Gives everything the time to come to rest; every rule that was broken.
-    async fn judge(self) -> Result<(), Vec<Violation>> {
+    /// Gives everything the time to come to rest; no rule was broken.
+    async fn comes_to_rest_unharmed(self) {
         let mut violations = Vec::new();
         for replica in 0..self.replicas.len() {
             if let Err(reason) = self.wait_until_served(replica).await {
@@ -179,6 +155,6 @@ impl Stage {
             violations.push(Violation::ChainLost);
         }
         violations.extend(ledger::violations(&self.redis, &self.sandbox.token_exchanges()));
-        if violations.is_empty() { Ok(()) } else { Err(violations) }
+        assert!(violations.is_empty(), "{violations:?}");
     }
 }

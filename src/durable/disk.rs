@@ -12,10 +12,10 @@ use std::{
 
 use rand::{RngExt as _, rngs::StdRng};
 
-pub(in super::super) use std::fs::TryLockError;
+pub(crate) use std::fs::TryLockError;
 
 /// A disk with a page cache above it. Files are numbers, like file descriptors.
-pub(super) trait Disk {
+pub(crate) trait Disk {
     fn create_dir_all(&mut self, path: &Path) -> io::Result<()>;
     fn is_dir(&mut self, path: &Path) -> bool;
     fn open(&mut self, path: &Path, create: bool) -> io::Result<usize>;
@@ -37,7 +37,7 @@ pub(super) trait Disk {
 
 /// What a store could have forgotten: the simulation must notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Planted {
+pub(crate) enum Planted {
     Nothing,
     WriteInPlace,
     NoFileSync,
@@ -45,7 +45,7 @@ pub(super) enum Planted {
 }
 
 /// A disk, and when its power fails.
-pub(super) struct Machine {
+pub(crate) struct Machine {
     disk: Box<dyn Disk>,
     rng: StdRng,
     planted: Planted,
@@ -54,7 +54,7 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(disk: Box<dyn Disk>, rng: StdRng, planted: Planted) -> Self {
+    pub(crate) fn new(disk: Box<dyn Disk>, rng: StdRng, planted: Planted) -> Self {
         Self { disk, rng, planted, calls: 0, calls_until_failure: usize::MAX }
     }
 
@@ -76,32 +76,32 @@ thread_local! {
 }
 
 /// From here on this thread's files are on the simulated disk.
-pub(super) fn switch_to(machine: Machine) {
+pub(crate) fn switch_to(machine: Machine) {
     MACHINE.set(Some(machine));
 }
 
 /// From here on this thread's files are real again.
-pub(super) fn switch_back() {
+pub(crate) fn switch_back() {
     MACHINE.set(None);
 }
 
 /// The power fails after so many more calls.
-pub(super) fn fail_after(calls: usize) {
+pub(crate) fn fail_after(calls: usize) {
     with(|machine| (machine.calls, machine.calls_until_failure) = (0, calls));
 }
 
 /// Whether the power has failed.
-pub(super) fn is_without_power() -> bool {
+pub(crate) fn is_without_power() -> bool {
     with(|machine| machine.calls == machine.calls_until_failure)
 }
 
 /// How many calls were made since [`fail_after`].
-pub(super) fn calls() -> usize {
+pub(crate) fn calls() -> usize {
     with(|machine| machine.calls)
 }
 
 /// The power fails, now at the latest, and comes back.
-pub(super) fn lose_power() {
+pub(crate) fn lose_power() {
     with(|machine| {
         machine.disk.lose_power(&mut machine.rng);
         (machine.calls, machine.calls_until_failure) = (0, usize::MAX);
@@ -117,36 +117,36 @@ fn simulated<T>(work: impl FnOnce(&mut dyn Disk) -> io::Result<T>) -> Option<io:
     MACHINE.with_borrow_mut(|machine| machine.as_mut().map(|machine| machine.call(work)))
 }
 
-pub(in super::super) fn hard_link(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
+pub(crate) fn hard_link(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
     let (from, to) = (from.as_ref(), to.as_ref());
     simulated(|disk| disk.hard_link(from, to)).unwrap_or_else(|| real::hard_link(from, to))
 }
 
-pub(in super::super) fn remove_file(path: impl AsRef<Path>) -> io::Result<()> {
+pub(crate) fn remove_file(path: impl AsRef<Path>) -> io::Result<()> {
     let path = path.as_ref();
     simulated(|disk| disk.remove_file(path)).unwrap_or_else(|| real::remove_file(path))
 }
 
-pub(in super::super) fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
+pub(crate) fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
     let (from, to) = (from.as_ref(), to.as_ref());
     simulated(|disk| disk.rename(from, to)).unwrap_or_else(|| real::rename(from, to))
 }
 
 /// Modes play no part in a crash: a simulated disk has none.
 #[derive(Debug)]
-pub(in super::super) struct DirBuilder(real::DirBuilder);
+pub(crate) struct DirBuilder(real::DirBuilder);
 
 impl DirBuilder {
-    pub(in super::super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(real::DirBuilder::new())
     }
 
-    pub(in super::super) fn recursive(&mut self, recursive: bool) -> &mut Self {
+    pub(crate) fn recursive(&mut self, recursive: bool) -> &mut Self {
         self.0.recursive(recursive);
         self
     }
 
-    pub(in super::super) fn create(&self, path: impl AsRef<Path>) -> io::Result<()> {
+    pub(crate) fn create(&self, path: impl AsRef<Path>) -> io::Result<()> {
         let path = path.as_ref();
         simulated(|disk| disk.create_dir_all(path)).unwrap_or_else(|| self.0.create(path))
     }
@@ -160,40 +160,40 @@ impl DirBuilderExt for DirBuilder {
 }
 
 #[derive(Debug)]
-pub(in super::super) struct OpenOptions {
+pub(crate) struct OpenOptions {
     real: real::OpenOptions,
     create: bool,
 }
 
 impl OpenOptions {
-    pub(in super::super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { real: real::OpenOptions::new(), create: false }
     }
 
-    pub(in super::super) fn create(&mut self, create: bool) -> &mut Self {
+    pub(crate) fn create(&mut self, create: bool) -> &mut Self {
         self.real.create(create);
         self.create = create;
         self
     }
 
-    pub(in super::super) fn create_new(&mut self, create_new: bool) -> &mut Self {
+    pub(crate) fn create_new(&mut self, create_new: bool) -> &mut Self {
         self.real.create_new(create_new);
         self.create = create_new; // the store removes what was there
         self
     }
 
-    pub(in super::super) fn truncate(&mut self, truncate: bool) -> &mut Self {
+    pub(crate) fn truncate(&mut self, truncate: bool) -> &mut Self {
         assert!(!truncate, "no simulated disk does this");
         self.real.truncate(truncate);
         self
     }
 
-    pub(in super::super) fn write(&mut self, write: bool) -> &mut Self {
+    pub(crate) fn write(&mut self, write: bool) -> &mut Self {
         self.real.write(write);
         self
     }
 
-    pub(in super::super) fn open(&self, path: impl AsRef<Path>) -> io::Result<File> {
+    pub(crate) fn open(&self, path: impl AsRef<Path>) -> io::Result<File> {
         let path = path.as_ref();
         match simulated(|disk| disk.open(path, self.create)) {
             Some(file) => Ok(File::Simulated { file: file?, at: 0 }),
@@ -215,14 +215,14 @@ impl OpenOptionsExt for OpenOptions {
 }
 
 #[derive(Debug)]
-pub(in super::super) enum File {
+pub(crate) enum File {
     Real(real::File),
     Simulated { file: usize, at: u64 },
     SimulatedDirectory(PathBuf),
 }
 
 impl File {
-    pub(in super::super) fn open(path: impl AsRef<Path>) -> io::Result<Self> {
+    pub(crate) fn open(path: impl AsRef<Path>) -> io::Result<Self> {
         let path = path.as_ref();
         let opened = simulated(|disk| {
             if disk.is_dir(path) {
@@ -233,7 +233,7 @@ impl File {
         opened.unwrap_or_else(|| real::File::open(path).map(Self::Real))
     }
 
-    pub(in super::super) fn metadata(&self) -> io::Result<Metadata> {
+    pub(crate) fn metadata(&self) -> io::Result<Metadata> {
         // One simulated file stands for the lock at a time, so all simulated files may be called one.
         let simulated = |disk: &mut dyn Disk, file, _| Ok(Metadata { len: disk.len(file)?, dev: 0, ino: 0 });
         self.call(simulated, |real| {
@@ -242,11 +242,11 @@ impl File {
         })
     }
 
-    pub(in super::super) fn set_len(&self, len: u64) -> io::Result<()> {
+    pub(crate) fn set_len(&self, len: u64) -> io::Result<()> {
         self.call(|disk, file, _| disk.set_len(file, len), |real| real.set_len(len))
     }
 
-    pub(in super::super) fn sync_all(&self) -> io::Result<()> {
+    pub(crate) fn sync_all(&self) -> io::Result<()> {
         let planted = MACHINE.with_borrow(|machine| machine.as_ref().map(|machine| machine.planted));
         match (self, planted) {
             (Self::Simulated { .. }, Some(Planted::NoFileSync))
@@ -257,7 +257,7 @@ impl File {
     }
 
     /// A lock lasts no longer than its process and the power: simulated processes follow one another, so it is free.
-    pub(in super::super) fn try_lock(&self) -> Result<(), TryLockError> {
+    pub(crate) fn try_lock(&self) -> Result<(), TryLockError> {
         match self {
             Self::Real(real) => real.try_lock(),
             _ => Ok(()),
@@ -327,22 +327,22 @@ impl Seek for File {
 }
 
 #[derive(Debug)]
-pub(in super::super) struct Metadata {
+pub(crate) struct Metadata {
     len: u64,
     dev: u64,
     ino: u64,
 }
 
 impl Metadata {
-    pub(in super::super) fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.len
     }
 
-    pub(in super::super) fn dev(&self) -> u64 {
+    pub(crate) fn dev(&self) -> u64 {
         self.dev
     }
 
-    pub(in super::super) fn ino(&self) -> u64 {
+    pub(crate) fn ino(&self) -> u64 {
         self.ino
     }
 }

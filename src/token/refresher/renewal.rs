@@ -1,4 +1,4 @@
-//! How the keeper gets a new pair and keeps it: intent, exchange, store, and only then use.
+//! How the refresh task gets a new pair and keeps it: intent, exchange, store, and only then use.
 
 use std::{
     error::Error as StdError,
@@ -10,52 +10,50 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use super::{Keeper, LOOK_EVERY, Trouble};
+use super::{CHECK_EVERY, TokenRefresher, Trouble};
 use crate::{
     telemetry::Origin,
     token::{
         AccessToken, Error,
-        oauth::Exchanged,
-        refresh::{self, Login, SEND_WINDOW, Step, Wanted},
-        rehearsal::{Bug, hurried, moment, plants, wall_clock},
+        failpoints::{failpoint, hurried, wall_clock},
+        oauth::{Exchanged, Pair},
+        refresh::{self, NextLogin, RefreshStep, SEND_WINDOW, Wanted},
         serves,
-        store::{self, Loaded, Record, SCHEMA, Swap, Version},
+        store::{self, CONFLICT_PAUSE, LoadedRecord, RECORD_SCHEMA, Swap, TokenRecord, Version},
     },
 };
 
 /// How long a new pair waits to be stored before it is used all the same: it is alive, and callers wait for it.
 const SAVE_PATIENCE: Duration = Duration::from_secs(2);
-/// How often we look whether another process has finished its exchange.
+/// How often we check whether another process has finished its exchange.
 const WAIT_EVERY: Duration = Duration::from_millis(200);
 /// How long callers wait for another process's exchange before they are told that it takes long.
 const WAIT_PATIENCE: Duration = Duration::from_secs(10);
-/// After a conflict: lets whoever else writes finish.
-const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
-/// How long a wrong client id or secret keeps us from trying again: it will not mend itself.
+/// How long a wrong client id or secret keeps us from trying again: it does not pass by itself.
 const CLIENT_REFUSED_WAIT: Duration = Duration::from_mins(5);
 
-impl Keeper {
+impl TokenRefresher {
     /// Gets a token by whatever the record asks for.
     pub(super) async fn attempt(&mut self, wanted: Wanted, origins: &[Origin]) -> Result<(), Trouble> {
         let began = Instant::now();
         loop {
-            let Loaded { record, version } = self.load().await?;
+            let LoadedRecord { record, version } = self.load().await?;
             let (now, wall) = (Instant::now(), wall_clock());
             if let Some(record) = &record {
                 self.memory.note(record.generation, now);
             }
             match refresh::decide(record.as_ref(), &self.memory, wanted, now, wall, Uuid::new_v4()) {
-                Step::NeedsSeed => return Err(Trouble::lasting(hurried(LOOK_EVERY), Error::NeedsSeed)),
-                Step::Lost(record) => return self.heal(record, version).await,
-                Step::Adopt(record) => {
+                RefreshStep::NeedsSeed => return Err(Trouble::lasting(hurried(CHECK_EVERY), Error::NeedsSeed)),
+                RefreshStep::Lost(record) => return self.heal(record, version).await,
+                RefreshStep::Adopt(record) => {
                     self.adopt(record);
                     return Ok(());
                 }
-                Step::PutBack(newest) => {
+                RefreshStep::PutBack(newest) => {
                     warn!(generation = newest.generation, "the token store went backwards; the newer pair is put back");
                     self.swap(version, newest).await?;
                 }
-                Step::Wait(nonce) => {
+                RefreshStep::Wait(nonce) => {
                     if self.memory.foreign_intent.is_none_or(|(seen, _)| seen != nonce) {
                         self.memory.foreign_intent = Some((nonce, now));
                     }
@@ -64,15 +62,12 @@ impl Keeper {
                     }
                     sleep(WAIT_EVERY).await;
                 }
-                Step::Claim(mut claimed) => {
-                    if plants(Bug::NoIntent) {
-                        claimed.intent = None;
-                    }
-                    moment("about to claim");
+                RefreshStep::Claim(claimed) => {
+                    failpoint("about to claim");
                     let claiming = Instant::now();
                     let Some(version) = self.swap(version, claimed.clone()).await? else { continue };
-                    moment("claimed");
-                    // Counted from before the claim: whoever is paused at any moment of it must not send.
+                    failpoint("claimed");
+                    // Counted from before the claim: a process that is paused at any moment of it must not send.
                     if !self.memory.is_exclusive && claiming.elapsed() > hurried(SEND_WINDOW) {
                         self.forget_intent(claimed, version).await;
                         return Err(Trouble::later(refresh::backoff(self.failures + 1), TooSlow));
@@ -86,28 +81,19 @@ impl Keeper {
     /// Presents the refresh token of a record that holds our intent, and stores what comes of it.
     async fn present(
         &mut self,
-        claimed: Record,
+        claimed: TokenRecord,
         version: Version,
         wanted: Wanted,
         origins: &[Origin],
     ) -> Result<(), Trouble> {
         let was_refused = self.refused.is_some_and(|refused| wanted == Wanted::NewerThan(refused));
-        moment("about to present");
+        failpoint("about to present");
         let exchanged = self.endpoint.refresh(&claimed.refresh_token, origins).await;
-        moment("answered");
+        failpoint("answered");
         match exchanged {
             Exchanged::Pair(pair) => {
-                let record = Record {
-                    generation: claimed.generation + 1,
-                    access_token: Some(pair.access_token),
-                    received_at: wall_clock(),
-                    lifetime: pair.lifetime,
-                    refresh_token: pair.refresh_token,
-                    intent: None,
-                    replaced: None,
-                    ..claimed
-                };
-                self.keep(record, pair.lifetime, was_refused).await;
+                let lifetime = pair.lifetime;
+                self.keep(successor(claimed, pair), lifetime, was_refused).await;
                 Ok(())
             }
             Exchanged::NotSent(error) => {
@@ -148,7 +134,7 @@ impl Keeper {
     }
 
     /// A seed does not work: back to the chain that it was to replace.
-    async fn go_back(&mut self, refused: &Record, version: Version) -> Result<(), Trouble> {
+    async fn go_back(&mut self, refused: &TokenRecord, version: Version) -> Result<(), Trouble> {
         let Some(back) = refused.gone_back() else { return Err(Trouble::later(CONFLICT_PAUSE, SeedRefused)) };
         error!("Central refuses the new refresh token; going back to the chain of tokens that it was to replace");
         if self.swap(version, back.clone()).await?.is_none() {
@@ -163,14 +149,14 @@ impl Keeper {
     }
 
     /// Heals a lost chain by a login, where that is configured and not yet used up.
-    async fn heal(&mut self, lost: Record, version: Version) -> Result<(), Trouble> {
+    async fn heal(&mut self, lost: TokenRecord, version: Version) -> Result<(), Trouble> {
         // That it is dead, and how often we logged in, must outlive a store that forgets.
         self.memory.newest = Some(lost.clone());
         let Some(login) = self.login.clone() else { return Err(self.give_up(None)) };
         let counted = match refresh::login(&lost, self.memory.owner, wall_clock(), Uuid::new_v4()) {
-            Login::Now(counted) => counted,
-            Login::After(wait) => return Err(self.give_up(Some(wait))),
-            Login::Never => return Err(self.give_up(None)),
+            NextLogin::Now(counted) => counted,
+            NextLogin::After(wait) => return Err(self.give_up(Some(wait))),
+            NextLogin::Never => return Err(self.give_up(None)),
         };
         // Counted in the store before it is tried: neither restarts nor replicas make more of it.
         if self.swap(version, counted.clone()).await?.is_none() {
@@ -180,8 +166,8 @@ impl Keeper {
         warn!("the chain of tokens is lost; logging in as credentials.username");
         match self.endpoint.log_in(&login).await {
             Exchanged::Pair(pair) => {
-                let record = Record {
-                    schema: SCHEMA,
+                let record = TokenRecord {
+                    schema: RECORD_SCHEMA,
                     family: Uuid::new_v4(),
                     generation: counted.generation + 1,
                     access_token: Some(pair.access_token),
@@ -216,31 +202,28 @@ impl Keeper {
         }
         match next_login {
             Some(wait) => Trouble::later(wait, NotHealedYet),
-            None => Trouble::lasting(hurried(LOOK_EVERY), Error::Lost),
+            None => Trouble::lasting(hurried(CHECK_EVERY), Error::Lost),
         }
     }
 
     /// A new pair: stored, then used. If the store does not take it, it is used all the same: it is the only one that
     /// lives, and callers wait.
-    async fn keep(&mut self, record: Record, lifetime: Duration, replaced_a_refused_one: bool) {
-        if plants(Bug::CompareOnIntent) && !self.holds_our_intent().await {
-            return;
-        }
+    async fn keep(&mut self, record: TokenRecord, lifetime: Duration, replaced_a_refused_one: bool) {
         let received = Instant::now();
         self.memory.newest = Some(record.clone());
         self.is_saved = false;
         if timeout(SAVE_PATIENCE, self.save()).await.is_err() {
             warn!(generation = record.generation, "the token store is slow; the new pair is used before it is stored");
         }
-        moment("kept");
+        failpoint("kept");
         if !self.is_saved {
             self.write_journal(&record);
         }
         self.publish(&record, lifetime.saturating_sub(received.elapsed()), replaced_a_refused_one);
-        moment("published");
+        failpoint("published");
     }
 
-    pub(super) fn write_journal(&self, record: &Record) {
+    pub(super) fn write_journal(&self, record: &TokenRecord) {
         if let Err(error) = self.journal.write(record) {
             error!(
                 error = &error as &(dyn StdError + 'static),
@@ -255,7 +238,7 @@ impl Keeper {
         let Some(newest) = self.memory.newest.clone() else { return };
         let saved = async {
             loop {
-                let Loaded { record, version } = self.store.load().await?;
+                let LoadedRecord { record, version } = self.store.load().await?;
                 // As new or newer: somebody put a seed in place while we held ours, or it arrived after all.
                 if record.as_ref().is_some_and(|record| record.generation >= newest.generation) {
                     return Ok(());
@@ -288,13 +271,13 @@ impl Keeper {
         }
     }
 
-    pub(super) fn adopt(&mut self, record: Record) {
+    pub(super) fn adopt(&mut self, record: TokenRecord) {
         let remaining = self.memory.remaining(&record, Instant::now(), wall_clock());
         self.publish(&record, remaining, false);
         self.memory.newest = Some(record);
     }
 
-    fn publish(&mut self, record: &Record, remaining: Duration, replaced_a_refused_one: bool) {
+    fn publish(&mut self, record: &TokenRecord, remaining: Duration, replaced_a_refused_one: bool) {
         let Some(secret) = record.access_token.clone() else { return };
         let now = Instant::now();
         self.renew_at = refresh::renew_at(now, remaining, record.lifetime, rand::random());
@@ -309,18 +292,12 @@ impl Keeper {
         })));
     }
 
-    /// Whether the record says that we are at it. Nothing may depend on that once there is a new pair.
-    async fn holds_our_intent(&self) -> bool {
-        let stored = self.store.load().await.ok().and_then(|loaded| loaded.record?.intent);
-        stored.is_some_and(|intent| intent.owner == self.memory.owner)
-    }
-
-    async fn load(&self) -> Result<Loaded, Trouble> {
+    async fn load(&self) -> Result<LoadedRecord, Trouble> {
         self.store.load().await.map_err(|error| Trouble::store(refresh::backoff(self.failures + 1), error))
     }
 
     /// The new version; none after a conflict.
-    async fn swap(&self, version: Version, record: Record) -> Result<Option<Version>, Trouble> {
+    async fn swap(&self, version: Version, record: TokenRecord) -> Result<Option<Version>, Trouble> {
         match self.store.cas(version, record).await {
             Ok(Swap::Stored(version)) => Ok(Some(version)),
             Ok(Swap::Conflict) => {
@@ -332,14 +309,28 @@ impl Keeper {
     }
 
     /// The token was surely not presented: others need not wait for us.
-    async fn forget_intent(&self, claimed: Record, version: Version) {
-        if let Err(error) = self.store.cas(version, Record { intent: None, ..claimed }).await {
+    async fn forget_intent(&self, claimed: TokenRecord, version: Version) {
+        if let Err(error) = self.store.cas(version, TokenRecord { intent: None, ..claimed }).await {
             warn!(error = &error as &(dyn StdError + 'static), "the intent could not be taken back");
         }
     }
 }
 
-fn with_intent(mut record: Record, change: impl FnOnce(&mut store::Intent)) -> Record {
+/// The record that follows one whose refresh token was exchanged for this pair.
+fn successor(claimed: TokenRecord, pair: Pair) -> TokenRecord {
+    TokenRecord {
+        generation: claimed.generation + 1,
+        access_token: Some(pair.access_token),
+        received_at: wall_clock(),
+        lifetime: pair.lifetime,
+        refresh_token: pair.refresh_token,
+        intent: None,
+        replaced: None,
+        ..claimed
+    }
+}
+
+fn with_intent(mut record: TokenRecord, change: impl FnOnce(&mut store::RefreshIntent)) -> TokenRecord {
     if let Some(intent) = &mut record.intent {
         change(intent);
     }

@@ -4,7 +4,7 @@
 //! is the new token used. What to do at each moment is decided by the pure functions of [`super::refresh`]; here are
 //! the effects, in the order in which they happen.
 
-mod look;
+mod check;
 mod renewal;
 
 use std::{
@@ -30,23 +30,23 @@ use uuid::Uuid;
 
 use super::{
     AccessToken, Condition, Error,
+    failpoints::{hurried, wall_clock},
     journal::Journal,
     oauth::TokenEndpoint,
     refresh::{self, Memory, Wanted},
-    rehearsal::{Bug, hurried, plants, wall_clock},
     seed, serves,
     store::{self, TokenStore},
 };
 use crate::{config, telemetry::Origin};
 
-/// How often seed files, and a store that others write too, are looked at: a new seed is adopted within 5 s.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often seed files, and a store that others write too, are read: a new seed is adopted within 5 s.
+const CHECK_EVERY: Duration = Duration::from_secs(2);
 /// How often a pair that could not be stored is tried again.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
 /// Somebody waits for a token.
 #[derive(Debug)]
-pub(super) struct Ask {
+pub(super) struct TokenRequest {
     /// The generation that Central answered with 401; what is given out is newer.
     pub refused: Option<u64>,
     /// Whose requests wait.
@@ -56,7 +56,7 @@ pub(super) struct Ask {
 }
 
 /// Holds everything about the account's tokens.
-pub(super) struct Keeper {
+pub(super) struct TokenRefresher {
     store: TokenStore,
     journal: Journal,
     endpoint: TokenEndpoint,
@@ -65,12 +65,12 @@ pub(super) struct Keeper {
     seed_file: Option<PathBuf>,
     inbox: seed::Inbox,
     current: Arc<ArcSwapOption<AccessToken>>,
-    asks: mpsc::UnboundedReceiver<Ask>,
+    requests: mpsc::UnboundedReceiver<TokenRequest>,
     condition: watch::Sender<Condition>,
     memory: Memory,
     /// Whether the newest pair is in the store.
     is_saved: bool,
-    /// The last failure, and when it is worth trying again: shared by all who ask until then.
+    /// The last failure, and when it is worth trying again: shared by all requests until then.
     failure: Option<(Error, Instant)>,
     failures: u32,
     /// The last failure was the store's.
@@ -79,7 +79,7 @@ pub(super) struct Keeper {
     refused: Option<u64>,
     /// Central refuses the refresh token, and no login has healed that so far.
     is_lost: bool,
-    /// How often the keeper failed by a bug.
+    /// How often the refresh task failed by a bug.
     panics: u32,
     /// When the current token is due for renewal.
     renew_at: Instant,
@@ -104,19 +104,19 @@ impl Trouble {
         Self { is_the_stores: true, ..Self::later(wait, cause) }
     }
 
-    /// It does not mend itself.
+    /// It does not pass by itself.
     fn lasting(wait: Duration, error: Error) -> Self {
         Self { error, wait, is_the_stores: false }
     }
 }
 
-impl Keeper {
+impl TokenRefresher {
     pub(super) fn new(
         config: &config::Config,
         store: TokenStore,
         endpoint: TokenEndpoint,
         current: Arc<ArcSwapOption<AccessToken>>,
-        asks: mpsc::UnboundedReceiver<Ask>,
+        requests: mpsc::UnboundedReceiver<TokenRequest>,
         condition: watch::Sender<Condition>,
     ) -> Self {
         let journal = Journal::new(&config.token_store.path);
@@ -146,7 +146,7 @@ impl Keeper {
             seed_file: config.credentials.refresh_token_file.clone(),
             inbox: seed::Inbox::new(&config.token_store.path),
             current,
-            asks,
+            requests,
             condition,
             failure: None,
             failures: 0,
@@ -159,27 +159,21 @@ impl Keeper {
     }
 
     /// Keeps the tokens until `stop`. A panic is a bug, and must not cost what only this process may hold: ending would
-    /// lose a pair that could not be stored. So memory is kept, the record is read anew, and the keeper goes on.
+    /// lose a pair that could not be stored. So memory is kept, the record is read anew, and the refresh task goes on.
     pub(super) async fn run(mut self, stop: CancellationToken) {
-        let mut changes = self.store.watch_changes();
         let mut waiting = Vec::new();
-        while unless_it_panics(Box::pin(self.work(&stop, &mut changes, &mut waiting))).await.is_err() {
+        while unless_it_panics(Box::pin(self.work(&stop, &mut waiting))).await.is_err() {
             self.panics += 1;
             let pause = refresh::backoff(self.panics);
-            error!(?pause, "the token keeper failed by a bug, and begins again after a pause");
+            error!(?pause, "the token refresh task failed by a bug, and begins again after a pause");
             // An exchange may have been under way, so our own intent is now that of a process that died: suspect.
             self.memory.owner = Uuid::new_v4();
             sleep(pause).await;
         }
     }
 
-    async fn work(
-        &mut self,
-        stop: &CancellationToken,
-        changes: &mut Option<watch::Receiver<()>>,
-        waiting: &mut Vec<Ask>,
-    ) {
-        let mut look_at = Instant::now();
+    async fn work(&mut self, stop: &CancellationToken, waiting: &mut Vec<TokenRequest>) {
+        let mut check_at = Instant::now();
         if let (Some(unsaved), false) = (self.memory.newest.clone(), self.is_saved) {
             self.save().await;
             // The store still fails, but the pair lives.
@@ -191,39 +185,32 @@ impl Keeper {
             let next_try = self.failure.as_ref().map_or(self.renew_at, |(_, not_before)| *not_before);
             let next_save = if self.is_saved { next_try } else { Instant::now() + SAVE_EVERY };
             tokio::select! {
-                ask = self.asks.recv() => match ask {
-                    Some(ask) => waiting.push(ask),
+                request = self.requests.recv() => match request {
+                    Some(request) => waiting.push(request),
                     None => break,
                 },
-                () = sleep_until(look_at.min(next_try).min(next_save)) => {}
-                () = change(changes) => look_at = Instant::now(),
+                () = sleep_until(check_at.min(next_try).min(next_save)) => {}
                 () = stop.cancelled() => break,
             }
             if !self.is_saved {
                 self.save().await;
             }
-            if look_at <= Instant::now() {
-                look_at = Instant::now() + hurried(LOOK_EVERY);
-                self.look_for_seeds().await;
-                self.look_at_the_store().await;
+            if check_at <= Instant::now() {
+                check_at = Instant::now() + hurried(CHECK_EVERY);
+                self.check_seeds().await;
+                self.check_store().await;
             }
-            self.take_asks(waiting);
+            self.take_requests(waiting);
             if self.is_due(waiting) {
                 let (wanted, origins) = self.wanted(waiting);
-                let attempt = self.attempt(wanted, &origins);
-                let attempted = if plants(Bug::CallersExchange) && !waiting.is_empty() {
-                    until_all_have_left(waiting, Box::pin(attempt)).await
-                } else {
-                    attempt.await
-                };
-                match attempted {
+                match self.attempt(wanted, &origins).await {
                     Ok(()) => {
                         self.failure = None;
                         self.failures = 0;
                     }
                     Err(trouble) => self.fail(trouble),
                 }
-                self.take_asks(waiting);
+                self.take_requests(waiting);
             }
             self.answer(waiting);
             self.show_condition();
@@ -237,32 +224,36 @@ impl Keeper {
         }
     }
 
-    fn take_asks(&mut self, waiting: &mut Vec<Ask>) {
-        while let Ok(ask) = self.asks.try_recv() {
-            waiting.push(ask);
+    fn take_requests(&mut self, waiting: &mut Vec<TokenRequest>) {
+        while let Ok(request) = self.requests.try_recv() {
+            waiting.push(request);
         }
-        let refused = waiting.iter().filter(|ask| !self.is_hopeless(ask)).filter_map(|ask| ask.refused).max();
+        let refused =
+            waiting.iter().filter(|request| !self.is_hopeless(request)).filter_map(|request| request.refused).max();
         self.refused = self.refused.max(refused);
     }
 
     /// Whether it is time to do something about the token.
-    fn is_due(&self, waiting: &[Ask]) -> bool {
+    fn is_due(&self, waiting: &[TokenRequest]) -> bool {
         let now = Instant::now();
         match &self.failure {
             // What failed is tried again, also when those who asked for it have gone.
             Some((_, not_before)) => *not_before <= now,
-            None => self.renew_at <= now || waiting.iter().any(|ask| !self.is_served(ask) && !self.is_hopeless(ask)),
+            None => {
+                self.renew_at <= now
+                    || waiting.iter().any(|request| !self.is_served(request) && !self.is_hopeless(request))
+            }
         }
     }
 
-    fn is_served(&self, ask: &Ask) -> bool {
-        self.current.load().as_ref().is_some_and(|token| serves(token, ask.refused))
+    fn is_served(&self, request: &TokenRequest) -> bool {
+        self.current.load().as_ref().is_some_and(|token| serves(token, request.refused))
     }
 
     /// Whether another exchange would only meet the same refusal.
-    fn is_hopeless(&self, ask: &Ask) -> bool {
+    fn is_hopeless(&self, request: &TokenRequest) -> bool {
         self.current.load().as_ref().is_some_and(|token| {
-            ask.refused == Some(token.generation)
+            request.refused == Some(token.generation)
                 && refresh::is_gateway_fault(
                     token.replaced_a_refused_one,
                     token.accepted.load(Relaxed),
@@ -272,10 +263,14 @@ impl Keeper {
     }
 
     /// What is wanted most, and by whom.
-    fn wanted(&self, waiting: &[Ask]) -> (Wanted, Vec<Origin>) {
+    fn wanted(&self, waiting: &[TokenRequest]) -> (Wanted, Vec<Origin>) {
         let current = self.current.load().as_ref().map(|token| token.generation);
         let due = if self.renew_at <= Instant::now() { current } else { None };
-        let origins = waiting.iter().filter(|ask| !self.is_served(ask)).flat_map(|ask| ask.origins.clone()).collect();
+        let origins = waiting
+            .iter()
+            .filter(|request| !self.is_served(request))
+            .flat_map(|request| request.origins.clone())
+            .collect();
         (due.max(self.refused).map_or(Wanted::Valid, Wanted::NewerThan), origins)
     }
 
@@ -311,13 +306,13 @@ impl Keeper {
         self.current.load().as_ref().is_some_and(|token| serves(token, self.refused))
     }
 
-    fn answer(&self, waiting: &mut Vec<Ask>) {
+    fn answer(&self, waiting: &mut Vec<TokenRequest>) {
         let now = Instant::now();
-        for ask in waiting.drain(..) {
-            let current = self.current.load_full().filter(|token| serves(token, ask.refused));
+        for request in waiting.drain(..) {
+            let current = self.current.load_full().filter(|token| serves(token, request.refused));
             let result = match (current, &self.failure) {
                 (Some(token), _) => Ok(token),
-                (None, _) if self.is_hopeless(&ask) => Err(Error::FreshTokenRefused),
+                (None, _) if self.is_hopeless(&request) => Err(Error::FreshTokenRefused),
                 (None, Some((Error::Unavailable { cause, .. }, not_before))) => Err(Error::Unavailable {
                     retry_after: not_before.saturating_duration_since(now),
                     cause: cause.clone(),
@@ -325,8 +320,8 @@ impl Keeper {
                 (None, Some((error, _))) => Err(error.clone()),
                 (None, None) => Err(Error::FreshTokenRefused),
             };
-            // Whoever asked may have gone; the token is there for the next one.
-            let _ = ask.answer.send(result);
+            // The caller may have gone; the token is there for the next one.
+            let _ = request.answer.send(result);
         }
     }
 
@@ -351,31 +346,4 @@ async fn unless_it_panics<T>(work: impl Future<Output = T>) -> Result<T, Box<dyn
         Err(panic) => Poll::Ready(Err(panic)),
     })
     .await
-}
-
-/// What must not happen to an attempt: see [`Bug::CallersExchange`].
-async fn until_all_have_left(
-    waiting: &mut [Ask],
-    attempt: impl Future<Output = Result<(), Trouble>>,
-) -> Result<(), Trouble> {
-    let all_have_left = async {
-        for ask in waiting {
-            ask.answer.closed().await;
-        }
-    };
-    tokio::select! {
-        attempted = attempt => attempted,
-        () = all_have_left => Ok(()),
-    }
-}
-
-/// Waits until somebody else has written to the store, where the store tells.
-async fn change(changes: &mut Option<watch::Receiver<()>>) {
-    let told = match changes {
-        Some(changes) => changes.changed().await.is_ok(),
-        None => false,
-    };
-    if !told {
-        std::future::pending::<()>().await;
-    }
 }

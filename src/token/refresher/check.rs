@@ -1,29 +1,29 @@
 //! What others did meanwhile: a person who put a seed in place, a process that shares the store, a store that went
-//! backwards. The keeper looks every two seconds, whether or not anybody asks for a token.
+//! backwards. The refresh task checks every two seconds, whether or not anybody needs a token.
 
 use std::path::Path;
 
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{Keeper, Trouble};
+use super::{TokenRefresher, Trouble};
 use crate::token::{
+    failpoints::failpoint,
     refresh,
-    rehearsal::moment,
     secret::Secret,
     seed,
-    store::{Loaded, Record},
+    store::{LoadedRecord, TokenRecord},
 };
 
-impl Keeper {
+impl TokenRefresher {
     /// Adopts the refresh token in a seed file unless it was adopted before. Its fingerprint is stored before it is
     /// presented, so that a manifest applied again never presents a spent token.
-    pub(super) async fn look_for_seeds(&mut self) {
+    pub(super) async fn check_seeds(&mut self) {
         if let Some(mounted) = self.seed_file.clone() {
-            self.look_at_seed(&mounted).await;
+            self.check_seed(&mounted).await;
         }
         for path in self.inbox.places() {
-            if let Some(adopted) = self.look_at_seed(&path).await {
+            if let Some(adopted) = self.check_seed(&path).await {
                 // Its fingerprint is in the record: the token itself need not lie about.
                 self.inbox.clear(&path, &adopted).await;
             }
@@ -31,7 +31,7 @@ impl Keeper {
     }
 
     /// The seed in a file, if there is one and the record knows it now.
-    async fn look_at_seed(&mut self, path: &Path) -> Option<Secret> {
+    async fn check_seed(&mut self, path: &Path) -> Option<Secret> {
         let seed = match seed::read(path).await {
             Ok(seed) => seed?,
             Err(problem) => {
@@ -41,13 +41,13 @@ impl Keeper {
                 return None;
             }
         };
-        moment("about to adopt a seed");
+        failpoint("about to adopt a seed");
         match seed::adopt(&self.store, &seed, self.memory.newest.as_ref()).await {
             Ok(seed::Adoption::AlreadyKnown) => {}
             Ok(seed::Adoption::Adopted(seeded)) => {
                 info!(generation = seeded.generation, seed = %seed.fingerprint(), "a new refresh token was adopted");
                 self.begin_anew(seeded);
-                moment("adopted a seed");
+                failpoint("adopted a seed");
             }
             Err(error) => {
                 if self.failure.is_none() {
@@ -62,8 +62,8 @@ impl Keeper {
 
     /// Among replicas, somebody else may have renewed the pair or put a seed in place. Anywhere, somebody may have
     /// restored or deleted the record: then it is put back at once, for this process may be gone when it is needed.
-    pub(super) async fn look_at_the_store(&mut self) {
-        let Ok(Loaded { record, .. }) = self.store.load().await else { return };
+    pub(super) async fn check_store(&mut self) {
+        let Ok(LoadedRecord { record, .. }) = self.store.load().await else { return };
         self.store_works();
         if let Some(record) = &record {
             self.memory.note(record.generation, Instant::now());
@@ -100,7 +100,7 @@ impl Keeper {
     }
 
     /// A new chain: whatever was wrong with the old one does not matter any more.
-    fn begin_anew(&mut self, seeded: Record) {
+    fn begin_anew(&mut self, seeded: TokenRecord) {
         self.memory.newest = Some(seeded);
         self.is_saved = true;
         self.is_lost = false;
