@@ -3,7 +3,7 @@
 use std::{fs, sync::Arc, time::Duration};
 
 use license_gateway::{
-    config::{RedisStore, StoreKind},
+    config::{RedisSettings, StoreKind},
     sandbox::{Fault, Operation},
 };
 use tokio::{
@@ -18,7 +18,7 @@ use crate::{
 
 /// The store of this server.
 pub fn redis(server: &RedisServer) -> StoreKind {
-    StoreKind::Redis(RedisStore {
+    StoreKind::Redis(RedisSettings {
         url: server.url().parse().unwrap(),
         username: None,
         password_file: None,

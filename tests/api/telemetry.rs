@@ -459,7 +459,7 @@ fn child_panics() {
 }
 
 fn log_json() {
-    log::init(&config::Log { filter: String::new(), format: config::LogFormat::Json }, false).expect("it reads");
+    log::init(&config::Log { filter: "info".parse().expect("a level"), format: config::LogFormat::Json }, false);
 }
 
 /// A test that is run in a process of its own.

@@ -119,8 +119,8 @@ mod tests {
         let provider = SdkLoggerProvider::builder().with_simple_exporter(exporter.clone()).build();
         let slot = Exported::default();
         slot.store(Some(Arc::new(Export::new(provider.logger("test"), value_length))));
-        let settings = config::Log { filter: "trace".to_owned(), format: LogFormat::Json };
-        tracing::subscriber::with_default(subscriber(&settings, false, Box::new(|_| {}), slot).unwrap(), body);
+        let settings = config::Log { filter: "trace".parse().unwrap(), format: LogFormat::Json };
+        tracing::subscriber::with_default(subscriber(&settings, false, Box::new(|_| {}), slot), body);
         exporter.get_emitted_logs().unwrap()
     }
 
