@@ -41,8 +41,8 @@ pub use self::{
     jwt::{Jwt, KeySource, KeyUrl, SignatureAlgorithm},
     log::{Log, LogFormat},
     otel::{
-        Batch, Logs, Metrics, Otlp, Propagators, Protocol, RootSampler, Sampler, SpanLimits, StatusCodeName, Telemetry,
-        Temporality, Traces,
+        BatchLimits, LogsExport, MetricsExport, Otlp, Protocol, RootSampler, Sampler, SpanLimits, StatusCodeName,
+        Telemetry, Temporality, TracesExport,
     },
     problem::{Problem, Problems},
     quota::Quota,

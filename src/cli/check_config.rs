@@ -101,8 +101,8 @@ fn telemetry(settings: &config::Telemetry) -> Vec<String> {
     };
     let (traces, metrics) = (&settings.traces, &settings.metrics);
     let mut lines = vec![
-        signal("traces", &traces.otlp, &[(traces.console, "the log")]),
-        signal("metrics", &metrics.otlp, &[(metrics.console, "the log"), (metrics.served, "/metrics of admin.listen")]),
+        signal("traces", &traces.otlp, &[]),
+        signal("metrics", &metrics.otlp, &[(metrics.served, "/metrics of admin.listen")]),
         signal("logs", &settings.logs.otlp, &[(true, "standard output")]),
     ];
     if !settings.ignored.is_empty() {

@@ -42,7 +42,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         name: "central.cluster",
         unset: Unset::Means("then `central.base_url` is required"),
-        allowed: Allowed::OneOf(&cluster::NAMES),
+        allowed: Allowed::OneOf(&cluster::CLUSTER_NAMES),
         meaning: "The public cluster to use, by name, in place of `central.base_url`.",
     },
     Setting {

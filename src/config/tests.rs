@@ -346,7 +346,7 @@ fn kubernetes_store_is_read_into_every_field() {
 #[cfg(all(feature = "redis-store", feature = "kubernetes-store"))]
 #[test]
 fn each_bad_token_store_is_refused_in_sentences() {
-    const HIDDEN: &str = "the value (not shown: it may be a secret)";
+    const HIDDEN_VALUE: &str = "the value (not shown: it may be a secret)";
     let files = Files::new();
     let [secret, empty, ca, absent] = ["secret", "empty", "ca.pem", "absent"].map(|name| files.path(name));
     let [certificate, key] = ["client.pem", "client.key"].map(|name| files.path(name));
@@ -360,20 +360,20 @@ fn each_bad_token_store_is_refused_in_sentences() {
 
     let cases: Vec<(String, Vec<String>)> = vec![
         ("kind = \"redis\"\n".to_owned(), vec!["token_store.url: is missing; set it to the address of the primary, such as rediss://redis.example.com:6379".to_owned()]),
-        (url("localhost"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} is not a URL (relative URL without a base); write it like redis://host:6379/0")]),
-        (url("localhost:6379"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} must begin with redis://, rediss:// (with TLS) or unix://")]),
-        (url("http://:hunter2@h"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} must begin with redis://, rediss:// (with TLS) or unix://")]),
-        (url("redis://:hunter2@h"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} must not hold a user name or a password; set `token_store.username` and `token_store.password_file`")]),
-        (url("redis://hunter2@h"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} must not hold a user name or a password; set `token_store.username` and `token_store.password_file`")]),
-        (url("unix:///r.sock?user=a&pass=hunter2"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} must not hold a user name or a password; set `token_store.username` and `token_store.password_file`")]),
-        (url("redis://:hunter2@h:99999"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} is not a URL (invalid port number); write it like redis://host:6379/0")]),
-        (url("redis://h?protocol=resp3"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} has a parameter that is not known; only unix:// takes one: db")]),
-        (url("unix:///r.sock?database=1"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} has a parameter that is not known; only unix:// takes one: db")]),
-        (url("rediss://h#insecure"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} must not have a #fragment; a server's certificate is always checked")]),
-        (url("redis:///1"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} names no host; write it like redis://host:6379/0")]),
-        (url("redis://h/tokens"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} must end with the number of a database or after the port; write it like redis://host:6379/0")]),
+        (url("localhost"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} is not a URL (relative URL without a base); write it like redis://host:6379/0")]),
+        (url("localhost:6379"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} must begin with redis://, rediss:// (with TLS) or unix://")]),
+        (url("http://:hunter2@h"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} must begin with redis://, rediss:// (with TLS) or unix://")]),
+        (url("redis://:hunter2@h"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} must not hold a user name or a password; set `token_store.username` and `token_store.password_file`")]),
+        (url("redis://hunter2@h"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} must not hold a user name or a password; set `token_store.username` and `token_store.password_file`")]),
+        (url("unix:///r.sock?user=a&pass=hunter2"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} must not hold a user name or a password; set `token_store.username` and `token_store.password_file`")]),
+        (url("redis://:hunter2@h:99999"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} is not a URL (invalid port number); write it like redis://host:6379/0")]),
+        (url("redis://h?protocol=resp3"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} has a parameter that is not known; only unix:// takes one: db")]),
+        (url("unix:///r.sock?database=1"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} has a parameter that is not known; only unix:// takes one: db")]),
+        (url("rediss://h#insecure"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} must not have a #fragment; a server's certificate is always checked")]),
+        (url("redis:///1"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} names no host; write it like redis://host:6379/0")]),
+        (url("redis://h/tokens"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} must end with the number of a database or after the port; write it like redis://host:6379/0")]),
         (redis("username = \"u\""), vec!["token_store.username (gateway.toml:4): needs a password; set `token_store.password_file` too".to_owned()]),
-        (redis("password_file = \"hunter2\""), vec![format!("token_store.password_file (gateway.toml:4): {HIDDEN} does not exist; create the file or correct the path")]),
+        (redis("password_file = \"hunter2\""), vec![format!("token_store.password_file (gateway.toml:4): {HIDDEN_VALUE} does not exist; create the file or correct the path")]),
         (redis(&format!("password_file = \"{empty}\"")), vec![format!("token_store.password_file (gateway.toml:4): \"{empty}\" is an empty file; write the secret into it")]),
         (redis(&format!("ca_file = \"{secret}\"")), vec![format!("token_store.ca_file (gateway.toml:4): \"{secret}\" holds no certificate; it must be a PEM file of certificates")]),
         (redis(&format!("client_certificate_file = \"{key}\"\nclient_key_file = \"{absent}\"")), vec![

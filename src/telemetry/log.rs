@@ -533,7 +533,7 @@ mod tests {
     #[test]
     fn error_is_logged_with_its_causes() {
         let cause = io::Error::other("connection refused");
-        let error = crate::telemetry::StartError::Exporter(Box::new(cause));
+        let error = crate::telemetry::ExporterError::Exporter(Box::new(cause));
         let lines = json_lines("info", || tracing::info!(error = &error as &dyn Error, "no"));
         assert_eq!(
             lines[0]["error"],

@@ -45,7 +45,7 @@ impl Otlp {
             protocol: Protocol::Grpc,
             gzip: false,
             headers: Vec::new(),
-            timeout: TIMEOUT,
+            timeout: DEFAULT_EXPORT_TIMEOUT,
             ca_file: None,
             client_identity_files: None,
         }
@@ -53,7 +53,7 @@ impl Otlp {
 }
 
 /// The specification's.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const DEFAULT_EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Variables {
     /// How a signal travels by OTLP: as soon as there is an endpoint, or if somebody asks for `otlp` by name.
@@ -71,7 +71,7 @@ impl Variables {
         let compression_name = self.name_of(signal, "COMPRESSION");
         let gzip = self.word(&compression_name, &[("gzip", true), ("none", false)]).unwrap_or(false);
         let timeout_name = self.name_of(signal, "TIMEOUT");
-        let timeout = self.milliseconds(&timeout_name, TIMEOUT).min(export_timeout);
+        let timeout = self.milliseconds(&timeout_name, DEFAULT_EXPORT_TIMEOUT).min(export_timeout);
         let headers = self.headers(signal);
         let ca_file = self.file(signal, "CERTIFICATE");
         let client_identity_files = self.client_identity(signal);
