@@ -200,7 +200,7 @@ impl Quota {
     }
 }
 
-impl From<Standing> for metrics::Quota {
+impl From<Standing> for metrics::QuotaReadings {
     fn from(standing: Standing) -> Self {
         let window = |remaining, limit| metrics::WindowQuota { remaining, limit };
         Self {

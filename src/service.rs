@@ -33,7 +33,7 @@ use crate::{
     },
     telemetry::{
         Origin,
-        rpc::{self, Verdict},
+        rpc::{self, RpcOutcome},
     },
 };
 
@@ -130,7 +130,7 @@ impl Licensing {
         };
         match finished {
             Ok(Ok(accepted)) => {
-                rpc::report(Verdict { outcome: Outcome::Applied.as_str(), reason: None });
+                rpc::report(RpcOutcome { outcome: Outcome::Applied.as_str(), reason: None });
                 Ok(response(operation_id, &operation.unassignment, accepted))
             }
             Ok(Err(failed)) => Err(Failure::Change(failed)),

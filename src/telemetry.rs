@@ -6,7 +6,6 @@
 //!
 //! There is no global tracer or meter: several gateways may live in one process, each with its own [`Telemetry`].
 
-mod console;
 mod export;
 pub mod http;
 pub mod log;
@@ -42,11 +41,11 @@ use opentelemetry_sdk::{
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-pub use self::export::StartError;
+pub use self::export::ExporterError;
 use self::metrics::Metrics;
 pub use self::recorder::Recorder;
 use crate::{
-    config::{self, Propagators, RootSampler, StatusCodeName},
+    config::{self, RootSampler, StatusCodeName},
     license::OperationId,
 };
 
@@ -56,7 +55,7 @@ pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
     metrics: Option<SdkMeterProvider>,
     /// Ends the export of metrics: the SDK would send them all again when it stops.
-    metrics_said: Arc<AtomicBool>,
+    metrics_flushed: Arc<AtomicBool>,
     logs: Option<SdkLoggerProvider>,
     tracing: Tracing,
     log_value_length: Option<usize>,
@@ -66,22 +65,25 @@ impl Telemetry {
     /// Starts what the settings ask for. What nobody would see is not even made.
     ///
     /// Must be called inside a tokio runtime: the exporters' connections live there.
-    pub fn start(settings: &config::Telemetry) -> Result<Self, StartError> {
+    pub fn start(settings: &config::Telemetry) -> Result<Self, ExporterError> {
         Self::start_with(settings, None)
     }
 
     /// The same, and every span is kept in the [`Recorder`] too, as soon as it ends.
-    pub fn start_recording(settings: &config::Telemetry) -> Result<(Self, Recorder), StartError> {
+    pub fn start_recording(settings: &config::Telemetry) -> Result<(Self, Recorder), ExporterError> {
         let recorder = Recorder::default();
         let builder = SdkTracerProvider::builder().with_simple_exporter(recorder.clone());
         Ok((Self::start_with(settings, Some(builder))?, recorder))
     }
 
     /// `recording`: a provider with a processor of its own, which makes spans whatever the settings say.
-    fn start_with(settings: &config::Telemetry, recording: Option<TracerProviderBuilder>) -> Result<Self, StartError> {
+    fn start_with(
+        settings: &config::Telemetry,
+        recording: Option<TracerProviderBuilder>,
+    ) -> Result<Self, ExporterError> {
         let resource = resource(&settings.resource);
-        let metrics_said = Arc::new(AtomicBool::new(false));
-        let (meters, metrics) = start_metrics(settings, &resource, &metrics_said)?;
+        let metrics_flushed = Arc::new(AtomicBool::new(false));
+        let (meters, metrics) = start_metrics(settings, &resource, &metrics_flushed)?;
         let traces = start_traces(&settings.traces, recording, &resource, &metrics)?;
         let logs = match &settings.logs.otlp {
             Some(otlp) => {
@@ -93,11 +95,11 @@ impl Telemetry {
         let tracing = Tracing {
             tracer: traces.as_ref().map(|provider| provider.tracer_with_scope(scope())),
             metrics,
-            propagators: settings.propagators,
+            reads_trace_context: settings.reads_trace_context,
             status_code_name: settings.status_code_name,
         };
         let log_value_length = settings.logs.value_length;
-        Ok(Self { traces, metrics: meters, metrics_said, logs, tracing, log_value_length })
+        Ok(Self { traces, metrics: meters, metrics_flushed, logs, tracing, log_value_length })
     }
 
     /// What opens spans and measures; hand it to whoever does.
@@ -128,8 +130,8 @@ impl Telemetry {
         if tokio::time::timeout(limit, flushed).await.is_err() {
             tracing::warn!(?limit, "the last telemetry may be lost: the collector does not answer");
         }
-        // Not earlier: until the process ends, somebody may look at /metrics. Everything has been said by the flush.
-        self.metrics_said.store(true, Relaxed);
+        // Not earlier: until the process ends, somebody may look at /metrics. The flush has sent everything.
+        self.metrics_flushed.store(true, Relaxed);
         self.end_metrics();
     }
 
@@ -177,12 +179,12 @@ fn in_a_thread(flush: impl FnOnce() -> OTelSdkResult + Send + 'static) -> onesho
 }
 
 fn start_traces(
-    settings: &config::Traces,
+    settings: &config::TracesExport,
     recording: Option<TracerProviderBuilder>,
     resource: &Resource,
     metrics: &Metrics,
-) -> Result<Option<SdkTracerProvider>, StartError> {
-    if recording.is_none() && settings.otlp.is_none() && !settings.console {
+) -> Result<Option<SdkTracerProvider>, ExporterError> {
+    if recording.is_none() && settings.otlp.is_none() {
         return Ok(None);
     }
     let limits = settings.limits;
@@ -198,40 +200,28 @@ fn start_traces(
         let queue = export::batch::spans(exporter, settings.batch, otlp.timeout, limits.value_length, metrics);
         builder = builder.with_span_processor(queue);
     }
-    if settings.console {
-        let (console, limit) = (console::Console, limits.value_length);
-        let queue = export::batch::spans(console, settings.batch, CONSOLE_TIMEOUT, limit, metrics);
-        builder = builder.with_span_processor(queue);
-    }
     Ok(Some(builder.build()))
 }
-
-/// The bound on writing a batch to standard output.
-const CONSOLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn start_metrics(
     settings: &config::Telemetry,
     resource: &Resource,
-    said: &Arc<AtomicBool>,
-) -> Result<(Option<SdkMeterProvider>, Metrics), StartError> {
-    let config::Metrics { otlp, console, served, interval, temporality } = &settings.metrics;
-    if otlp.is_none() && !console && !served {
+    flushed: &Arc<AtomicBool>,
+) -> Result<(Option<SdkMeterProvider>, Metrics), ExporterError> {
+    let config::MetricsExport { otlp, served, interval, temporality } = &settings.metrics;
+    if otlp.is_none() && !served {
         return Ok((None, Metrics::disabled()));
     }
     let mut builder = SdkMeterProvider::builder().with_resource(resource.clone());
     if let Some(otlp) = otlp {
-        let exporter = export::batch::metrics(export::metrics(otlp, *temporality)?, otlp.timeout, said);
-        builder = builder.with_reader(PeriodicReader::builder(exporter).with_interval(*interval).build());
-    }
-    if *console {
-        let exporter = export::batch::metrics(console::Console, CONSOLE_TIMEOUT, said);
+        let exporter = export::batch::metrics(export::metrics(otlp, *temporality)?, otlp.timeout, flushed);
         builder = builder.with_reader(PeriodicReader::builder(exporter).with_interval(*interval).build());
     }
     let mut registry = None;
     if *served {
         let ours = prometheus::Registry::new();
         let reader = opentelemetry_prometheus::exporter().with_registry(ours.clone()).scope_info_enabled(false).build();
-        builder = builder.with_reader(reader.map_err(|error| StartError::Exporter(Box::new(error)))?);
+        builder = builder.with_reader(reader.map_err(|error| ExporterError::Exporter(Box::new(error)))?);
         registry = Some(ours);
     }
     let provider = builder.build();
@@ -248,7 +238,7 @@ fn sampler(settings: config::Sampler) -> Sampler {
     if settings.parent_based { Sampler::ParentBased(Box::new(root)) } else { root }
 }
 
-/// Who is speaking, within the resource.
+/// The instrumentation scope.
 fn scope() -> InstrumentationScope {
     InstrumentationScope::builder(names::SERVICE).with_version(env!("CARGO_PKG_VERSION")).build()
 }
@@ -266,13 +256,13 @@ fn resource(given: &[(String, String)]) -> Resource {
     Resource::builder_empty().with_attributes(ours.into_iter().chain(given)).build()
 }
 
-/// What the rooms hold of all this: opens spans, or does nothing at almost no cost if spans are not exported; and has
+/// What the modules hold of all this: opens spans, or does nothing at almost no cost if spans are not exported; and has
 /// the metrics. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Tracing {
     tracer: Option<SdkTracer>,
     metrics: Metrics,
-    propagators: Propagators,
+    reads_trace_context: bool,
     status_code_name: StatusCodeName,
 }
 
@@ -282,7 +272,7 @@ impl Tracing {
         Self {
             tracer: None,
             metrics: Metrics::disabled(),
-            propagators: Propagators { trace_context: true, baggage: true },
+            reads_trace_context: true,
             status_code_name: StatusCodeName::Old,
         }
     }

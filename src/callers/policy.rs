@@ -7,7 +7,7 @@ use std::{
 
 use super::{Identity, usage::Hour};
 use crate::{
-    config::{CallerRules, Names, Policy, Rpc, ScopeWord},
+    config::{CallerRules, Names, Policy, Rpc, ScopeKind},
     license::{CustomerId, Scope, ServiceName, Unassignment},
 };
 
@@ -39,7 +39,7 @@ pub enum Lack {
     /// The method.
     Rpc(Rpc),
     /// The scope.
-    Scope(ScopeWord),
+    Scope(ScopeKind),
     /// These services.
     Services(Vec<ServiceName>),
     /// These customers.
@@ -139,11 +139,11 @@ fn too_many(rules: &CallerRules, asked: Asked<'_>, scope: &Scope, usage: &Hour, 
     request.into_iter().chain(hour).collect()
 }
 
-fn word(scope: &Scope) -> ScopeWord {
+fn word(scope: &Scope) -> ScopeKind {
     match scope {
-        Scope::Include(_) => ScopeWord::Include,
-        Scope::Exclude(_) => ScopeWord::Exclude,
-        Scope::All(_) => ScopeWord::All,
+        Scope::Include(_) => ScopeKind::Include,
+        Scope::Exclude(_) => ScopeKind::Exclude,
+        Scope::All(_) => ScopeKind::All,
     }
 }
 

@@ -18,7 +18,7 @@ use super::{Accepted, Error, Failed, Parts, SendGate};
 use crate::{
     audit::{Operation, record::Intent},
     license::{Caller, Customers, MAX_CUSTOMERS, Scope, ServiceName, Services, Unassignment},
-    telemetry::{Origin, queue::Waiting},
+    telemetry::{Origin, queue::QueueWait},
 };
 
 /// A call with less time than this left would almost surely end as unknown: not even a round trip within a region.
@@ -37,7 +37,7 @@ pub(super) struct Member {
     pub(super) gate: Arc<SendGate>,
     pub(super) origin: Origin,
     /// Its wait, until it is on its way for the first time.
-    pub(super) waiting: Option<Waiting>,
+    pub(super) waiting: Option<QueueWait>,
     /// When the caller stops waiting.
     pub(super) deadline: Option<Instant>,
     /// When waiting ends, for callers without a deadline too.

@@ -97,11 +97,11 @@ impl Breaker {
     }
 
     /// What it does now, for people and machines that watch.
-    pub(super) fn position(&self, now: Instant) -> metrics::Breaker {
+    pub(super) fn position(&self, now: Instant) -> metrics::BreakerPosition {
         match self.state {
-            State::Closed { .. } => metrics::Breaker::Closed,
-            State::Open { until, .. } if now < until => metrics::Breaker::Open,
-            State::Open { .. } | State::HalfOpen { .. } => metrics::Breaker::HalfOpen,
+            State::Closed { .. } => metrics::BreakerPosition::Closed,
+            State::Open { until, .. } if now < until => metrics::BreakerPosition::Open,
+            State::Open { .. } | State::HalfOpen { .. } => metrics::BreakerPosition::HalfOpen,
         }
     }
 

@@ -35,7 +35,7 @@ use crate::{
     telemetry::{
         Origin, Tracing,
         metrics::{Shed, Window},
-        queue::Waiting,
+        queue::QueueWait,
     },
     token::{AccessToken, TokenCache},
 };
@@ -170,7 +170,7 @@ impl Dispatch {
             let retry_after = (at - patience).min(LONGEST_RETRY);
             return Err(Error::Overloaded { retry_after });
         }
-        member.waiting = Some(Waiting::start(&self.tracing, &member.origin));
+        member.waiting = Some(QueueWait::start(&self.tracing, &member.origin));
         queue.join(prospect, member);
         drop(queue);
         self.joined.notify_one();

@@ -7,7 +7,7 @@ use super::{
     print::{self, GOOD, HEAD},
 };
 use crate::config::{
-    self, Loaded,
+    self, LoadedConfig,
     settings::{self, Setting},
 };
 
@@ -42,7 +42,7 @@ impl CheckConfig {
             print::out(&if self.markdown { settings::markdown() } else { list() });
             return Exit::Clean;
         }
-        match Loaded::load(self.file.config.as_deref(), config::process_environment()) {
+        match LoadedConfig::load(self.file.config.as_deref(), config::process_environment()) {
             Ok(loaded) => {
                 print::out(&format!("{GOOD}configuration is valid{GOOD:#}\n\n{}", effective(&loaded)));
                 Exit::Clean
@@ -66,10 +66,10 @@ fn list() -> String {
     };
     let last = "Each can be set by a variable too: central.timeout by LICENSE_GATEWAY__CENTRAL__TIMEOUT.\n\
                 Paths that do not begin with / start at the working directory.";
-    print::lines(settings::SETTINGS.iter().flat_map(entry).chain([last.to_owned()]))
+    print::lines(settings::all().flat_map(entry).chain([last.to_owned()]))
 }
 
-fn effective(loaded: &Loaded) -> String {
+fn effective(loaded: &LoadedConfig) -> String {
     let rows: Vec<_> = loaded
         .effective
         .iter()
@@ -101,8 +101,8 @@ fn telemetry(settings: &config::Telemetry) -> Vec<String> {
     };
     let (traces, metrics) = (&settings.traces, &settings.metrics);
     let mut lines = vec![
-        signal("traces", &traces.otlp, &[(traces.console, "the log")]),
-        signal("metrics", &metrics.otlp, &[(metrics.console, "the log"), (metrics.served, "/metrics of admin.listen")]),
+        signal("traces", &traces.otlp, &[]),
+        signal("metrics", &metrics.otlp, &[(metrics.served, "/metrics of admin.listen")]),
         signal("logs", &settings.logs.otlp, &[(true, "standard output")]),
     ];
     if !settings.ignored.is_empty() {

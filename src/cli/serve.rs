@@ -70,10 +70,7 @@ impl Serve {
 }
 
 async fn serve(mut config: Config, stop: impl Future<Output = ()>) -> Exit {
-    if let Err(error) = log::init(&config.log, io::stdout().is_terminal()) {
-        print::error(&error.to_string());
-        return Exit::Usage;
-    }
+    log::init(&config.log, io::stdout().is_terminal());
     log::install_panic_hook();
     let telemetry = match Telemetry::start(&config.telemetry) {
         Ok(telemetry) => telemetry,

@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::{Reader, directory};
+use super::{
+    reader::Reader,
+    settings::{Allowed, Setting, Unset},
+    text::directory,
+};
 
 /// Where the audit trail is kept.
 #[derive(Debug, Clone)]
@@ -22,6 +26,25 @@ pub enum AuditPlace {
     Stdout,
 }
 
+pub(super) const SETTINGS: &[Setting] = &[
+    Setting {
+        name: "audit.path",
+        unset: Unset::Default("./state/audit"),
+        allowed: Allowed::Text {
+            description: "path of a directory, made where it is missing; or `stdout`",
+            secret: false,
+        },
+        meaning: "Where the audit trail is kept: what is sent to Central, written before it is sent, and what became of \
+                  it. One process, one directory.",
+    },
+    Setting {
+        name: "audit.max_file_bytes",
+        unset: Unset::Default("16777216"),
+        allowed: Allowed::Integer { min: 4_096, max: 1_073_741_824 },
+        meaning: "How large a file of the audit trail grows before the next one is begun.",
+    },
+];
+
 pub(super) fn read(reader: &mut Reader) -> Audit {
     let place = reader.text("audit.path", place).unwrap_or(AuditPlace::Stdout);
     Audit { place, max_file_bytes: u64::from(reader.integer::<u32>("audit.max_file_bytes")) }
@@ -31,7 +54,7 @@ fn place(text: &str) -> Result<AuditPlace, String> {
     match text {
         "stdout" => Ok(AuditPlace::Stdout),
         path => match directory(path) {
-            Ok(path) => Ok(AuditPlace::Directory(path.into())),
+            Ok(path) => Ok(AuditPlace::Directory(path)),
             Err(_) => Err("is not a directory; the trail is several files, or `stdout`".to_owned()),
         },
     }

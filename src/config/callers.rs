@@ -2,9 +2,9 @@
 //! file changes.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use toml::{
@@ -15,7 +15,9 @@ use toml::{
 use super::{
     Problems,
     problem::Problem,
-    reader::{File, Reader, closest},
+    reader::Reader,
+    settings::{Allowed, Setting, Unset},
+    sources::{TomlFile, closest},
 };
 use crate::license::{CustomerId, ServiceName};
 
@@ -36,7 +38,7 @@ pub struct CallerRules {
     /// What they may call.
     pub rpcs: HashSet<Rpc>,
     /// Which scopes they may use.
-    pub scopes: HashSet<ScopeWord>,
+    pub scopes: HashSet<ScopeKind>,
     /// Whose services they may touch.
     pub services: Names<ServiceName>,
     /// Which customers they may touch.
@@ -71,7 +73,7 @@ pub enum Rpc {
 
 /// A scope without its customers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ScopeWord {
+pub enum ScopeKind {
     /// `include`.
     Include,
     /// `exclude`.
@@ -89,13 +91,21 @@ pub enum Names<T> {
     Only(BTreeSet<T>),
 }
 
+pub(super) const SETTINGS: &[Setting] = &[Setting {
+    name: "read_only",
+    unset: Unset::Default("false"),
+    allowed: Allowed::Boolean,
+    meaning: "Whether every change is refused, whoever asks. Stands at the top of the file, before the first \
+                  section; read again when the file changes.",
+}];
+
 const RPCS: [(&str, Rpc); 3] = [
     ("UnassignLicenses", Rpc::UnassignLicenses),
     ("PreviewUnassignLicenses", Rpc::PreviewUnassignLicenses),
     ("ListServices", Rpc::ListServices),
 ];
-const SCOPES: [(&str, ScopeWord); 3] =
-    [("include", ScopeWord::Include), ("exclude", ScopeWord::Exclude), ("all", ScopeWord::All)];
+const SCOPES: [(&str, ScopeKind); 3] =
+    [("include", ScopeKind::Include), ("exclude", ScopeKind::Exclude), ("all", ScopeKind::All)];
 const KEYS: [&str; 8] = [
     "identity",
     "token_subject",
@@ -119,7 +129,7 @@ impl Rpc {
     }
 }
 
-impl ScopeWord {
+impl ScopeKind {
     /// The word of the configuration.
     pub fn as_str(self) -> &'static str {
         word(&SCOPES, self)
@@ -151,16 +161,23 @@ pub struct PolicySource {
     /// The configuration file.
     pub file: PathBuf,
     /// The variables that the process started with, as far as they are about the policy.
-    pub(super) environment: Vec<(String, String)>,
+    environment: BTreeMap<String, String>,
 }
 
 impl PolicySource {
+    /// Only the variables that are about the policy: the rest is not read again.
+    pub(super) fn new(file: &Path, environment: &BTreeMap<String, String>) -> Self {
+        let read_only = Setting::find("read_only").map(Setting::variable).unwrap_or_default();
+        let environment = environment.get_key_value(&read_only);
+        let environment = environment.map(|(name, value)| (name.clone(), value.clone()));
+        Self { file: file.to_owned(), environment: environment.into_iter().collect() }
+    }
+
     /// The policy of a file with this content, or everything that is wrong with the file as far as it can be told
     /// without looking at what the other settings lead to.
     pub fn read(&self, text: &str) -> Result<Policy, Problems> {
         let name = self.file.display().to_string();
-        let environment = self.environment.iter().cloned().collect();
-        let mut reader = Reader::new(Some(File { name: &name, text }), environment);
+        let mut reader = Reader::new(Some(TomlFile { name: &name, text }), self.environment.clone());
         let policy = read(&mut reader);
         let (_, problems) = reader.finish();
         if problems.is_empty() { Ok(policy) } else { Err(Problems(problems)) }
@@ -177,7 +194,7 @@ pub(super) fn read(reader: &mut Reader) -> Policy {
 }
 
 /// The list as the file has it, and what is wrong with it.
-pub(super) fn parse(file: File<'_>, value: &Spanned<DeValue<'_>>) -> (Vec<CallerRules>, Vec<Problem>) {
+pub(super) fn parse(file: TomlFile<'_>, value: &Spanned<DeValue<'_>>) -> (Vec<CallerRules>, Vec<Problem>) {
     let mut entries = Entries { file, problems: Vec::new() };
     let DeValue::Array(array) = value.get_ref() else {
         entries.problem("callers", value.span().start, "is a list; write [[callers]] above each entry");
@@ -208,7 +225,7 @@ pub(super) fn parse(file: File<'_>, value: &Spanned<DeValue<'_>>) -> (Vec<Caller
 }
 
 struct Entries<'a> {
-    file: File<'a>,
+    file: TomlFile<'a>,
     problems: Vec<Problem>,
 }
 
@@ -248,7 +265,7 @@ impl Entries<'_> {
                 CustomerId::new(text).map_err(|error| error.to_string())
             });
         }
-        let is_open = scopes.contains(&ScopeWord::Exclude) || scopes.contains(&ScopeWord::All);
+        let is_open = scopes.contains(&ScopeKind::Exclude) || scopes.contains(&ScopeKind::All);
         if is_open && customers != Names::Any && self.problems.len() == before {
             self.problem(
                 &format!("{name}.scopes"),

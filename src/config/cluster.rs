@@ -23,7 +23,7 @@ pub(super) const HOSTS: [(&str, &str); 14] = [
 ];
 
 /// The names alone.
-pub(super) const NAMES: [&str; HOSTS.len()] = {
+pub(super) const CLUSTER_NAMES: [&str; HOSTS.len()] = {
     let mut names = [""; HOSTS.len()];
     let mut i = 0;
     while i < HOSTS.len() {

@@ -1,10 +1,14 @@
 //! Section `jwt`: whose tokens are believed, and where the keys are that they are signed with.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use url::{Host, Url};
 
-use super::{Reader, certificates, file_error, secret, visible};
+use super::{
+    reader::Reader,
+    settings::{Allowed, Setting, Unset},
+    text::{certificates, file_with, http_url, secret_file, visible},
+};
 
 /// Which tokens make their bearers known.
 #[derive(Debug, Clone)]
@@ -57,8 +61,67 @@ pub struct KeyUrl {
     pub token_file: Option<PathBuf>,
 }
 
+pub(super) const SETTINGS: &[Setting] = &[
+    Setting {
+        name: "jwt.issuer",
+        unset: Unset::Means("tokens are not looked at"),
+        allowed: Allowed::Text { description: "visible ASCII", secret: false },
+        meaning: "Callers may prove who they are by a JSON Web Token, `authorization: Bearer …`: whose tokens are \
+                  believed. Exactly their `iss`.",
+    },
+    Setting {
+        name: "jwt.audience",
+        unset: Unset::Means("required with `jwt.issuer`"),
+        allowed: Allowed::Text { description: "visible ASCII", secret: false },
+        meaning: "The name by which tokens mean this gateway: their `aud`, or one of them. Let it mean nobody else.",
+    },
+    Setting {
+        name: "jwt.algorithms",
+        unset: Unset::Default("RS256, ES256"),
+        allowed: Allowed::Text {
+            description: "some of `RS256`, `RS384`, `RS512`, `PS256`, `PS384`, `PS512`, `ES256`, `ES384`, `EdDSA`, with commas",
+            secret: false,
+        },
+        meaning: "How tokens may be signed. Never by a secret that both sides know.",
+    },
+    Setting {
+        name: "jwt.jwks_file",
+        unset: Unset::Means("then `jwt.jwks_url` is required with `jwt.issuer`"),
+        allowed: Allowed::Text { description: "path of a JSON Web Key Set", secret: false },
+        meaning: "The keys that tokens are signed with. Read again when it changes.",
+    },
+    Setting {
+        name: "jwt.jwks_url",
+        unset: Unset::Means("then `jwt.jwks_file` is required with `jwt.issuer`"),
+        allowed: Allowed::Text {
+            description: "`https://host/path`; plain `http://` only to this machine",
+            secret: false,
+        },
+        meaning: "Where those keys are fetched, in place of a file: at the start, again and again, and when a token is \
+                  signed with a key that is not known, every 30 s at most.",
+    },
+    Setting {
+        name: "jwt.ca_file",
+        unset: Unset::Means("the system's authorities are trusted"),
+        allowed: Allowed::Text { description: "path of a PEM file", secret: false },
+        meaning: "The certificate authorities to trust for `jwt.jwks_url` instead of the system's. Read for every fetch.",
+    },
+    Setting {
+        name: "jwt.token_file",
+        unset: Unset::Means("keys are fetched without a token"),
+        allowed: Allowed::Text { description: "path of a file that is not empty", secret: true },
+        meaning: "The file with the bearer token that `jwt.jwks_url` asks for, as Kubernetes does. Read for every fetch.",
+    },
+    Setting {
+        name: "jwt.refresh_interval",
+        unset: Unset::Default("5m"),
+        allowed: Allowed::Duration { min: Duration::from_secs(30), max: Duration::from_hours(1) },
+        meaning: "How often the keys of `jwt.jwks_url` are fetched again. While they cannot be had, those before are \
+                  used for 24 h.",
+    },
+];
+
 const FOR_URLS: [&str; 3] = ["jwt.ca_file", "jwt.token_file", "jwt.refresh_interval"];
-const REST: [&str; 5] = ["jwt.issuer", "jwt.audience", "jwt.algorithms", "jwt.jwks_file", "jwt.jwks_url"];
 
 const ALGORITHMS: [(&str, SignatureAlgorithm); 9] = [
     ("RS256", SignatureAlgorithm::Rs256),
@@ -84,20 +147,20 @@ pub(super) fn read(reader: &mut Reader) -> Option<Jwt> {
     let issuer = reader.text("jwt.issuer", visible);
     let audience = reader.text("jwt.audience", visible);
     let algorithms = reader.text("jwt.algorithms", algorithms);
-    let jwks_file = reader.text("jwt.jwks_file", key_set).map(PathBuf::from);
+    let jwks_file = reader.text("jwt.jwks_file", key_set);
     let jwks_url = reader.text("jwt.jwks_url", url);
-    let ca_file = reader.text("jwt.ca_file", certificates).map(PathBuf::from);
-    let token_file = reader.text("jwt.token_file", secret).map(PathBuf::from);
+    let ca_file = reader.text("jwt.ca_file", certificates);
+    let token_file = reader.text("jwt.token_file", secret_file);
     let refresh_interval = reader.duration("jwt.refresh_interval");
 
-    if REST.iter().chain(&FOR_URLS).all(|name| reader.place(name).is_none()) {
+    if !SETTINGS.iter().any(|setting| reader.is_set(setting.name)) {
         return None;
     }
     for (name, remedy) in [
         ("jwt.issuer", "set it to the `iss` of the tokens to believe"),
         ("jwt.audience", "set it to the name by which tokens mean this gateway, and nobody else, in `aud`"),
     ] {
-        if reader.place(name).is_none() {
+        if !reader.is_set(name) {
             reader.missing(name, remedy);
         }
     }
@@ -111,9 +174,11 @@ pub(super) fn read(reader: &mut Reader) -> Option<Jwt> {
         }
         _ => {}
     }
-    if reader.place("jwt.jwks_url").is_none() {
-        for name in FOR_URLS.into_iter().filter(|name| reader.place(name).is_some()).collect::<Vec<_>>() {
-            reader.problem(name, "is of use only with `jwt.jwks_url`".to_owned());
+    if !reader.is_set("jwt.jwks_url") {
+        for name in FOR_URLS {
+            if reader.is_set(name) {
+                reader.problem(name, "is of use only with `jwt.jwks_url`");
+            }
         }
     }
     let keys = match (jwks_file, jwks_url) {
@@ -141,23 +206,12 @@ fn algorithms(text: &str) -> Result<Vec<SignatureAlgorithm>, String> {
     Ok(found)
 }
 
-fn key_set(text: &str) -> Result<String, String> {
-    let json = fs::read_to_string(text).map_err(|error| file_error(&error))?;
-    if json.contains("\"keys\"") {
-        Ok(text.to_owned())
-    } else {
-        Err("holds no `keys`; it must be a JSON Web Key Set".to_owned())
-    }
+fn key_set(text: &str) -> Result<PathBuf, String> {
+    file_with("\"keys\"", text, "holds no `keys`; it must be a JSON Web Key Set")
 }
 
 fn url(text: &str) -> Result<Url, String> {
-    let url = match Url::parse(text) {
-        Ok(url) if matches!(url.scheme(), "http" | "https") => url,
-        Ok(_) | Err(_) => return Err("is not a URL of this kind; write it like https://host/keys".to_owned()),
-    };
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("must not hold a user name or a password; remove everything up to the @".to_owned());
-    }
+    let url = http_url(text, "https://host/keys")?;
     if url.fragment().is_some() {
         return Err("must not have a fragment; remove the # and what follows".to_owned());
     }

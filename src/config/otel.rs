@@ -20,13 +20,13 @@ use super::{problem::Problems, reader::Reader};
 #[derive(Debug, Clone)]
 pub struct Telemetry {
     /// Where spans go and how they are made.
-    pub traces: Traces,
+    pub traces: TracesExport,
     /// Where metrics go.
-    pub metrics: Metrics,
+    pub metrics: MetricsExport,
     /// Where log records go beside standard output.
-    pub logs: Logs,
-    /// What is read of a caller's headers.
-    pub propagators: Propagators,
+    pub logs: LogsExport,
+    /// Whether a caller's W3C `traceparent` and `tracestate` are read. `OTEL_PROPAGATORS`.
+    pub reads_trace_context: bool,
     /// What the status code of an RPC is called.
     pub status_code_name: StatusCodeName,
     /// Who we are, as `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` say.
@@ -37,26 +37,22 @@ pub struct Telemetry {
 
 /// Where spans go and how they are made.
 #[derive(Debug, Clone)]
-pub struct Traces {
+pub struct TracesExport {
     /// By OTLP; none: not by OTLP.
     pub otlp: Option<Otlp>,
-    /// Each span as a line of the log.
-    pub console: bool,
     /// Which traces are kept. `OTEL_TRACES_SAMPLER`, `OTEL_TRACES_SAMPLER_ARG`.
     pub sampler: Sampler,
     /// How spans wait and travel. `OTEL_BSP_*`.
-    pub batch: Batch,
+    pub batch: BatchLimits,
     /// `OTEL_SPAN_*_LIMIT`, `OTEL_ATTRIBUTE_*_LIMIT`.
     pub limits: SpanLimits,
 }
 
 /// Where metrics go.
 #[derive(Debug, Clone)]
-pub struct Metrics {
+pub struct MetricsExport {
     /// By OTLP; none: not by OTLP.
     pub otlp: Option<Otlp>,
-    /// As lines of the log, at every interval.
-    pub console: bool,
     /// On `/metrics` of `admin.listen`. Off only by `OTEL_SDK_DISABLED=true` and `OTEL_METRICS_EXPORTER=none`.
     pub served: bool,
     /// `OTEL_METRIC_EXPORT_INTERVAL`.
@@ -67,22 +63,13 @@ pub struct Metrics {
 
 /// Where log records go beside standard output.
 #[derive(Debug, Clone)]
-pub struct Logs {
+pub struct LogsExport {
     /// By OTLP; none: not by OTLP.
     pub otlp: Option<Otlp>,
     /// How records wait and travel. `OTEL_BLRP_*`.
-    pub batch: Batch,
+    pub batch: BatchLimits,
     /// The longest text of an attribute, in characters.
     pub value_length: Option<usize>,
-}
-
-/// What is read of a caller's headers. `OTEL_PROPAGATORS`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Propagators {
-    /// W3C `traceparent` and `tracestate`.
-    pub trace_context: bool,
-    /// W3C `baggage`.
-    pub baggage: bool,
 }
 
 /// What the status code of an RPC is called: the conventions are about to rename it. `OTEL_SEMCONV_STABILITY_OPT_IN`.
@@ -118,7 +105,7 @@ pub enum RootSampler {
 
 /// How spans or log records wait and travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Batch {
+pub struct BatchLimits {
     /// How many may wait; more are dropped.
     pub queue_size: usize,
     /// How many travel together at most.
@@ -204,24 +191,22 @@ impl Variables {
         let mut metrics = self.metrics();
         let mut logs = self.logs();
         if disabled {
-            (traces.otlp, traces.console) = (None, false);
-            (metrics.otlp, metrics.console, metrics.served) = (None, false, false);
-            logs.otlp = None;
+            (traces.otlp, metrics.otlp, logs.otlp) = (None, None, None);
+            metrics.served = false;
         }
-        let propagators = self.propagators();
+        let reads_trace_context = self.reads_trace_context();
         let status_code_name = self.status_code_name();
         let resource = self.resource();
         let ignored = self.without_effect();
-        Telemetry { traces, metrics, logs, propagators, status_code_name, resource, ignored }
+        Telemetry { traces, metrics, logs, reads_trace_context, status_code_name, resource, ignored }
     }
 
-    fn traces(&mut self) -> Traces {
+    fn traces(&mut self) -> TracesExport {
         let exporters = self.exporters(Signal::Traces, &["otlp", "console", "none"]);
         let batch = self.batch("BSP", Duration::from_secs(5));
         let export_timeout = self.milliseconds("OTEL_BSP_EXPORT_TIMEOUT", Duration::from_secs(30));
-        Traces {
+        TracesExport {
             otlp: self.otlp(Signal::Traces, exporters.as_deref(), export_timeout),
-            console: has(exporters.as_deref(), "console"),
             sampler: self.sampler(),
             batch,
             limits: SpanLimits {
@@ -236,7 +221,7 @@ impl Variables {
         }
     }
 
-    fn metrics(&mut self) -> Metrics {
+    fn metrics(&mut self) -> MetricsExport {
         let exporters = self.exporters(Signal::Metrics, &["otlp", "prometheus", "console", "none"]);
         let export_timeout = self.milliseconds("OTEL_METRIC_EXPORT_TIMEOUT", Duration::from_secs(30));
         let temporality = [
@@ -244,9 +229,8 @@ impl Variables {
             ("delta", Temporality::Delta),
             ("lowmemory", Temporality::LowMemory),
         ];
-        Metrics {
+        MetricsExport {
             otlp: self.otlp(Signal::Metrics, exporters.as_deref(), export_timeout),
-            console: has(exporters.as_deref(), "console"),
             served: exporters.is_none_or(|exporters| !exporters.is_empty()),
             interval: self.milliseconds("OTEL_METRIC_EXPORT_INTERVAL", Duration::from_mins(1)),
             temporality: self
@@ -255,12 +239,11 @@ impl Variables {
         }
     }
 
-    fn logs(&mut self) -> Logs {
-        // `console` needs nothing: standard output has every record.
+    fn logs(&mut self) -> LogsExport {
         let exporters = self.exporters(Signal::Logs, &["otlp", "console", "none"]);
         let batch = self.batch("BLRP", Duration::from_secs(1));
         let export_timeout = self.milliseconds("OTEL_BLRP_EXPORT_TIMEOUT", Duration::from_secs(30));
-        Logs {
+        LogsExport {
             otlp: self.otlp(Signal::Logs, exporters.as_deref(), export_timeout),
             batch,
             value_length: self.value_length("OTEL_LOGRECORD_ATTRIBUTE_VALUE_LENGTH_LIMIT"),
@@ -271,6 +254,10 @@ impl Variables {
     fn exporters(&mut self, signal: Signal, known: &[&'static str]) -> Option<Vec<&'static str>> {
         let name = format!("OTEL_{}_EXPORTER", signal.word());
         let words = self.words(&name, known)?;
+        // Of logs it asks for nothing: standard output has every record.
+        if words.contains(&"console") && !matches!(signal, Signal::Logs) {
+            self.ignore(&name, "`console` is not supported");
+        }
         Some(if words.contains(&"none") { Vec::new() } else { words })
     }
 
@@ -306,7 +293,7 @@ impl Variables {
         Sampler { parent_based, root }
     }
 
-    fn batch(&mut self, processor: &str, delay: Duration) -> Batch {
+    fn batch(&mut self, processor: &str, delay: Duration) -> BatchLimits {
         let size = |variables: &mut Self, what, default| {
             let name = format!("OTEL_{processor}_{what}");
             match variables.number(&name) {
@@ -318,22 +305,17 @@ impl Variables {
             }
         };
         let queue_size = size(self, "MAX_QUEUE_SIZE", 2048);
-        Batch {
+        BatchLimits {
             queue_size,
             export_size: size(self, "MAX_EXPORT_BATCH_SIZE", 512).min(queue_size),
             delay: self.milliseconds(&format!("OTEL_{processor}_SCHEDULE_DELAY"), delay),
         }
     }
 
-    fn propagators(&mut self) -> Propagators {
+    fn reads_trace_context(&mut self) -> bool {
+        // Nothing here reads baggage; the word is known because the specification's default has it.
         let words = self.words("OTEL_PROPAGATORS", &["tracecontext", "baggage", "none"]);
-        match words {
-            Some(words) if words.contains(&"none") => Propagators { trace_context: false, baggage: false },
-            Some(words) => {
-                Propagators { trace_context: words.contains(&"tracecontext"), baggage: words.contains(&"baggage") }
-            }
-            None => Propagators { trace_context: true, baggage: true },
-        }
+        words.is_none_or(|words| words.contains(&"tracecontext") && !words.contains(&"none"))
     }
 
     fn status_code_name(&mut self) -> StatusCodeName {

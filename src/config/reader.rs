@@ -1,46 +1,20 @@
 //! Looks settings up: environment, then file, then default. Collects every problem on the way.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-    net::SocketAddr,
-    path::Path,
-    time::Duration,
-};
-
-use toml::{
-    Spanned,
-    de::{DeTable, DeValue},
-};
-use url::Url;
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
 use super::{
-    callers::{self, CallerRules},
+    callers::CallerRules,
     problem::Problem,
-    settings::{Allowed, SETTINGS, Setting, Unset, VARIABLE_PREFIX},
+    settings::{self, Allowed, Setting, Unset},
+    sources::{RawValue, Sources, TomlFile, ValueOrigin, closest},
+    text::is_surely_a_path,
 };
 
-/// A configuration file that was read.
-#[derive(Clone, Copy)]
-pub(super) struct File<'a> {
-    /// Its name, as problems mention it.
-    pub(super) name: &'a str,
-    /// What it holds.
-    pub(super) text: &'a str,
-}
-
-/// Looks settings up. Every setting of [`SETTINGS`] is to be taken exactly once.
+/// Looks settings up. Every setting of [`super::SECTIONS`] is to be taken exactly once.
 pub(super) struct Reader {
     environment: BTreeMap<String, String>,
-    given: HashMap<&'static str, Given>,
-    /// Whether there may be settings that could not be read; then nothing is reported as missing.
-    incomplete: bool,
-    /// The lines that are not TOML. What the parser makes of them is not judged.
-    garbled: Vec<String>,
-    /// The one list among the settings.
-    callers: Vec<CallerRules>,
+    sources: Sources,
     effective: Vec<Effective>,
-    problems: Vec<Problem>,
 }
 
 /// A setting's value and where it came from.
@@ -51,82 +25,27 @@ pub struct Effective {
     /// Its value; none: it is not set and has no default.
     pub value: Option<String>,
     /// Where it came from.
-    pub origin: Origin,
-}
-
-/// Where a value came from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
-    /// The list of settings.
-    Default,
-    /// The file, at this place: `gateway.toml:12`.
-    File(String),
-    /// The variable of this name.
-    Environment(String),
-    /// Another setting.
-    Setting(&'static str),
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Default => f.write_str("default"),
-            Self::File(place) => f.write_str(place),
-            Self::Environment(variable) => f.write_str(variable),
-            Self::Setting(name) => f.write_str(name),
-        }
-    }
-}
-
-/// What somebody wrote.
-#[derive(Clone)]
-struct Given {
-    value: Value,
-    origin: Origin,
-}
-
-/// A scalar, not yet judged.
-#[derive(Clone)]
-enum Value {
-    /// From a variable: text that may stand for any type.
-    Untyped(String),
-    Text(String),
-    Integer(String),
-    Boolean(bool),
-    /// Nothing that a setting could be: its name in TOML.
-    Other(&'static str),
+    pub origin: ValueOrigin,
 }
 
 impl Reader {
     /// A reader of the file and, before it, the environment. Reports whatever stands there and is no setting.
-    pub(super) fn new(file: Option<File<'_>>, environment: BTreeMap<String, String>) -> Self {
-        let mut reader = Self {
-            environment: BTreeMap::new(),
-            given: HashMap::new(),
-            incomplete: false,
-            garbled: Vec::new(),
-            callers: Vec::new(),
-            effective: Vec::new(),
-            problems: Vec::new(),
-        };
-        if let Some(file) = file {
-            reader.take_file(file);
-        }
-        reader.take_environment(&environment);
-        reader.environment = environment;
-        reader
+    pub(super) fn new(file: Option<TomlFile<'_>>, environment: BTreeMap<String, String>) -> Self {
+        Self { sources: Sources::new(file, &environment), environment, effective: Vec::new() }
     }
 
     /// A reader that knows that there is a file which nobody could read.
     pub(super) fn without_file(environment: BTreeMap<String, String>) -> Self {
-        Self { incomplete: true, ..Self::new(None, environment) }
+        let mut reader = Self::new(None, environment);
+        reader.sources.incomplete = true;
+        reader
     }
 
     /// What holds now, and everything that was wrong.
     pub(super) fn finish(mut self) -> (Vec<Effective>, Vec<Problem>) {
-        let position = |name| SETTINGS.iter().position(|setting| setting.name == name);
+        let position = |name| settings::all().position(|setting| setting.name == name);
         self.effective.sort_by_key(|effective| position(effective.name));
-        (self.effective, self.problems)
+        (self.effective, self.sources.problems)
     }
 
     /// An address to listen on.
@@ -184,31 +103,11 @@ impl Reader {
         })
     }
 
-    /// An http or https URL of nothing but scheme, host and port.
-    pub(super) fn http_url(&mut self, name: &'static str) -> Option<Url> {
-        self.text(name, |text| {
-            let url = match Url::parse(text) {
-                Ok(url) if matches!(url.scheme(), "http" | "https") => url,
-                Ok(_) | Err(_) => return Err("is not a URL of this kind; write it like https://host:443".to_owned()),
-            };
-            if !url.username().is_empty() || url.password().is_some() {
-                return Err("must not hold a user name or a password; remove everything up to the @".to_owned());
-            }
-            if url.query().is_some() || url.fragment().is_some() {
-                return Err("must not have a query or a fragment; remove everything after the host and port".to_owned());
-            }
-            if url.path() != "/" {
-                return Err(format!("must not have a path, because paths are appended to it; remove `{}`", url.path()));
-            }
-            Ok(url)
-        })
-    }
-
     /// Whatever `parse` makes of the text. It returns the end of a sentence that begins with the value. None after a
     /// problem, and where the setting is neither set nor has a default.
     pub(super) fn text<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         let setting = setting(name);
-        let Some(given) = self.given.get(name).cloned() else {
+        let Some(given) = self.sources.given.get(name).cloned() else {
             return self.unset(setting, parse);
         };
         let text = match text_of(setting, given.value) {
@@ -219,9 +118,12 @@ impl Reader {
             }
         };
         match parse(&text) {
-            Ok(value) => {
-                self.effective.push(Effective { name, value: Some(text), origin: given.origin });
-                Some(value)
+            Ok(parsed) => {
+                // A file of a secret that is not there may be the secret itself.
+                let is_shown = !setting.is_secret_file() || Path::new(&text).exists() || is_surely_a_path(&text);
+                let value = Some(if is_shown { text } else { HIDDEN.to_owned() });
+                self.effective.push(Effective { name, value, origin: given.origin });
+                Some(parsed)
             }
             Err(message) => {
                 self.problem(name, format!("{} {message}", shown(setting, &text)));
@@ -232,12 +134,31 @@ impl Reader {
 
     /// What the file's list of callers says.
     pub(super) fn take_callers(&mut self) -> Vec<CallerRules> {
-        std::mem::take(&mut self.callers)
+        std::mem::take(&mut self.sources.callers)
     }
 
     /// Where the setting's value stands, if it is set.
     pub(super) fn place(&self, name: &str) -> Option<String> {
-        self.given.get(name).map(|given| given.origin.to_string())
+        self.sources.given.get(name).map(|given| given.origin.to_string())
+    }
+
+    /// Whether somebody set it, to whatever.
+    pub(super) fn is_set(&self, name: &str) -> bool {
+        self.sources.given.contains_key(name)
+    }
+
+    /// Two settings that are of use only together.
+    pub(super) fn both_or_none(&mut self, one: &'static str, other: &'static str) {
+        if let Some(missing) = self.missing_of(&[one, other]) {
+            let set = if missing == one { other } else { one };
+            self.problem(set, format!("is of use only with `{missing}`; set both or none"));
+        }
+    }
+
+    /// The first that is not set of several settings of which others are.
+    pub(super) fn missing_of(&self, together: &[&'static str]) -> Option<&'static str> {
+        let missing = together.iter().find(|name| !self.is_set(name));
+        missing.filter(|_| together.iter().any(|name| self.is_set(name))).copied()
     }
 
     /// The variables that begin like this and are not ours, without blanks around; empty ones count as unset.
@@ -248,9 +169,9 @@ impl Reader {
     }
 
     /// Records what is wrong with a setting or a variable.
-    pub(super) fn problem(&mut self, name: &str, message: String) {
+    pub(super) fn problem(&mut self, name: &str, message: impl Into<String>) {
         let problem = Problem::new(name, message);
-        self.problems.push(match self.place(name) {
+        self.sources.problems.push(match self.place(name) {
             Some(place) => problem.at(place),
             None => problem,
         });
@@ -258,7 +179,7 @@ impl Reader {
 
     /// Records that a setting is missing, unless it may stand where it could not be read.
     pub(super) fn missing(&mut self, name: &'static str, remedy: &str) {
-        if !self.incomplete {
+        if !self.sources.incomplete {
             self.problem(name, format!("is missing; {remedy}"));
         }
     }
@@ -266,7 +187,7 @@ impl Reader {
     /// Replaces the value that holds by one that follows from another setting.
     pub(super) fn derive(&mut self, name: &'static str, value: &str, from: &'static str) {
         self.effective.retain(|effective| effective.name != name);
-        self.effective.push(Effective { name, value: Some(value.to_owned()), origin: Origin::Setting(from) });
+        self.effective.push(Effective { name, value: Some(value.to_owned()), origin: ValueOrigin::Setting(from) });
     }
 
     fn with_default<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> T {
@@ -283,7 +204,7 @@ impl Reader {
             Unset::Default(default) => match parse(default) {
                 Ok(value) => {
                     let value_shown = Some(default.to_owned());
-                    self.effective.push(Effective { name, value: value_shown, origin: Origin::Default });
+                    self.effective.push(Effective { name, value: value_shown, origin: ValueOrigin::Default });
                     Some(value)
                 }
                 // The default depends on the machine: a directory, say.
@@ -299,118 +220,10 @@ impl Reader {
                 None
             }
             Unset::Means(_) => {
-                self.effective.push(Effective { name, value: None, origin: Origin::Default });
+                self.effective.push(Effective { name, value: None, origin: ValueOrigin::Default });
                 None
             }
         }
-    }
-
-    fn take_environment(&mut self, environment: &BTreeMap<String, String>) {
-        for (variable, value) in environment.iter().filter(|(name, _)| name.starts_with(VARIABLE_PREFIX)) {
-            if let Some(setting) = SETTINGS.iter().find(|setting| setting.variable() == *variable) {
-                let value = Value::Untyped(value.clone());
-                self.given.insert(setting.name, Given { value, origin: Origin::Environment(variable.clone()) });
-                continue;
-            }
-            let name = variable[VARIABLE_PREFIX.len()..].replace("__", ".").to_lowercase();
-            let suggestion = match closest_setting(&name) {
-                Some(setting) => format!("did you mean {}?", setting.variable()),
-                None => LIST_HINT.to_owned(),
-            };
-            self.problems.push(Problem::new(variable, format!("sets nothing that is known; {suggestion}")));
-        }
-    }
-
-    fn take_file(&mut self, file: File<'_>) {
-        let (table, errors) = DeTable::parse_recoverable(file.text);
-        self.incomplete = !errors.is_empty();
-        for error in errors {
-            let start = error.span().unwrap_or_default().start;
-            let place = format!("{}, column {}", file.place(start), file.column(start));
-            // The error's own Display quotes the line, which may hold a secret.
-            self.problems.push(Problem::new(place, format!("is not TOML: {}", error.message())));
-            self.garbled.push(file.place(start));
-        }
-        for (section, value) in table.get_ref() {
-            self.take_section(file, section, value);
-        }
-    }
-
-    fn take_section(&mut self, file: File<'_>, section: &Spanned<impl AsRef<str>>, value: &Spanned<DeValue<'_>>) {
-        let place = file.place(section.span().start);
-        let section = section.get_ref().as_ref();
-        if section == "callers" {
-            let (callers, problems) = callers::parse(file, value);
-            self.callers = callers;
-            self.problems.extend(problems);
-            return;
-        }
-        if Setting::find(section).is_some() {
-            return self.take_setting(section, value.get_ref(), place);
-        }
-        let known = SETTINGS.iter().any(|setting| setting.section() == section);
-        match value.get_ref() {
-            DeValue::Table(table) if known => {
-                for (key, value) in table {
-                    let name = format!("{section}.{}", key.get_ref());
-                    self.take_setting(&name, value.get_ref(), file.place(key.span().start));
-                }
-            }
-            _ if known => {
-                let message = format!("is a section; write [{section}] and its settings on the lines below");
-                self.problems.push(Problem::new(section, message).at(place));
-            }
-            DeValue::Table(_) => {
-                let sections = SETTINGS.iter().filter(|setting| setting.name.contains('.')).map(Setting::section);
-                let suggestion = match closest(section, sections.chain(["callers"])) {
-                    Some("callers") => "did you mean [[callers]]?".to_owned(),
-                    Some(section) => format!("did you mean [{section}]?"),
-                    None => LIST_HINT.to_owned(),
-                };
-                let message = format!("is not a section; {suggestion}");
-                self.problems.push(Problem::new(format!("[{section}]"), message).at(place));
-            }
-            _ => self.unknown_setting(section, place),
-        }
-    }
-
-    fn take_setting(&mut self, name: &str, value: &DeValue<'_>, place: String) {
-        if self.garbled.contains(&place) {
-            return;
-        }
-        let Some(setting) = Setting::find(name) else {
-            return self.unknown_setting(name, place);
-        };
-        let value = match value {
-            DeValue::String(text) => Value::Text(text.to_string()),
-            DeValue::Integer(number) => Value::Integer(
-                i64::from_str_radix(number.as_str(), number.radix())
-                    .map_or_else(|_| number.to_string(), |number| number.to_string()),
-            ),
-            DeValue::Boolean(value) => Value::Boolean(*value),
-            other => Value::Other(other.type_str()),
-        };
-        self.given.insert(setting.name, Given { value, origin: Origin::File(place) });
-    }
-
-    fn unknown_setting(&mut self, name: &str, place: String) {
-        let suggestion = match closest_setting(name) {
-            Some(setting) => format!("did you mean `{}`?", setting.name),
-            None => LIST_HINT.to_owned(),
-        };
-        self.problems.push(Problem::new(name, format!("is not a setting; {suggestion}")).at(place));
-    }
-}
-
-const LIST_HINT: &str = "`license-gateway check-config --list` shows what there is";
-
-impl File<'_> {
-    pub(super) fn place(&self, offset: usize) -> String {
-        format!("{}:{}", self.name, self.text[..offset].matches('\n').count() + 1)
-    }
-
-    fn column(&self, offset: usize) -> usize {
-        self.text[..offset].chars().rev().take_while(|c| *c != '\n').count() + 1
     }
 }
 
@@ -419,19 +232,21 @@ fn setting(name: &'static str) -> &'static Setting {
 }
 
 /// The value as a variable would have it, if it is of the type that the setting wants.
-fn text_of(setting: &Setting, value: Value) -> Result<String, String> {
+fn text_of(setting: &Setting, value: RawValue) -> Result<String, String> {
     let wanted = match setting.allowed {
         Allowed::Integer { .. } => "a number without quotes",
         Allowed::Boolean => "true or false without quotes",
-        Allowed::Address | Allowed::Duration { .. } | Allowed::OneOf(_) | Allowed::Text(_) => "a string in quotes",
+        Allowed::Address | Allowed::Duration { .. } | Allowed::OneOf(_) | Allowed::Text { .. } => "a string in quotes",
     };
     let text = match (value, setting.allowed) {
-        (Value::Text(_), Allowed::Integer { .. } | Allowed::Boolean) => Err("a string"),
-        (Value::Integer(text), Allowed::Integer { .. }) | (Value::Text(text) | Value::Untyped(text), _) => Ok(text),
-        (Value::Boolean(value), Allowed::Boolean) => Ok(value.to_string()),
-        (Value::Integer(_), _) => Err("a number"),
-        (Value::Boolean(_), _) => Err("a boolean"),
-        (Value::Other(kind), _) => Err(kind),
+        (RawValue::Text(_), Allowed::Integer { .. } | Allowed::Boolean) => Err("a string"),
+        (RawValue::Integer(text), Allowed::Integer { .. }) | (RawValue::Text(text) | RawValue::Untyped(text), _) => {
+            Ok(text)
+        }
+        (RawValue::Boolean(value), Allowed::Boolean) => Ok(value.to_string()),
+        (RawValue::Integer(_), _) => Err("a number"),
+        (RawValue::Boolean(_), _) => Err("a boolean"),
+        (RawValue::Other(kind), _) => Err(kind),
     };
     match text {
         Ok(text) if text.trim().is_empty() => Err("is empty; give it a value or remove it".to_owned()),
@@ -443,12 +258,8 @@ fn text_of(setting: &Setting, value: Value) -> Result<String, String> {
 /// The value for a sentence, in quotes. Not where it may be, or hold, a secret: somebody may have put the secret itself
 /// where its file belongs, or a password into a URL.
 fn shown(setting: &Setting, text: &str) -> String {
-    let near_secret = match setting.name {
-        "token_store.url" | "token_store.password_file" | "jwt.token_file" => true,
-        _ => setting.section() == "credentials" && matches!(setting.allowed, Allowed::Text(_)),
-    };
-    if text.contains('@') || (near_secret && !leads_somewhere(text)) {
-        return "the value (not shown: it may be a secret)".to_owned();
+    if text.contains('@') || (setting.is_secret() && !is_surely_a_path(text)) {
+        return format!("the value {HIDDEN}");
     }
     let mut text: String = text.escape_debug().collect();
     if text.chars().count() > 80 {
@@ -457,34 +268,5 @@ fn shown(setting: &Setting, text: &str) -> String {
     format!("\"{text}\"")
 }
 
-/// Whether a text is surely a path and no secret: it begins with a directory that exists.
-fn leads_somewhere(text: &str) -> bool {
-    let nowhere = |path: &Path| path == Path::new("/") || path == Path::new("");
-    Path::new(text).ancestors().skip(1).any(|path| !nowhere(path) && path.is_dir())
-}
-
-/// The setting that somebody may have meant: the same key in whatever section, or a key like it in the same section.
-fn closest_setting(name: &str) -> Option<&'static Setting> {
-    let (section, key) = name.split_once('.').unwrap_or(("", name));
-    let same_key = SETTINGS.iter().find(|setting| setting.key() == key);
-    let same_section = || {
-        let keys = SETTINGS.iter().filter(|setting| setting.section() == section).map(Setting::key);
-        let key = closest(key, keys)?;
-        Setting::find(&format!("{section}.{key}"))
-    };
-    let whole = || closest(name, SETTINGS.iter().map(|setting| setting.name)).and_then(Setting::find);
-    same_key.or_else(same_section).or_else(whole)
-}
-
-/// The candidate that is the word but for a few letters, or begins as it does.
-pub(super) fn closest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let word = word.to_lowercase();
-    candidates
-        .map(|candidate| {
-            let shortened = word.len() >= 3 && candidate.starts_with(&word);
-            (if shortened { 1 } else { strsim::damerau_levenshtein(&word, candidate) }, candidate)
-        })
-        .filter(|(distance, candidate)| *distance <= candidate.len() / 3)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
-}
+/// In place of a value that may be a secret.
+const HIDDEN: &str = "(not shown: it may be a secret)";

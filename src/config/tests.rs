@@ -3,7 +3,7 @@
 mod callers;
 mod jwt;
 
-use std::{collections::HashSet, fs};
+use std::{collections::HashSet, fs, path::PathBuf, time::Duration};
 
 use tempfile::TempDir;
 
@@ -44,20 +44,20 @@ impl Files {
     }
 }
 
-fn load(text: &str, environment: &[(&str, &str)]) -> Result<Loaded, Vec<String>> {
+fn load(text: &str, environment: &[(&str, &str)]) -> Result<LoadedConfig, Vec<String>> {
     let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    Loaded::read(Reader::new(Some(File { name: "gateway.toml", text }), environment), None)
+    LoadedConfig::read(Reader::new(Some(TomlFile { name: "gateway.toml", text }), environment), None)
         .map_err(|problems| problems.0.iter().map(Problem::to_string).collect())
 }
 
-fn valid(text: &str, environment: &[(&str, &str)]) -> Loaded {
+fn valid(text: &str, environment: &[(&str, &str)]) -> LoadedConfig {
     load(text, environment).unwrap_or_else(|problems| panic!("{problems:#?}"))
 }
 
 #[test]
 fn smallest_configuration_gets_every_default() {
     let files = Files::new();
-    let Loaded { config, effective } = valid(&files.minimal(""), &[]);
+    let LoadedConfig { config, effective } = valid(&files.minimal(""), &[]);
 
     assert_eq!(config.server.listen.to_string(), "0.0.0.0:50051");
     assert_eq!(config.server.drain_timeout, Duration::from_secs(25));
@@ -76,13 +76,13 @@ fn smallest_configuration_gets_every_default() {
     assert!(matches!(config.token_store.kind, StoreKind::File));
     assert_eq!(config.audit.place, AuditPlace::Directory("./state/audit".into()));
     assert_eq!(config.audit.max_file_bytes, 16 * 1024 * 1024);
-    assert_eq!(config.log.filter, "info");
+    assert_eq!(config.log.filter.to_string(), "info");
     assert_eq!(config.log.format, LogFormat::Auto);
     assert!(config.telemetry.traces.otlp.is_none() && config.telemetry.metrics.otlp.is_none());
     assert_eq!(config.admin.listen, "0.0.0.0:9464".parse().unwrap());
 
     let names: Vec<_> = effective.iter().map(|effective| effective.name).collect();
-    let listed: Vec<_> = settings::SETTINGS.iter().map(|setting| setting.name).collect();
+    let listed: Vec<_> = settings::all().map(|setting| setting.name).collect();
     assert_eq!(names, listed, "every setting is read exactly once");
 }
 
@@ -125,7 +125,7 @@ fn full_file_is_read_into_every_field() {
         seed = files.path("seed"),
         store = files.path(""),
     );
-    let Loaded { config, effective } = valid(&text, &[]);
+    let LoadedConfig { config, effective } = valid(&text, &[]);
 
     assert_eq!(config.server.listen.to_string(), "[::1]:0");
     assert_eq!(config.server.drain_timeout, Duration::from_secs(90));
@@ -141,11 +141,11 @@ fn full_file_is_read_into_every_field() {
     assert_eq!(config.credentials.refresh_token_file, Some(files.path("seed").into()));
     assert_eq!(config.credentials.grant_placement, GrantPlacement::Query);
     assert_eq!(config.token_store.path, PathBuf::from(files.path("")));
-    assert_eq!(config.log.filter, "warn,license_gateway=debug");
+    assert_eq!(config.log.filter.to_string(), "license_gateway=debug,warn");
     assert_eq!(config.log.format, LogFormat::Json);
     assert!(config.policy.read_only && config.server.allow_anonymous_callers);
-    assert_eq!(effective[0].origin, Origin::File("gateway.toml:1".to_owned()));
-    assert_eq!(effective[1].origin, Origin::File("gateway.toml:4".to_owned()));
+    assert_eq!(effective[0].origin, ValueOrigin::File("gateway.toml:1".to_owned()));
+    assert_eq!(effective[1].origin, ValueOrigin::File("gateway.toml:4".to_owned()));
 }
 
 #[test]
@@ -282,6 +282,21 @@ fn each_bad_configuration_is_refused_in_a_sentence() {
     }
 }
 
+#[test]
+fn log_filter_is_levels_by_module_and_info_by_default() {
+    let files = Files::new();
+    let filter = |text: &str| {
+        let loaded = load(&files.minimal(&format!("log.filter = \"{text}\"\n")), &[]);
+        loaded.map(|loaded| loaded.config.log.filter.to_string())
+    };
+    assert_eq!(filter("license_gateway::central=debug").unwrap(), "license_gateway::central=debug,info");
+    assert_eq!(filter("WARN, a=Off").unwrap(), "a=off,warn");
+    for bad in ["verbose", "license_gateway", "license_gateway=", "=info", "a=b=c", "3", "h2[x]=info", ""] {
+        let problems = filter(&format!("info,{bad}")).unwrap_err();
+        assert!(problems[0].contains(&format!("holds `{bad}`, which is neither a level")), "{problems:?}");
+    }
+}
+
 #[cfg(feature = "redis-store")]
 #[test]
 fn redis_store_is_read_into_every_field() {
@@ -331,7 +346,7 @@ fn kubernetes_store_is_read_into_every_field() {
 #[cfg(all(feature = "redis-store", feature = "kubernetes-store"))]
 #[test]
 fn each_bad_token_store_is_refused_in_sentences() {
-    const HIDDEN: &str = "the value (not shown: it may be a secret)";
+    const HIDDEN_VALUE: &str = "the value (not shown: it may be a secret)";
     let files = Files::new();
     let [secret, empty, ca, absent] = ["secret", "empty", "ca.pem", "absent"].map(|name| files.path(name));
     let [certificate, key] = ["client.pem", "client.key"].map(|name| files.path(name));
@@ -345,20 +360,20 @@ fn each_bad_token_store_is_refused_in_sentences() {
 
     let cases: Vec<(String, Vec<String>)> = vec![
         ("kind = \"redis\"\n".to_owned(), vec!["token_store.url: is missing; set it to the address of the primary, such as rediss://redis.example.com:6379".to_owned()]),
-        (url("localhost"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} is not a URL (relative URL without a base); write it like redis://host:6379/0")]),
-        (url("localhost:6379"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} must begin with redis://, rediss:// (with TLS) or unix://")]),
-        (url("http://:hunter2@h"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} must begin with redis://, rediss:// (with TLS) or unix://")]),
-        (url("redis://:hunter2@h"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} must not hold a user name or a password; set `token_store.username` and `token_store.password_file`")]),
-        (url("redis://hunter2@h"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} must not hold a user name or a password; set `token_store.username` and `token_store.password_file`")]),
-        (url("unix:///r.sock?user=a&pass=hunter2"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} must not hold a user name or a password; set `token_store.username` and `token_store.password_file`")]),
-        (url("redis://:hunter2@h:99999"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} is not a URL (invalid port number); write it like redis://host:6379/0")]),
-        (url("redis://h?protocol=resp3"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} has a parameter that is not known; only unix:// takes one: db")]),
-        (url("unix:///r.sock?database=1"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} has a parameter that is not known; only unix:// takes one: db")]),
-        (url("rediss://h#insecure"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} must not have a #fragment; a server's certificate is always checked")]),
-        (url("redis:///1"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} names no host; write it like redis://host:6379/0")]),
-        (url("redis://h/tokens"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN} must end with the number of a database or after the port; write it like redis://host:6379/0")]),
+        (url("localhost"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} is not a URL (relative URL without a base); write it like redis://host:6379/0")]),
+        (url("localhost:6379"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} must begin with redis://, rediss:// (with TLS) or unix://")]),
+        (url("http://:hunter2@h"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} must begin with redis://, rediss:// (with TLS) or unix://")]),
+        (url("redis://:hunter2@h"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} must not hold a user name or a password; set `token_store.username` and `token_store.password_file`")]),
+        (url("redis://hunter2@h"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} must not hold a user name or a password; set `token_store.username` and `token_store.password_file`")]),
+        (url("unix:///r.sock?user=a&pass=hunter2"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} must not hold a user name or a password; set `token_store.username` and `token_store.password_file`")]),
+        (url("redis://:hunter2@h:99999"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} is not a URL (invalid port number); write it like redis://host:6379/0")]),
+        (url("redis://h?protocol=resp3"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} has a parameter that is not known; only unix:// takes one: db")]),
+        (url("unix:///r.sock?database=1"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} has a parameter that is not known; only unix:// takes one: db")]),
+        (url("rediss://h#insecure"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} must not have a #fragment; a server's certificate is always checked")]),
+        (url("redis:///1"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} names no host; write it like redis://host:6379/0")]),
+        (url("redis://h/tokens"), vec![format!("token_store.url (gateway.toml:3): {HIDDEN_VALUE} must end with the number of a database or after the port; write it like redis://host:6379/0")]),
         (redis("username = \"u\""), vec!["token_store.username (gateway.toml:4): needs a password; set `token_store.password_file` too".to_owned()]),
-        (redis("password_file = \"hunter2\""), vec![format!("token_store.password_file (gateway.toml:4): {HIDDEN} does not exist; create the file or correct the path")]),
+        (redis("password_file = \"hunter2\""), vec![format!("token_store.password_file (gateway.toml:4): {HIDDEN_VALUE} does not exist; create the file or correct the path")]),
         (redis(&format!("password_file = \"{empty}\"")), vec![format!("token_store.password_file (gateway.toml:4): \"{empty}\" is an empty file; write the secret into it")]),
         (redis(&format!("ca_file = \"{secret}\"")), vec![format!("token_store.ca_file (gateway.toml:4): \"{secret}\" holds no certificate; it must be a PEM file of certificates")]),
         (redis(&format!("client_certificate_file = \"{key}\"\nclient_key_file = \"{absent}\"")), vec![
@@ -558,13 +573,13 @@ fn environment_alone_is_enough_and_wins_over_the_file() {
     let text = files.minimal("server.listen = \"nonsense\"\n");
     let loaded = valid(&text, &[("LICENSE_GATEWAY__SERVER__LISTEN", "127.0.0.1:0")]);
     assert_eq!(loaded.config.server.listen.to_string(), "127.0.0.1:0");
-    assert_eq!(loaded.effective[1].origin, Origin::Environment("LICENSE_GATEWAY__SERVER__LISTEN".to_owned()));
+    assert_eq!(loaded.effective[1].origin, ValueOrigin::Environment("LICENSE_GATEWAY__SERVER__LISTEN".to_owned()));
 }
 
 #[test]
 fn every_setting_can_come_from_its_variable() {
     let files = Files::new();
-    for setting in settings::SETTINGS {
+    for setting in settings::all() {
         let problems = load(&files.minimal(""), &[(&setting.variable(), "")]).expect_err(setting.name);
         let sentence = format!("{} ({}): is empty; give it a value or remove it", setting.name, setting.variable());
         assert!(problems.contains(&sentence), "{problems:#?}");
@@ -576,13 +591,13 @@ fn every_cluster_name_leads_to_its_host() {
     let files = Files::new();
     let mut hosts = HashSet::new();
     for (name, host) in cluster::HOSTS {
-        let Loaded { config, effective } = valid(&files.minimal("").replace("us-2", name), &[]);
+        let LoadedConfig { config, effective } = valid(&files.minimal("").replace("us-2", name), &[]);
         assert_eq!(config.central.base_url.as_str(), format!("https://{host}/"));
         assert!(host.ends_with(".central.arubanetworks.com") || host.ends_with(".central.arubanetworks.com.cn"));
         assert!(hosts.insert(host), "{host} stands twice");
         let base_url = effective.iter().find(|effective| effective.name == "central.base_url").expect("it is listed");
         assert_eq!(base_url.value, Some(config.central.base_url.to_string()));
-        assert_eq!(base_url.origin, Origin::Setting("central.cluster"));
+        assert_eq!(base_url.origin, ValueOrigin::Setting("central.cluster"));
     }
 }
 
@@ -603,6 +618,25 @@ fn example_file_is_valid_once_its_secrets_exist() {
         .replace("/run/secrets/license-gateway/refresh_token", &files.path("seed"));
     assert_ne!(text, example);
     valid(&text, &[]);
+}
+
+#[test]
+fn secret_in_place_of_its_file_is_hidden_where_the_setting_is_marked() {
+    let files = Files::new();
+    let secrets: Vec<_> = settings::all().filter(|setting| setting.is_secret()).collect();
+    for file in settings::all().filter(|setting| setting.name.ends_with("_file")) {
+        let is_public = ["certificate_file", "ca_file", "jwks_file"].iter().any(|end| file.name.ends_with(end));
+        assert_ne!(file.is_secret(), is_public, "{}", file.name);
+    }
+    let kinds = ["file", "redis", "kubernetes"];
+    for (setting, kind) in secrets.iter().flat_map(|setting| kinds.map(|kind| (setting, kind))) {
+        let text = files.minimal(&format!("token_store.kind = \"{kind}\"\n"));
+        let told = match load(&text, &[(&setting.variable(), "hunter 2")]) {
+            Ok(loaded) => format!("{:?}", loaded.effective),
+            Err(problems) => problems.concat(),
+        };
+        assert!(!told.contains("hunter 2"), "{}: {told}", setting.name);
+    }
 }
 
 #[test]

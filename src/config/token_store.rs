@@ -1,10 +1,14 @@
 //! Section `token_store`: where the tokens are kept, and which settings belong to which kind of store.
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 use url::Url;
 
-use super::{Reader, certificates, directory, file_error, secret};
+use super::{
+    reader::Reader,
+    settings::{Allowed, Setting, Unset},
+    text::{CERTIFICATE, any, certificates, directory, file_with, private_key, secret_file},
+};
 
 /// Where tokens are kept.
 #[derive(Debug, Clone)]
@@ -22,14 +26,14 @@ pub enum StoreKind {
     /// A file, for one process. `file`.
     File,
     /// A key of a Redis server. `redis`.
-    Redis(RedisStore),
+    Redis(RedisSettings),
     /// A Secret in a Kubernetes cluster. `kubernetes`.
-    Kubernetes(KubernetesStore),
+    Kubernetes(KubernetesSettings),
 }
 
 /// Where the `redis` store is, and who may have it.
 #[derive(Debug, Clone)]
-pub struct RedisStore {
+pub struct RedisSettings {
     /// `redis://host:6379/0`, `rediss://…` with TLS, or `unix:///path/to/socket?db=0`. Holds no user and no password.
     pub url: Url,
     /// The user; none: the server's default user.
@@ -48,7 +52,7 @@ pub struct RedisStore {
 
 /// Which Secret holds the record.
 #[derive(Debug, Clone)]
-pub struct KubernetesStore {
+pub struct KubernetesSettings {
     /// None: the namespace of the pod, or of the kubeconfig's current context.
     pub namespace: Option<String>,
     /// The Secret's name.
@@ -57,13 +61,13 @@ pub struct KubernetesStore {
 
 /// What `token_store.kind` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum StoreWord {
     File,
     Redis,
     Kubernetes,
 }
 
-impl Kind {
+impl StoreWord {
     fn word(self) -> &'static str {
         match self {
             Self::File => "file",
@@ -82,59 +86,128 @@ impl Kind {
     }
 }
 
+pub(super) const SETTINGS: &[Setting] = &[
+    Setting {
+        name: "token_store.kind",
+        unset: Unset::Default("file"),
+        allowed: Allowed::OneOf(&["file", "redis", "kubernetes"]),
+        meaning: "What keeps the tokens: `file` for one process, `redis` or `kubernetes` for replicas.",
+    },
+    Setting {
+        name: "token_store.path",
+        unset: Unset::Default("./state"),
+        allowed: Allowed::Text { description: "path of a directory; made where it is missing", secret: false },
+        meaning: "Where the `file` store keeps the tokens; the other kinds put only a pair there that they could not \
+                  store. Must outlive the process: Central's refresh tokens work once.",
+    },
+    Setting {
+        name: "token_store.url",
+        unset: Unset::Means("required where the kind is `redis`"),
+        allowed: Allowed::Text {
+            description: "`redis://host:6379/0`, `rediss://…` with TLS, or `unix:///path/to/socket?db=0`; no user, no password",
+            secret: true,
+        },
+        meaning: "Kind `redis`: the address of the primary.",
+    },
+    Setting {
+        name: "token_store.username",
+        unset: Unset::Means("the server's default user"),
+        allowed: Allowed::Text { description: "name of a user", secret: false },
+        meaning: "Kind `redis`: who logs in.",
+    },
+    Setting {
+        name: "token_store.password_file",
+        unset: Unset::Means("no log-in"),
+        allowed: Allowed::Text { description: "path of a file that is not empty", secret: true },
+        meaning: "Kind `redis`: the file that holds the password, read again for every connection.",
+    },
+    Setting {
+        name: "token_store.ca_file",
+        unset: Unset::Means("the system's authorities are trusted"),
+        allowed: Allowed::Text { description: "path of a PEM file", secret: false },
+        meaning: "Kind `redis`, with `rediss://`: the certificate authorities to trust instead of the system's.",
+    },
+    Setting {
+        name: "token_store.client_certificate_file",
+        unset: Unset::Means("no certificate is shown"),
+        allowed: Allowed::Text { description: "path of a PEM file", secret: false },
+        meaning: "Kind `redis`, with `rediss://`: the certificate to show to the server.",
+    },
+    Setting {
+        name: "token_store.client_key_file",
+        unset: Unset::Means("no certificate is shown"),
+        allowed: Allowed::Text { description: "path of a PEM file", secret: true },
+        meaning: "Kind `redis`, with `rediss://`: the private key of that certificate.",
+    },
+    Setting {
+        name: "token_store.key",
+        unset: Unset::Default("license-gateway:token"),
+        allowed: Allowed::Text { description: "name of a key", secret: false },
+        meaning: "Kind `redis`: the key that holds the tokens.",
+    },
+    Setting {
+        name: "token_store.namespace",
+        unset: Unset::Means("the pod's own, or the one of the kubeconfig's current context"),
+        allowed: Allowed::Text { description: "name of a namespace", secret: false },
+        meaning: "Kind `kubernetes`: the namespace of the Secret.",
+    },
+    Setting {
+        name: "token_store.name",
+        unset: Unset::Default("license-gateway-token"),
+        allowed: Allowed::Text { description: "name of a Secret", secret: false },
+        meaning: "Kind `kubernetes`: the Secret that holds the tokens. The gateway makes it; nothing else may own it.",
+    },
+];
+
 pub(super) fn read(reader: &mut Reader) -> TokenStore {
-    let kinds = [Kind::File, Kind::Redis, Kind::Kubernetes].map(|kind| (kind.word(), kind));
+    let kinds = [StoreWord::File, StoreWord::Redis, StoreWord::Kubernetes].map(|kind| (kind.word(), kind));
     let chosen = reader.choice("token_store.kind", &kinds);
-    if let Some(feature) = chosen.and_then(Kind::missing_feature) {
+    if let Some(feature) = chosen.and_then(StoreWord::missing_feature) {
         reader.problem(
             "token_store.kind",
             format!("is not in this build, which was made without the Cargo feature `{feature}`"),
         );
     }
-    let path = reader.text("token_store.path", directory).unwrap_or_default().into();
+    let path = reader.text("token_store.path", directory).unwrap_or_default();
     // Both are read whatever was chosen: what does not belong there is a problem.
     let redis = redis(reader, chosen);
     let kubernetes = kubernetes(reader, chosen);
     let kind = match (chosen, redis) {
-        (Some(Kind::Redis), Some(redis)) => StoreKind::Redis(redis),
-        (Some(Kind::Kubernetes), _) => StoreKind::Kubernetes(kubernetes),
+        (Some(StoreWord::Redis), Some(redis)) => StoreKind::Redis(redis),
+        (Some(StoreWord::Kubernetes), _) => StoreKind::Kubernetes(kubernetes),
         // Without its URL there is no Redis store, and a problem was found.
-        (Some(Kind::File | Kind::Redis) | None, _) => StoreKind::File,
+        (Some(StoreWord::File | StoreWord::Redis) | None, _) => StoreKind::File,
     };
     TokenStore { path, kind }
 }
 
-fn redis(reader: &mut Reader, chosen: Option<Kind>) -> Option<RedisStore> {
-    let url = of(Kind::Redis, chosen, reader, "token_store.url", redis_url);
-    let username = of(Kind::Redis, chosen, reader, "token_store.username", any);
-    let password_file = of(Kind::Redis, chosen, reader, "token_store.password_file", secret);
-    let ca_file = of(Kind::Redis, chosen, reader, "token_store.ca_file", certificates);
+fn redis(reader: &mut Reader, chosen: Option<StoreWord>) -> Option<RedisSettings> {
+    let url = of(StoreWord::Redis, chosen, reader, "token_store.url", redis_url);
+    let username = of(StoreWord::Redis, chosen, reader, "token_store.username", any);
+    let password_file = of(StoreWord::Redis, chosen, reader, "token_store.password_file", secret_file);
+    let ca_file = of(StoreWord::Redis, chosen, reader, "token_store.ca_file", certificates);
     let client_certificate_file =
-        of(Kind::Redis, chosen, reader, "token_store.client_certificate_file", client_certificate);
-    let client_key_file = of(Kind::Redis, chosen, reader, "token_store.client_key_file", client_key);
-    let key = of(Kind::Redis, chosen, reader, "token_store.key", any);
-    if chosen != Some(Kind::Redis) {
+        of(StoreWord::Redis, chosen, reader, "token_store.client_certificate_file", client_certificate);
+    let client_key_file = of(StoreWord::Redis, chosen, reader, "token_store.client_key_file", private_key);
+    let key = of(StoreWord::Redis, chosen, reader, "token_store.key", any);
+    if chosen != Some(StoreWord::Redis) {
         return None;
     }
 
-    if reader.place("token_store.url").is_none() {
+    if !reader.is_set("token_store.url") {
         reader.missing(
             "token_store.url",
             "set it to the address of the primary, such as rediss://redis.example.com:6379",
         );
     }
-    if reader.place("token_store.username").is_some() && reader.place("token_store.password_file").is_none() {
+    if reader.is_set("token_store.username") && !reader.is_set("token_store.password_file") {
         reader.problem("token_store.username", "needs a password; set `token_store.password_file` too".to_owned());
     }
     let pair = ["token_store.client_certificate_file", "token_store.client_key_file"];
-    for (one, other) in [(pair[0], pair[1]), (pair[1], pair[0])] {
-        if reader.place(one).is_some() && reader.place(other).is_none() {
-            reader.problem(one, format!("is of use only with `{other}`; set both or none"));
-        }
-    }
+    reader.both_or_none(pair[0], pair[1]);
     if url.as_ref().is_some_and(|url| !has_tls(url)) {
         for name in ["token_store.ca_file", pair[0], pair[1]] {
-            if reader.place(name).is_some() {
+            if reader.is_set(name) {
                 reader.problem(
                     name,
                     "is of use only with TLS; let `token_store.url` begin with rediss:// or remove it".to_owned(),
@@ -142,47 +215,40 @@ fn redis(reader: &mut Reader, chosen: Option<Kind>) -> Option<RedisStore> {
             }
         }
     }
-    Some(RedisStore {
+    Some(RedisSettings {
         url: url?,
         username,
-        password_file: password_file.map(PathBuf::from),
-        ca_file: ca_file.map(PathBuf::from),
-        client_certificate_file: client_certificate_file.map(PathBuf::from),
-        client_key_file: client_key_file.map(PathBuf::from),
+        password_file,
+        ca_file,
+        client_certificate_file,
+        client_key_file,
         key: key.unwrap_or_default(),
     })
 }
 
-fn kubernetes(reader: &mut Reader, chosen: Option<Kind>) -> KubernetesStore {
-    KubernetesStore {
-        namespace: of(Kind::Kubernetes, chosen, reader, "token_store.namespace", label),
-        name: of(Kind::Kubernetes, chosen, reader, "token_store.name", subdomain).unwrap_or_default(),
+fn kubernetes(reader: &mut Reader, chosen: Option<StoreWord>) -> KubernetesSettings {
+    KubernetesSettings {
+        namespace: of(StoreWord::Kubernetes, chosen, reader, "token_store.namespace", label),
+        name: of(StoreWord::Kubernetes, chosen, reader, "token_store.name", subdomain).unwrap_or_default(),
     }
 }
 
 /// A setting that only one kind of store knows. Where nobody can tell which kind was meant, it is not held against the
 /// setting.
 fn of<T>(
-    kind: Kind,
-    chosen: Option<Kind>,
+    kind: StoreWord,
+    chosen: Option<StoreWord>,
     reader: &mut Reader,
     name: &'static str,
     parse: impl Fn(&str) -> Result<T, String>,
 ) -> Option<T> {
     match chosen {
-        Some(other) if other != kind && reader.place(name).is_some() => reader.text(name, |_| {
+        Some(other) if other != kind && reader.is_set(name) => reader.text(name, |_| {
             let (kind, other) = (kind.word(), other.word());
             Err(format!("is of use only with `token_store.kind` = `{kind}`, and the kind is `{other}`; remove it"))
         }),
         _ => reader.text(name, parse),
     }
-}
-
-// What a text must be, as in the module above.
-
-#[allow(clippy::unnecessary_wraps)] // one of the parsers that there are
-fn any(text: &str) -> Result<String, String> {
-    Ok(text.to_owned())
 }
 
 /// Takes only what it knows: a misspelt parameter would otherwise be a setting that nobody obeys.
@@ -223,17 +289,8 @@ fn has_tls(url: &Url) -> bool {
     matches!(url.scheme(), "rediss" | "valkeys")
 }
 
-fn client_certificate(text: &str) -> Result<String, String> {
-    pem(text, "CERTIFICATE-----", "holds no certificate; it must be a PEM file")
-}
-
-fn client_key(text: &str) -> Result<String, String> {
-    pem(text, "PRIVATE KEY-----", "holds no private key; it must be a PEM file")
-}
-
-fn pem(text: &str, part: &str, problem: &str) -> Result<String, String> {
-    let pem = fs::read_to_string(text).map_err(|error| file_error(&error))?;
-    if pem.contains(part) { Ok(text.to_owned()) } else { Err(problem.to_owned()) }
+fn client_certificate(text: &str) -> Result<PathBuf, String> {
+    file_with(CERTIFICATE, text, "holds no certificate; it must be a PEM file")
 }
 
 /// The name of a namespace.

@@ -21,7 +21,7 @@ use crate::{
     central::{self, Failed, Parts},
     license::{CustomerId, OperationId, Outcome},
     proto::PartialOutcome,
-    telemetry::rpc::{self, Verdict},
+    telemetry::rpc::{self, RpcOutcome},
 };
 
 /// The domain of every reason.
@@ -408,7 +408,7 @@ pub fn reason(failed: &Failed) -> &'static str {
 /// The status that the caller sees. Also tells the log and the trace, once.
 pub fn respond(failure: &Failure, operation_id: OperationId) -> Status {
     let row = row(failure);
-    rpc::report(Verdict { outcome: row.outcome.as_str(), reason: Some(row.reason) });
+    rpc::report(RpcOutcome { outcome: row.outcome.as_str(), reason: Some(row.reason) });
     log(failure, &row);
     row.into_status(operation_id)
 }

@@ -23,7 +23,7 @@ use crate::config::{self, Otlp, Protocol};
 
 /// Why telemetry cannot be exported.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum ExporterError {
     /// The endpoint holds a user name or password, which would show up wherever the endpoint is printed.
     #[error("the OTLP endpoint must not hold credentials; put them into OTEL_EXPORTER_OTLP_HEADERS")]
     Credentials,
@@ -40,14 +40,14 @@ pub enum StartError {
     Exporter(#[source] Box<dyn error::Error + Send + Sync>),
 }
 
-pub(super) fn spans(otlp: &Otlp) -> Result<SpanExporter, StartError> {
+pub(super) fn spans(otlp: &Otlp) -> Result<SpanExporter, ExporterError> {
     match otlp.protocol {
         Protocol::Grpc => built(grpc(SpanExporter::builder().with_tonic(), otlp)?.build()),
         Protocol::HttpProtobuf => built(over_http(SpanExporter::builder().with_http(), otlp)?.build()),
     }
 }
 
-pub(super) fn metrics(otlp: &Otlp, temporality: config::Temporality) -> Result<MetricExporter, StartError> {
+pub(super) fn metrics(otlp: &Otlp, temporality: config::Temporality) -> Result<MetricExporter, ExporterError> {
     let builder = MetricExporter::builder().with_temporality(match temporality {
         config::Temporality::Cumulative => Temporality::Cumulative,
         config::Temporality::Delta => Temporality::Delta,
@@ -59,20 +59,20 @@ pub(super) fn metrics(otlp: &Otlp, temporality: config::Temporality) -> Result<M
     }
 }
 
-pub(super) fn logs(otlp: &Otlp) -> Result<LogExporter, StartError> {
+pub(super) fn logs(otlp: &Otlp) -> Result<LogExporter, ExporterError> {
     match otlp.protocol {
         Protocol::Grpc => built(grpc(LogExporter::builder().with_tonic(), otlp)?.build()),
         Protocol::HttpProtobuf => built(over_http(LogExporter::builder().with_http(), otlp)?.build()),
     }
 }
 
-fn built<T>(exporter: Result<T, ExporterBuildError>) -> Result<T, StartError> {
-    exporter.map_err(|error| StartError::Exporter(Box::new(error)))
+fn built<T>(exporter: Result<T, ExporterBuildError>) -> Result<T, ExporterError> {
+    exporter.map_err(|error| ExporterError::Exporter(Box::new(error)))
 }
 
 /// Must be called inside a tokio runtime: the connection lives there.
-fn grpc<B: WithExportConfig + WithTonicConfig>(builder: B, otlp: &Otlp) -> Result<B, StartError> {
-    let failed = |error: tonic::transport::Error| StartError::Exporter(Box::new(error));
+fn grpc<B: WithExportConfig + WithTonicConfig>(builder: B, otlp: &Otlp) -> Result<B, ExporterError> {
+    let failed = |error: tonic::transport::Error| ExporterError::Exporter(Box::new(error));
     let endpoint = endpoint(otlp)?;
     let mut channel = Endpoint::from_shared(endpoint.to_owned())
         .map_err(failed)?
@@ -92,7 +92,7 @@ fn grpc<B: WithExportConfig + WithTonicConfig>(builder: B, otlp: &Otlp) -> Resul
         channel = channel.tls_config(tls).map_err(failed)?;
     }
     let headers = (&headers(otlp)).try_into();
-    let headers = headers.map_err(|error: ::http::Error| StartError::Exporter(Box::new(error)))?;
+    let headers = headers.map_err(|error: ::http::Error| ExporterError::Exporter(Box::new(error)))?;
     let builder = builder
         .with_channel(channel.connect_lazy())
         .with_timeout(otlp.timeout)
@@ -101,7 +101,7 @@ fn grpc<B: WithExportConfig + WithTonicConfig>(builder: B, otlp: &Otlp) -> Resul
 }
 
 /// Must be called inside a tokio runtime: the client lives there.
-fn over_http<B: WithExportConfig + WithHttpConfig>(builder: B, otlp: &Otlp) -> Result<B, StartError> {
+fn over_http<B: WithExportConfig + WithHttpConfig>(builder: B, otlp: &Otlp) -> Result<B, ExporterError> {
     let client = http::RuntimeClient::new(otlp)?;
     let builder = builder
         .with_endpoint(endpoint(otlp)?)
@@ -112,14 +112,14 @@ fn over_http<B: WithExportConfig + WithHttpConfig>(builder: B, otlp: &Otlp) -> R
     Ok(if otlp.gzip { builder.with_compression(Compression::Gzip) } else { builder })
 }
 
-fn endpoint(otlp: &Otlp) -> Result<&str, StartError> {
-    if otlp.endpoint.contains('@') { Err(StartError::Credentials) } else { Ok(&otlp.endpoint) }
+fn endpoint(otlp: &Otlp) -> Result<&str, ExporterError> {
+    if otlp.endpoint.contains('@') { Err(ExporterError::Credentials) } else { Ok(&otlp.endpoint) }
 }
 
 fn headers(otlp: &Otlp) -> HashMap<String, String> {
     otlp.headers.iter().map(|(name, value)| (name.clone(), value.expose_secret().to_owned())).collect()
 }
 
-fn read(path: &PathBuf) -> Result<Vec<u8>, StartError> {
-    fs::read(path).map_err(|source| StartError::File { path: path.clone(), source })
+fn read(path: &PathBuf) -> Result<Vec<u8>, ExporterError> {
+    fs::read(path).map_err(|source| ExporterError::File { path: path.clone(), source })
 }

@@ -49,7 +49,7 @@ pub(super) struct Measured {
 
 impl Measured {
     fn new(call: &Try<'_>) -> Self {
-        let method = METHODS.into_iter().find(|method| *method == call.method).unwrap_or(names::OTHER_METHOD);
+        let method = HTTP_METHODS.into_iter().find(|method| *method == call.method).unwrap_or(names::OTHER_METHOD);
         let server = call.url.host().map(|host| (address(&host), call.url.port_or_known_default()));
         Self { method, template: call.template, server }
     }
@@ -68,7 +68,7 @@ impl Measured {
 }
 
 /// The methods that we use.
-const METHODS: [&str; 3] = ["DELETE", "GET", "POST"];
+const HTTP_METHODS: [&str; 3] = ["DELETE", "GET", "POST"];
 
 impl ClientSpan {
     /// For a call made on behalf of a request, and of `others` that travel with it.

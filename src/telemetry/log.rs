@@ -35,7 +35,6 @@ use tracing::{
 };
 use tracing_subscriber::{
     Layer, Registry,
-    filter::{LevelFilter, Targets},
     layer::{self, SubscriberExt as _},
 };
 
@@ -45,29 +44,17 @@ use crate::{
     license::OperationId,
 };
 
-/// A part of the setting `log.filter` that cannot be read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "log.filter: cannot read `{directive}`; write a level (off, error, warn, info, debug, trace) or `module=level`, \
-     separated by commas, as in `info,license_gateway::central=debug`"
-)]
-pub struct FilterError {
-    /// The part.
-    pub directive: String,
-}
-
-/// Starts logging to standard output, for the whole process. A second call checks its settings and changes nothing.
+/// Starts logging to standard output, for the whole process. A second call changes nothing.
 ///
 /// `is_terminal`: whether a person is likely to read along, who gets text and colours unless told otherwise.
-pub fn init(settings: &config::Log, is_terminal: bool) -> Result<(), FilterError> {
+pub fn init(settings: &config::Log, is_terminal: bool) {
     let write = Box::new(|line: &str| {
         // Nobody to tell when standard output is gone.
         let _ = io::stdout().lock().write_all(line.as_bytes());
     });
     // Fails only if there is a subscriber already.
     let exported = Arc::clone(&EXPORTED);
-    let _ = tracing::subscriber::set_global_default(subscriber(settings, is_terminal, write, exported)?);
-    Ok(())
+    let _ = tracing::subscriber::set_global_default(subscriber(settings, is_terminal, write, exported));
 }
 
 /// Where the records of the process' log go beside standard output. Set after the log has begun: what goes wrong before
@@ -101,39 +88,14 @@ fn subscriber(
     is_terminal: bool,
     write: Box<dyn Fn(&str) + Send + Sync>,
     exported: Exported,
-) -> Result<impl Subscriber + Send + Sync, FilterError> {
+) -> impl Subscriber + Send + Sync + use<> {
     let shape = match settings.format {
         LogFormat::Json => Shape::Json,
         LogFormat::Auto if !is_terminal => Shape::Json,
         LogFormat::Auto | LogFormat::Text => Shape::Text { coloured: is_terminal },
     };
     let lines = Lines { shape, repeats: Repeats::default(), write, exported };
-    Ok(Registry::default().with(filter(&settings.filter)?).with(lines))
-}
-
-/// Levels by module. Stricter than the usual grammar, in which a misspelt level is the name of a module.
-fn filter(directives: &str) -> Result<Targets, FilterError> {
-    let mut targets = Targets::new().with_default(LevelFilter::INFO);
-    for directive in directives.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
-        let unreadable = || FilterError { directive: directive.to_owned() };
-        targets = match directive.split_once('=') {
-            None => targets.with_default(level(directive).ok_or_else(unreadable)?),
-            Some((target, word)) if is_target(target) => {
-                targets.with_target(target, level(word).ok_or_else(unreadable)?)
-            }
-            Some(_) => return Err(unreadable()),
-        };
-    }
-    Ok(targets)
-}
-
-fn level(word: &str) -> Option<LevelFilter> {
-    // The parser behind also takes numbers, and nothing at all for `error`.
-    if word.chars().all(|c| c.is_ascii_alphabetic()) && !word.is_empty() { word.parse().ok() } else { None }
-}
-
-fn is_target(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | ':' | '-' | '.'))
+    Registry::default().with(settings.filter.clone()).with(lines)
 }
 
 /// Writes every event as one line.
@@ -418,12 +380,9 @@ mod tests {
     fn lines(filter: &str, format: LogFormat, is_terminal: bool, body: impl FnOnce()) -> Vec<String> {
         let written = Arc::new(Mutex::new(String::new()));
         let sink = Arc::clone(&written);
-        let settings = config::Log { filter: filter.to_owned(), format };
+        let settings = config::Log { filter: filter.parse().unwrap(), format };
         let write = Box::new(move |line: &str| sink.lock().unwrap().push_str(line));
-        tracing::subscriber::with_default(
-            subscriber(&settings, is_terminal, write, Exported::default()).unwrap(),
-            body,
-        );
+        tracing::subscriber::with_default(subscriber(&settings, is_terminal, write, Exported::default()), body);
         let written = written.lock().unwrap();
         written.split_terminator('\n').map(str::to_owned).collect()
     }
@@ -554,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn levels_are_by_module_and_info_by_default() {
+    fn levels_are_by_module() {
         let speak = || {
             tracing::debug!(target: "license_gateway::central", "central");
             tracing::debug!(target: "license_gateway::token", "token");
@@ -564,26 +523,17 @@ mod tests {
             let lines = json_lines(filter, speak);
             lines.iter().map(|line| line["message"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
         };
-        assert_eq!(messages(""), ["information"]);
-        assert_eq!(messages("license_gateway::central=debug"), ["central", "information"]);
-        assert_eq!(messages("warn, license_gateway::central=debug"), ["central"]);
+        assert_eq!(messages("info"), ["information"]);
+        assert_eq!(messages("info,license_gateway::central=debug"), ["central", "information"]);
+        assert_eq!(messages("warn,license_gateway::central=debug"), ["central"]);
         assert_eq!(messages("DEBUG"), ["central", "token", "information"]);
         assert_eq!(messages("off"), [] as [&str; 0]);
     }
 
     #[test]
-    fn unreadable_filter_is_named() {
-        for bad in ["verbose", "infoo", "license_gateway", "license_gateway=", "=info", "a=b=c", "3", "h2[x]=info"] {
-            let error = filter(&format!("info,{bad}")).unwrap_err();
-            assert_eq!(error, FilterError { directive: bad.to_owned() });
-            assert!(error.to_string().starts_with(&format!("log.filter: cannot read `{bad}`")), "{error}");
-        }
-    }
-
-    #[test]
     fn error_is_logged_with_its_causes() {
         let cause = io::Error::other("connection refused");
-        let error = crate::telemetry::StartError::Exporter(Box::new(cause));
+        let error = crate::telemetry::ExporterError::Exporter(Box::new(cause));
         let lines = json_lines("info", || tracing::info!(error = &error as &dyn Error, "no"));
         assert_eq!(
             lines[0]["error"],

@@ -1,6 +1,6 @@
 //! The one set of instruments. What is measured goes out by OTLP and is served on `/metrics`, from the same numbers.
 //!
-//! Other rooms call one method per instrument and know nothing of OpenTelemetry. What is better asked for than told
+//! Other modules call one method per instrument and know nothing of OpenTelemetry. What is better asked for than told
 //! (a quota, the depth of a queue) is registered once, as a function that is called when somebody collects: it must be
 //! quick, must not block, and must not panic, because a panic there ends the periodic export.
 //!
@@ -20,7 +20,7 @@ use self::instruments::Instruments;
 use super::{
     http::Measured,
     names,
-    rpc::{Verdict, code_name},
+    rpc::{RpcOutcome, code_name},
 };
 use crate::config::StatusCodeName;
 
@@ -50,7 +50,7 @@ pub struct WindowQuota {
 
 /// What is known of Central's quota.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Quota {
+pub struct QuotaReadings {
     /// Of this second.
     pub second: WindowQuota,
     /// Of this day.
@@ -59,7 +59,7 @@ pub struct Quota {
 
 /// What the breaker before Central does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Breaker {
+pub enum BreakerPosition {
     /// It lets every call pass.
     Closed,
     /// It lets one pass to see how it ends.
@@ -195,7 +195,7 @@ impl Metrics {
     }
 
     /// Whom to ask for the quota. Once per process, as the other `observe_…`.
-    pub fn observe_quota(&self, quota: impl Fn() -> Quota + Send + Sync + 'static) {
+    pub fn observe_quota(&self, quota: impl Fn() -> QuotaReadings + Send + Sync + 'static) {
         if let Some(instruments) = &self.0 {
             instruments.observe_quota(quota);
         }
@@ -209,11 +209,11 @@ impl Metrics {
     }
 
     /// Whom to ask for the breaker's state.
-    pub fn observe_breaker(&self, state: impl Fn() -> Breaker + Send + Sync + 'static) {
+    pub fn observe_breaker(&self, state: impl Fn() -> BreakerPosition + Send + Sync + 'static) {
         if let Some(instruments) = &self.0 {
             instruments.gauge(&names::BREAKER_STATE, move |gauge| {
                 let now = state();
-                for state in Breaker::ALL {
+                for state in BreakerPosition::ALL {
                     gauge.observe(u64::from(state == now), &[KeyValue::new(names::METRIC_STATE, state.as_str())]);
                 }
             });
@@ -228,7 +228,7 @@ impl Metrics {
     }
 
     /// An RPC ended. `method` is none for one that is not in the contract.
-    pub(super) fn rpc(&self, method: Option<&'static str>, code: Code, verdict: Option<Verdict>, took: Duration) {
+    pub(super) fn rpc(&self, method: Option<&'static str>, code: Code, reported: Option<RpcOutcome>, took: Duration) {
         let Some(instruments) = &self.0 else { return };
         let method = KeyValue::new(names::RPC_METHOD, method.unwrap_or(names::OTHER_METHOD));
         let (code, name) = (code_name(code), code);
@@ -240,7 +240,7 @@ impl Metrics {
         instruments.rpc_duration.record(took.as_secs_f64(), &labels);
 
         let mut labels = vec![method];
-        if let Some(Verdict { outcome, reason }) = verdict {
+        if let Some(RpcOutcome { outcome, reason }) = reported {
             labels.push(KeyValue::new(names::METRIC_OUTCOME, outcome));
             labels.extend(reason.map(|reason| KeyValue::new(names::METRIC_REASON, reason)));
         }
@@ -290,7 +290,7 @@ impl Window {
     }
 }
 
-impl Breaker {
+impl BreakerPosition {
     const ALL: [Self; 3] = [Self::Closed, Self::HalfOpen, Self::Open];
 
     const fn as_str(self) -> &'static str {

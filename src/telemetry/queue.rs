@@ -11,14 +11,14 @@ use super::{Origin, Tracing, metrics::Metrics, names};
 
 /// The wait of one request. Its span ends when it is dropped.
 #[derive(Debug)]
-pub struct Waiting {
+pub struct QueueWait {
     /// None: the request is not sampled.
     span: Option<Context>,
     metrics: Metrics,
     since: Instant,
 }
 
-impl Waiting {
+impl QueueWait {
     /// A request joins the queue.
     pub fn start(tracing: &Tracing, request: &Origin) -> Self {
         let span = request.is_sampled().then(|| {
@@ -34,7 +34,7 @@ impl Waiting {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for QueueWait {
     fn drop(&mut self) {
         if let Some(context) = &self.span {
             context.span().end();

@@ -56,7 +56,7 @@ fn branch(spans: &[&SpanData], span: &SpanData, start: SystemTime, depth: usize,
     let (begin, length) = (since(span.start_time, start), since(span.end_time, span.start_time));
     let (indent, begin, length) = (depth * 3, milliseconds(begin), milliseconds(length));
     let _ = writeln!(text, "{:indent$}{kind} {} (at {begin}, for {length}{error})", "", span.name);
-    for attribute in span.attributes.iter().filter(|attribute| SHOWN.contains(&attribute.key.as_str())) {
+    for attribute in span.attributes.iter().filter(|attribute| SHOWN_ATTRIBUTES.contains(&attribute.key.as_str())) {
         let _ = writeln!(text, "{:indent$}  {} = {}", "", attribute.key, attribute.value);
     }
     let id = span.span_context.span_id();
@@ -70,7 +70,7 @@ fn milliseconds(duration: Duration) -> String {
 }
 
 /// What the demo shows of a span.
-const SHOWN: [&str; 7] = [
+const SHOWN_ATTRIBUTES: [&str; 7] = [
     names::RPC_RESPONSE_STATUS_CODE,
     names::RPC_STATUS_CODE,
     names::HTTP_RESPONSE_STATUS_CODE,

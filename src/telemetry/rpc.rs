@@ -16,7 +16,7 @@ use opentelemetry::{
     propagation::{Extractor, TextMapPropagator as _},
     trace::{FutureExt as _, SpanBuilder, SpanKind, Status, TraceContextExt as _},
 };
-use opentelemetry_sdk::propagation::{BaggagePropagator, TraceContextPropagator};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tonic::{Code, transport::server::TcpConnectInfo};
 
 use super::{Tracing, names};
@@ -24,7 +24,7 @@ use crate::license::OperationId;
 
 /// What happened, in our own words. Whoever knows tells it by [`report`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Verdict {
+pub struct RpcOutcome {
     /// Whether anything happened: [`crate::license::Outcome::as_str`].
     pub outcome: &'static str,
     /// Why it failed, as in the answer's `ErrorInfo`.
@@ -32,15 +32,15 @@ pub struct Verdict {
 }
 
 /// Tells the span of the RPC that the running code belongs to what happened. The first word counts.
-pub fn report(verdict: Verdict) {
+pub fn report(outcome: RpcOutcome) {
     if let Some(Reported(slot)) = Context::current().get() {
-        let _ = slot.set(verdict);
+        let _ = slot.set(outcome);
     }
 }
 
-/// Where the code that knows leaves its verdict for the layer around it.
+/// Where the code that knows leaves the outcome for the layer around it.
 #[derive(Debug, Clone, Default)]
-struct Reported(Arc<OnceLock<Verdict>>);
+struct Reported(Arc<OnceLock<RpcOutcome>>);
 
 /// An axum middleware, to stand outside of all others. Gives every RPC an [`OperationId`], which the layers inside
 /// find in the request's extensions and log lines carry by themselves, and a span that continues the caller's trace.
@@ -73,11 +73,8 @@ impl RpcSpan {
         let started = Instant::now();
         let headers = Headers(request.headers());
         let mut caller = Context::new();
-        if tracing.propagators.trace_context {
+        if tracing.reads_trace_context {
             caller = TraceContextPropagator::new().extract_with_context(&caller, &headers);
-        }
-        if tracing.propagators.baggage {
-            caller = BaggagePropagator::new().extract_with_context(&caller, &headers);
         }
         let caller = caller.with_value(operation_id).with_value(Reported::default());
 
@@ -100,8 +97,8 @@ impl RpcSpan {
     }
 
     fn end(&self, code: Code) {
-        let verdict = self.context.get::<Reported>().and_then(|reported| reported.0.get()).copied();
-        self.tracing.metrics.rpc(self.method, code, verdict, self.started.elapsed());
+        let reported = self.context.get::<Reported>().and_then(|slot| slot.0.get()).copied();
+        self.tracing.metrics.rpc(self.method, code, reported, self.started.elapsed());
         if !self.has_span {
             return;
         }
@@ -115,9 +112,9 @@ impl RpcSpan {
                 span.set_attribute(KeyValue::new(names::ERROR_TYPE, name));
             }
             if is_our_failure(code) {
-                span.set_status(Status::error(verdict.and_then(|verdict| verdict.reason).unwrap_or_default()));
+                span.set_status(Status::error(reported.and_then(|outcome| outcome.reason).unwrap_or_default()));
             }
-            if let Some(Verdict { outcome, reason }) = verdict {
+            if let Some(RpcOutcome { outcome, reason }) = reported {
                 span.set_attribute(KeyValue::new(names::OUTCOME, outcome));
                 span.set_attributes(reason.map(|reason| KeyValue::new(names::REASON, reason)));
             }

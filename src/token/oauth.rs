@@ -165,7 +165,7 @@ impl TokenEndpoint {
 
     /// Asks for a new chain with user name and password: login, code, tokens. Central throttles this (a few in half an
     /// hour) and may lock the account; it is not for users of a single sign-on domain.
-    pub(super) async fn log_in(&self, login: &config::Login) -> Exchanged {
+    pub(super) async fn log_in(&self, login: &config::UserCredentials) -> Exchanged {
         self.counted(match self.authorization_code(login).await {
             Ok(code) => self.exchange(("authorization_code", "code", &code), &[]).await,
             Err(not_sent) => Exchanged::NotSent(not_sent),
@@ -231,7 +231,7 @@ impl TokenEndpoint {
     }
 
     /// The first two steps of a login.
-    async fn authorization_code(&self, login: &config::Login) -> Result<Secret, NotSent> {
+    async fn authorization_code(&self, login: &config::UserCredentials) -> Result<Secret, NotSent> {
         #[derive(Deserialize)]
         struct Code {
             auth_code: String,

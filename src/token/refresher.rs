@@ -60,7 +60,7 @@ pub(super) struct TokenRefresher {
     store: TokenStore,
     journal: Journal,
     endpoint: TokenEndpoint,
-    login: Option<config::Login>,
+    login: Option<config::UserCredentials>,
     /// Where a person may put a new refresh token: the mounted file, and the inbox of `token seed`.
     seed_file: Option<PathBuf>,
     inbox: seed::Inbox,

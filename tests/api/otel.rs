@@ -21,7 +21,7 @@ use tonic::{
 use crate::{
     collector::{Arrived, Collector, Record, Span, only},
     support::{Process, channel, customer, include, otel, sandbox},
-    telemetry::{CALLER_TRACE, ENOUGH, UNASSIGN, answer, call, central, child, delete, names, status},
+    telemetry::{CALLER_TRACE, ENOUGH, UNASSIGN, answer, call, central, delete, names, status},
 };
 
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
@@ -156,21 +156,6 @@ async fn logs_can_be_switched_off_and_standard_output_keeps_them() {
     let (arrived, log) = process_with(&collector, &variables).await;
     assert!(arrived.logs.is_empty() && !arrived.spans.is_empty(), "{:#?}", arrived.logs);
     assert!(log.iter().any(|line| line["message"] == "unassign finished"));
-}
-
-#[test]
-fn console_is_lines_of_the_log() {
-    let lines = child("child_exports_one_span")
-        .env("OTEL_TRACES_EXPORTER", "console")
-        .env("OTEL_METRICS_EXPORTER", "console")
-        .run();
-    let span = lines.iter().find(|line| line["message"] == "span").unwrap_or_else(|| panic!("no span: {lines:#?}"));
-    assert_eq!((span["name"].as_str(), span["trace_id"].as_str()), (Some(UNASSIGN), Some(CALLER_TRACE)));
-    assert!(span["attributes"].as_str().unwrap().contains("rpc.response.status_code=OK"), "{span}");
-    let metric = |name| lines.iter().find(|line| line["message"] == "metric" && line["name"] == name);
-    let duration = metric("rpc.server.call.duration").expect("it was measured");
-    assert!(duration["value"].as_str().unwrap().ends_with("in 1 values"), "{duration}");
-    assert_eq!(metric("license_gateway.requests").expect("it was counted")["value"], "1");
 }
 
 #[tokio::test]
@@ -440,6 +425,7 @@ async fn what_has_no_effect_is_named_in_one_warning() {
         (ENDPOINT, endpoint.as_str()),
         ("OTEL_LOG_LEVEL", "debug"),
         ("OTEL_PROPAGATORS", "tracecontext,b3"),
+        ("OTEL_METRICS_EXPORTER", "otlp,console"),
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd"),
         ("OTEL_EXPORTER_OTLP_TRACE_ENDPOINT", "http://s3cr3t"),
     ];
@@ -449,8 +435,8 @@ async fn what_has_no_effect_is_named_in_one_warning() {
     assert_eq!(warning["message"], "OTEL_* variables that have no effect here");
     assert_eq!(
         warning["variables"],
-        "OTEL_EXPORTER_OTLP_COMPRESSION (`zstd` is not supported), OTEL_PROPAGATORS (`b3` is not supported), \
-         OTEL_EXPORTER_OTLP_TRACE_ENDPOINT, OTEL_LOG_LEVEL"
+        "OTEL_EXPORTER_OTLP_COMPRESSION (`zstd` is not supported), OTEL_METRICS_EXPORTER (`console` is not \
+         supported), OTEL_PROPAGATORS (`b3` is not supported), OTEL_EXPORTER_OTLP_TRACE_ENDPOINT, OTEL_LOG_LEVEL"
     );
     // The first line stays what other programs rely on.
     assert_eq!(log[0]["message"], "listening");
@@ -513,10 +499,9 @@ async fn check_config_tells_where_telemetry_goes_and_what_has_no_effect() {
     assert!(output.status.success(), "{text}");
     for line in [
         "traces go nowhere: no OTEL_EXPORTER_OTLP_ENDPOINT, or switched off",
-        "metrics go to http://collector.test:4318/v1/metrics by OTLP over HTTP and to the log and to /metrics of \
-         admin.listen",
+        "metrics go to http://collector.test:4318/v1/metrics by OTLP over HTTP and to /metrics of admin.listen",
         "logs go to http://collector.test:4318/v1/logs by OTLP over HTTP and to standard output",
-        "without effect here: OTEL_LOG_LEVEL",
+        "without effect here: OTEL_METRICS_EXPORTER (`console` is not supported), OTEL_LOG_LEVEL",
     ] {
         assert!(text.contains(line), "no {line:?} in:\n{text}");
     }

@@ -3,7 +3,7 @@
 use std::{fs, sync::Arc, time::Duration};
 
 use central_sandbox::{Fault, Operation};
-use license_gateway::config::{RedisStore, StoreKind};
+use license_gateway::config::{RedisSettings, StoreKind};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
@@ -16,7 +16,7 @@ use crate::{
 
 /// The store of this server.
 pub fn redis(server: &RedisServer) -> StoreKind {
-    StoreKind::Redis(RedisStore {
+    StoreKind::Redis(RedisSettings {
         url: server.url().parse().unwrap(),
         username: None,
         password_file: None,

@@ -230,7 +230,7 @@ pub fn config(sandbox: &Sandbox, dir: &Path) -> config::Config {
             place: config::AuditPlace::Directory(dir.join("audit")),
             max_file_bytes: 16 * 1024 * 1024,
         },
-        log: config::Log { filter: "info".to_owned(), format: config::LogFormat::Json },
+        log: config::Log { filter: "info".parse().expect("a level"), format: config::LogFormat::Json },
         telemetry: config::Telemetry::default(),
     }
 }

@@ -18,10 +18,10 @@ use license_gateway::{
     config,
     license::OperationId,
     telemetry::{
-        Origin, StartError, Telemetry, Tracing,
+        ExporterError, Origin, Telemetry, Tracing,
         http::{ClientSpan, Try},
         log,
-        rpc::{self, Verdict},
+        rpc::{self, RpcOutcome},
     },
 };
 use tokio::{sync::oneshot, task};
@@ -46,7 +46,7 @@ async fn rpc_continues_the_trace_of_its_caller() {
     let (send, receive) = oneshot::channel();
     let handler = answer(|operation: OperationId| {
         send.send((operation, Origin::current().operation_id())).expect("the test waits");
-        rpc::report(Verdict { outcome: "applied", reason: None });
+        rpc::report(RpcOutcome { outcome: "applied", reason: None });
         Response::new(Body::empty())
     });
     call(&telemetry, UNASSIGN, "01", handler).await;
@@ -77,7 +77,7 @@ async fn rpc_continues_the_trace_of_its_caller() {
 async fn failure_of_the_gateway_is_an_error_and_a_refusal_is_not() {
     let (collector, telemetry) = start().await;
     for (code, reason) in [(13, "CENTRAL_INTERNAL"), (3, "INVALID_REQUEST")] {
-        let verdict = Verdict { outcome: "unknown", reason: Some(reason) };
+        let verdict = RpcOutcome { outcome: "unknown", reason: Some(reason) };
         let handler = answer(move |_| {
             rpc::report(verdict);
             Response::builder().header("grpc-status", code).body(Body::empty()).expect("a response")
@@ -372,8 +372,8 @@ async fn endpoint_is_checked() {
         Telemetry::start(&settings)
     };
     assert!(start("https://collector.test:4317").is_ok());
-    assert!(matches!(start("http://user:passw0rd@collector.test:4317"), Err(StartError::Credentials)));
-    assert!(matches!(start("http://not a host"), Err(StartError::Exporter(_))));
+    assert!(matches!(start("http://user:passw0rd@collector.test:4317"), Err(ExporterError::Credentials)));
+    assert!(matches!(start("http://not a host"), Err(ExporterError::Exporter(_))));
 }
 
 #[tokio::test]
@@ -459,13 +459,13 @@ fn child_panics() {
 }
 
 fn log_json() {
-    log::init(&config::Log { filter: String::new(), format: config::LogFormat::Json }, false).expect("it reads");
+    log::init(&config::Log { filter: "info".parse().expect("a level"), format: config::LogFormat::Json }, false);
 }
 
 /// A test that is run in a process of its own.
 pub struct Child(Command);
 
-pub fn child(test: &str) -> Child {
+fn child(test: &str) -> Child {
     let mut command = Command::new(std::env::current_exe().expect("this binary"));
     command.args([&format!("telemetry::{test}"), "--exact", "--ignored", "--nocapture"]);
     Child(command)
@@ -534,7 +534,6 @@ pub async fn call(telemetry: &Telemetry, method: &str, flags: &str, service: Rou
 fn request(method: &str, flags: &str) -> Request<Body> {
     Request::post(format!("http://gateway.test:50051/{method}"))
         .header("traceparent", format!("00-{CALLER_TRACE}-{CALLER_SPAN}-{flags}"))
-        .header("baggage", "who=me")
         .extension(TcpConnectInfo { local_addr: None, remote_addr: Some(([192, 0, 2, 7], 40_000).into()) })
         .body(Body::empty())
         .expect("a request")

@@ -55,7 +55,7 @@ fn alice() -> CallerRules {
     CallerRules {
         identity: WhichCaller::Named(ALICE.to_owned()),
         rpcs: set(&[Rpc::UnassignLicenses, Rpc::ListServices]),
-        scopes: set(&[ScopeWord::Include]),
+        scopes: set(&[ScopeKind::Include]),
         services: Names::Only(set(&[service("ap"), service("switch")])),
         customers: Names::Only(set(&[id("a"), id("b"), id("c")])),
         max_customers_per_request: None,
@@ -101,7 +101,7 @@ fn asked(method: Method, unassignment: &Unassignment) -> Asked<'_> {
 fn each_request_is_allowed_or_denied_for_what_it_lacks() {
     use Method::{List, Preview, Unassign};
 
-    let scopes = |scopes: &[ScopeWord]| scopes.iter().copied().collect();
+    let scopes = |scopes: &[ScopeKind]| scopes.iter().copied().collect();
     let any_id = Names::<CustomerId>::Any;
     let per_request = |max| policy(vec![CallerRules { max_customers_per_request: Some(max), ..alice() }]);
     let per_hour = |max| policy(vec![CallerRules { max_customers_per_hour: Some(max), ..alice() }]);
@@ -214,7 +214,7 @@ fn each_request_is_allowed_or_denied_for_what_it_lacks() {
         (policy(vec![almighty()]), me(), Unassign, exclude(), 0, &[]),
         (policy(vec![almighty()]), me(), Unassign, all(), 0, &[]),
         (
-            policy(vec![CallerRules { scopes: scopes(&[ScopeWord::Exclude]), ..almighty() }]),
+            policy(vec![CallerRules { scopes: scopes(&[ScopeKind::Exclude]), ..almighty() }]),
             me(),
             Unassign,
             all(),
@@ -222,7 +222,7 @@ fn each_request_is_allowed_or_denied_for_what_it_lacks() {
             &["the scope all"],
         ),
         (
-            policy(vec![CallerRules { scopes: scopes(&[ScopeWord::All]), ..almighty() }]),
+            policy(vec![CallerRules { scopes: scopes(&[ScopeKind::All]), ..almighty() }]),
             me(),
             Unassign,
             exclude(),
@@ -230,7 +230,7 @@ fn each_request_is_allowed_or_denied_for_what_it_lacks() {
             &["the scope exclude"],
         ),
         (
-            policy(vec![CallerRules { scopes: scopes(&[ScopeWord::All, ScopeWord::Exclude]), ..almighty() }]),
+            policy(vec![CallerRules { scopes: scopes(&[ScopeKind::All, ScopeKind::Exclude]), ..almighty() }]),
             me(),
             Unassign,
             a(),
@@ -367,7 +367,7 @@ fn names<T: Clone + Ord + Hash + fmt::Debug + 'static>(of: fn(&str) -> T) -> imp
 
 fn rules() -> impl Strategy<Value = CallerRules> {
     let rpcs = some_of(vec![Rpc::UnassignLicenses, Rpc::PreviewUnassignLicenses, Rpc::ListServices]);
-    let scopes = some_of(vec![ScopeWord::Include, ScopeWord::Exclude, ScopeWord::All]);
+    let scopes = some_of(vec![ScopeKind::Include, ScopeKind::Exclude, ScopeKind::All]);
     let who = prop_oneof![
         Just(WhichCaller::Anonymous),
         proptest::sample::select(&["a", "b", "anonymous"][..]).prop_map(|name| WhichCaller::Named(name.to_owned())),
@@ -455,15 +455,15 @@ fn by_the_book(policy: &Policy, identity: &Identity, method: Method, unassignmen
         let limits = [entry.max_customers_per_request, entry.max_customers_per_hour.filter(|_| is_change)];
         let scope_fits = match &unassignment.scope {
             Scope::All(_) => {
-                entry.scopes.contains(&ScopeWord::All) && entry.customers == Names::Any && limits == [None, None]
+                entry.scopes.contains(&ScopeKind::All) && entry.customers == Names::Any && limits == [None, None]
             }
             Scope::Exclude(_) => {
-                entry.scopes.contains(&ScopeWord::Exclude) && entry.customers == Names::Any && limits == [None, None]
+                entry.scopes.contains(&ScopeKind::Exclude) && entry.customers == Names::Any && limits == [None, None]
             }
             Scope::Include(list) => {
                 let count = u32::try_from(list.count()).unwrap();
                 let had = u32::try_from(had).unwrap();
-                entry.scopes.contains(&ScopeWord::Include)
+                entry.scopes.contains(&ScopeKind::Include)
                     && list.ids().iter().all(|id| match &entry.customers {
                         Names::Any => true,
                         Names::Only(names) => names.contains(id),

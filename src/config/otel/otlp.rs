@@ -1,12 +1,12 @@
 //! `OTEL_EXPORTER_OTLP_*`: where a signal goes by OTLP, and how it travels.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use secrecy::SecretString;
 use url::Url;
 
 use super::{Signal, Variables, has};
-use crate::config::file_error;
+use crate::config::text::{CERTIFICATE, PRIVATE_KEY, file_with};
 
 /// Where a signal goes by OTLP. Each variable counts for all three signals, and for one of them with its name in it,
 /// as in `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, which comes first.
@@ -45,7 +45,7 @@ impl Otlp {
             protocol: Protocol::Grpc,
             gzip: false,
             headers: Vec::new(),
-            timeout: TIMEOUT,
+            timeout: DEFAULT_EXPORT_TIMEOUT,
             ca_file: None,
             client_identity_files: None,
         }
@@ -53,7 +53,7 @@ impl Otlp {
 }
 
 /// The specification's.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const DEFAULT_EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Variables {
     /// How a signal travels by OTLP: as soon as there is an endpoint, or if somebody asks for `otlp` by name.
@@ -71,7 +71,7 @@ impl Variables {
         let compression_name = self.name_of(signal, "COMPRESSION");
         let gzip = self.word(&compression_name, &[("gzip", true), ("none", false)]).unwrap_or(false);
         let timeout_name = self.name_of(signal, "TIMEOUT");
-        let timeout = self.milliseconds(&timeout_name, TIMEOUT).min(export_timeout);
+        let timeout = self.milliseconds(&timeout_name, DEFAULT_EXPORT_TIMEOUT).min(export_timeout);
         let headers = self.headers(signal);
         let ca_file = self.file(signal, "CERTIFICATE");
         let client_identity_files = self.client_identity(signal);
@@ -153,11 +153,9 @@ impl Variables {
         let name = self.name_of(signal, what);
         let path = self.text(&name)?;
         // A file that holds something else would be trusted to hold nothing, and no export would ever work.
-        let wanted = if what == "CLIENT_KEY" { "PRIVATE KEY-----" } else { "-----BEGIN CERTIFICATE-----" };
-        match fs::read_to_string(&path) {
-            Ok(pem) if pem.contains(wanted) => {}
-            Ok(_) => self.problem(&name, "names a file that is not the PEM file wanted here"),
-            Err(error) => self.problem(&name, &format!("names a file that {}", file_error(&error))),
+        let wanted = if what == "CLIENT_KEY" { PRIVATE_KEY } else { CERTIFICATE };
+        if let Err(problem) = file_with(wanted, &path, "is not the PEM file wanted here") {
+            self.problem(&name, &format!("names a file that {problem}"));
         }
         Some(path.into())
     }

@@ -4,7 +4,7 @@ use std::{fs, time::Duration};
 
 use secrecy::ExposeSecret as _;
 
-use super::{Batch, Propagators, Protocol, RootSampler, Sampler, SpanLimits, StatusCodeName, Telemetry, Temporality};
+use super::{BatchLimits, Protocol, RootSampler, Sampler, SpanLimits, StatusCodeName, Telemetry, Temporality};
 
 fn all(variables: &[(&str, &str)]) -> Result<Telemetry, Vec<String>> {
     let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
@@ -35,11 +35,11 @@ fn nothing_is_sent_and_metrics_are_served_without_a_variable() {
 
 #[test]
 fn otel_sdk_disabled_switches_everything_off() {
-    let telemetry = with(&[("OTEL_SDK_DISABLED", "TRUE"), ("OTEL_TRACES_EXPORTER", "console,otlp")]);
+    let telemetry = with(&[("OTEL_SDK_DISABLED", "TRUE"), ("OTEL_TRACES_EXPORTER", "otlp")]);
     assert_eq!(by_otlp(&telemetry), [false; 3]);
-    assert!(!telemetry.metrics.served && !telemetry.metrics.console && !telemetry.traces.console);
+    assert!(!telemetry.metrics.served);
     // It does not concern what is read of a caller's headers.
-    assert!(telemetry.propagators.trace_context);
+    assert!(telemetry.reads_trace_context);
     assert_eq!(by_otlp(&with(&[("OTEL_SDK_DISABLED", "false")])), [true; 3]);
     let telemetry = with(&[("OTEL_SDK_DISABLED", "yes")]);
     assert_eq!(by_otlp(&telemetry), [true; 3]);
@@ -50,14 +50,10 @@ fn otel_sdk_disabled_switches_everything_off() {
 fn otel_exporter_variables_choose_for_each_signal() {
     let telemetry = with(&[("OTEL_TRACES_EXPORTER", "none")]);
     assert_eq!(by_otlp(&telemetry), [false, true, true]);
-    let telemetry = with(&[("OTEL_TRACES_EXPORTER", "console, otlp")]);
-    assert!(telemetry.traces.otlp.is_some() && telemetry.traces.console);
     let telemetry = with(&[("OTEL_METRICS_EXPORTER", "none")]);
     assert!(telemetry.metrics.otlp.is_none() && !telemetry.metrics.served);
     let telemetry = with(&[("OTEL_METRICS_EXPORTER", "prometheus")]);
     assert!(telemetry.metrics.otlp.is_none() && telemetry.metrics.served);
-    let telemetry = with(&[("OTEL_METRICS_EXPORTER", "console")]);
-    assert!(telemetry.metrics.otlp.is_none() && telemetry.metrics.console && telemetry.metrics.served);
     for off in ["none", "console"] {
         assert_eq!(by_otlp(&with(&[("OTEL_LOGS_EXPORTER", off)])), [true, true, false]);
     }
@@ -67,6 +63,21 @@ fn otel_exporter_variables_choose_for_each_signal() {
     let ignored =
         ["OTEL_TRACES_EXPORTER (`zipkin` is not supported)", "OTEL_LOGS_EXPORTER (`jaeger` is not supported)"];
     assert_eq!(telemetry.ignored, ignored);
+}
+
+#[test]
+fn console_sends_nothing_and_is_named_where_it_has_no_effect() {
+    let telemetry = with(&[
+        ("OTEL_TRACES_EXPORTER", "console"),
+        ("OTEL_METRICS_EXPORTER", "console"),
+        ("OTEL_LOGS_EXPORTER", "console"),
+    ]);
+    assert_eq!(by_otlp(&telemetry), [false; 3]);
+    assert!(telemetry.metrics.served);
+    let ignored = ["TRACES", "METRICS"].map(|signal| format!("OTEL_{signal}_EXPORTER (`console` is not supported)"));
+    assert_eq!(telemetry.ignored, ignored);
+    // What stands beside it counts.
+    assert_eq!(by_otlp(&with(&[("OTEL_TRACES_EXPORTER", "console, otlp")])), [true; 3]);
 }
 
 #[test]
@@ -82,18 +93,17 @@ fn otlp_that_is_asked_for_by_name_needs_no_endpoint() {
 fn otel_propagators_choose_what_is_read_of_callers() {
     let read = |value| {
         let telemetry = all(&[("OTEL_PROPAGATORS", value)]).unwrap();
-        let Propagators { trace_context, baggage } = telemetry.propagators;
-        (trace_context, baggage, telemetry.ignored)
+        (telemetry.reads_trace_context, telemetry.ignored)
     };
-    assert_eq!(read(""), (true, true, vec![]));
-    assert_eq!(read("tracecontext,baggage"), (true, true, vec![]));
-    assert_eq!(read("tracecontext"), (true, false, vec![]));
-    assert_eq!(read("baggage"), (false, true, vec![]));
-    assert_eq!(read("none"), (false, false, vec![]));
+    assert_eq!(read(""), (true, vec![]));
+    assert_eq!(read("tracecontext,baggage"), (true, vec![]));
+    assert_eq!(read("tracecontext"), (true, vec![]));
+    assert_eq!(read("baggage"), (false, vec![]));
+    assert_eq!(read("none"), (false, vec![]));
     let b3 = |word| format!("OTEL_PROPAGATORS (`{word}` is not supported)");
-    assert_eq!(read("b3,tracecontext"), (true, false, vec![b3("b3")]));
+    assert_eq!(read("b3,tracecontext"), (true, vec![b3("b3")]));
     // Nothing of it can be used: as if it were not set.
-    assert_eq!(read("b3,b3multi"), (true, true, vec![b3("b3"), b3("b3multi")]));
+    assert_eq!(read("b3,b3multi"), (true, vec![b3("b3"), b3("b3multi")]));
 }
 
 #[test]
@@ -245,14 +255,17 @@ fn batches_have_their_sizes_delays_and_bounds() {
         ("OTEL_BLRP_EXPORT_TIMEOUT", "6000"),
     ]);
     let (traces, logs) = (telemetry.traces, telemetry.logs);
-    assert_eq!(traces.batch, Batch { queue_size: 10, export_size: 10, delay: Duration::from_millis(300) });
+    assert_eq!(traces.batch, BatchLimits { queue_size: 10, export_size: 10, delay: Duration::from_millis(300) });
     assert_eq!(traces.otlp.unwrap().timeout, Duration::from_secs(4));
-    assert_eq!(logs.batch, Batch { queue_size: 50, export_size: 5, delay: Duration::from_secs(1) });
+    assert_eq!(logs.batch, BatchLimits { queue_size: 50, export_size: 5, delay: Duration::from_secs(1) });
     assert_eq!(logs.otlp.unwrap().timeout, Duration::from_secs(6));
     assert_eq!(telemetry.ignored, ["OTEL_BLRP_SCHEDULE_DELAY (must be more than 0)"]);
     let defaults = Telemetry::default();
-    assert_eq!(defaults.traces.batch, Batch { queue_size: 2048, export_size: 512, delay: Duration::from_secs(5) });
-    assert_eq!(defaults.logs.batch, Batch { queue_size: 2048, export_size: 512, delay: Duration::from_secs(1) });
+    assert_eq!(
+        defaults.traces.batch,
+        BatchLimits { queue_size: 2048, export_size: 512, delay: Duration::from_secs(5) }
+    );
+    assert_eq!(defaults.logs.batch, BatchLimits { queue_size: 2048, export_size: 512, delay: Duration::from_secs(1) });
 }
 
 #[test]

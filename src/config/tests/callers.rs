@@ -32,7 +32,7 @@ fn with(policy: &str, files: &Files) -> String {
     format!("{policy}\n{}", files.minimal(""))
 }
 
-fn rules(identity: WhichCaller, rpcs: &[Rpc], scopes: &[ScopeWord]) -> CallerRules {
+fn rules(identity: WhichCaller, rpcs: &[Rpc], scopes: &[ScopeKind]) -> CallerRules {
     CallerRules {
         rpcs: rpcs.iter().copied().collect(),
         scopes: scopes.iter().copied().collect(),
@@ -53,7 +53,7 @@ fn policy_is_read_into_every_field() {
         ..rules(
             named("spiffe://msp.test/offboarding"),
             &[Rpc::UnassignLicenses, Rpc::PreviewUnassignLicenses],
-            &[ScopeWord::Include],
+            &[ScopeKind::Include],
         )
     };
     let anonymous = CallerRules {
@@ -61,7 +61,7 @@ fn policy_is_read_into_every_field() {
         customers: Names::Only([].into()),
         ..rules(WhichCaller::Anonymous, &[Rpc::ListServices], &[])
     };
-    let all = [ScopeWord::Include, ScopeWord::Exclude, ScopeWord::All];
+    let all = [ScopeKind::Include, ScopeKind::Exclude, ScopeKind::All];
     let ops = rules(named("ops.msp.test"), &[Rpc::UnassignLicenses], &all);
     assert_eq!(policy, Policy { read_only: true, callers: vec![offboarding, anonymous, ops] });
 }

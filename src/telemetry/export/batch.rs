@@ -26,67 +26,74 @@ use opentelemetry_sdk::{
 use tokio::runtime::Handle;
 
 use crate::{
-    config::Batch,
+    config::BatchLimits,
     telemetry::metrics::{DropCause, Dropped, Metrics},
 };
 
 /// Spans on their way to `exporter`. Must be called inside a tokio runtime.
 pub(in crate::telemetry) fn spans<E: SpanExporter + 'static>(
     exporter: E,
-    batch: Batch,
+    batch: BatchLimits,
     timeout: Duration,
     value_length: Option<usize>,
     metrics: &Metrics,
-) -> Queue<BatchSpanProcessor> {
-    let room = Room::new(Dropped::Spans, batch, metrics);
-    let exporter = Bounded { exporter, room: room.clone(), timeout, runtime: Handle::current(), value_length };
+) -> BoundedProcessor<BatchSpanProcessor> {
+    let capacity = QueueCapacity::new(Dropped::Spans, batch, metrics);
+    let exporter =
+        BoundedExporter { exporter, capacity: capacity.clone(), timeout, runtime: Handle::current(), value_length };
     let config = trace::BatchConfigBuilder::default()
         .with_max_queue_size(batch.queue_size)
         .with_max_export_batch_size(batch.export_size)
         .with_scheduled_delay(batch.delay)
         .build();
-    Queue { processor: BatchSpanProcessor::new(exporter, config), room }
+    BoundedProcessor { processor: BatchSpanProcessor::new(exporter, config), capacity }
 }
 
 /// The same for log records.
 pub(in crate::telemetry) fn logs<E: LogExporter + 'static>(
     exporter: E,
-    batch: Batch,
+    batch: BatchLimits,
     timeout: Duration,
     metrics: &Metrics,
-) -> Queue<BatchLogProcessor> {
-    let room = Room::new(Dropped::Logs, batch, metrics);
-    let exporter = Bounded { exporter, room: room.clone(), timeout, runtime: Handle::current(), value_length: None };
+) -> BoundedProcessor<BatchLogProcessor> {
+    let capacity = QueueCapacity::new(Dropped::Logs, batch, metrics);
+    let exporter = BoundedExporter {
+        exporter,
+        capacity: capacity.clone(),
+        timeout,
+        runtime: Handle::current(),
+        value_length: None,
+    };
     let config = logs::BatchConfigBuilder::default()
         .with_max_queue_size(batch.queue_size)
         .with_max_export_batch_size(batch.export_size)
         .with_scheduled_delay(batch.delay)
         .build();
-    Queue { processor: BatchLogProcessor::builder(exporter).with_batch_config(config).build(), room }
+    BoundedProcessor { processor: BatchLogProcessor::builder(exporter).with_batch_config(config).build(), capacity }
 }
 
-/// A bound in time on every export of metrics, and an end: once all was `said`, nothing is sent any more. They need no
+/// A bound in time on every export of metrics, and an end: once all was `flushed`, nothing is sent any more. They need no
 /// queue: the next export says it all again.
 pub(in crate::telemetry) fn metrics<E: PushMetricExporter>(
     exporter: E,
     timeout: Duration,
-    said: &Arc<AtomicBool>,
-) -> TimedMetrics<E> {
-    TimedMetrics { exporter, timeout, runtime: Handle::current(), said: Arc::clone(said) }
+    flushed: &Arc<AtomicBool>,
+) -> TimedMetricExporter<E> {
+    TimedMetricExporter { exporter, timeout, runtime: Handle::current(), flushed: Arc::clone(flushed) }
 }
 
 /// How many may wait, and how many do.
 #[derive(Debug, Clone)]
-struct Room {
-    what: Dropped,
+struct QueueCapacity {
+    signal: Dropped,
     size: usize,
     waiting: Arc<AtomicUsize>,
     metrics: Metrics,
 }
 
-impl Room {
-    fn new(what: Dropped, batch: Batch, metrics: &Metrics) -> Self {
-        Self { what, size: batch.queue_size, waiting: Arc::default(), metrics: metrics.clone() }
+impl QueueCapacity {
+    fn new(signal: Dropped, batch: BatchLimits, metrics: &Metrics) -> Self {
+        Self { signal, size: batch.queue_size, waiting: Arc::default(), metrics: metrics.clone() }
     }
 
     /// Whether there was room for one more.
@@ -94,7 +101,7 @@ impl Room {
         let entered =
             self.waiting.fetch_update(Relaxed, Relaxed, |waiting| (waiting < self.size).then_some(waiting + 1));
         if entered.is_err() {
-            self.metrics.dropped(self.what, DropCause::QueueFull, 1);
+            self.metrics.dropped(self.signal, DropCause::QueueFull, 1);
         }
         entered.is_ok()
     }
@@ -106,18 +113,18 @@ impl Room {
 
 /// A processor of the SDK whose queue never has to drop: what it has no room for does not reach it.
 #[derive(Debug)]
-pub(in crate::telemetry) struct Queue<P> {
+pub(in crate::telemetry) struct BoundedProcessor<P> {
     processor: P,
-    room: Room,
+    capacity: QueueCapacity,
 }
 
-impl SpanProcessor for Queue<BatchSpanProcessor> {
+impl SpanProcessor for BoundedProcessor<BatchSpanProcessor> {
     fn on_start(&self, span: &mut Span, context: &Context) {
         self.processor.on_start(span, context);
     }
 
     fn on_end(&self, span: SpanData) {
-        if span.span_context.is_sampled() && self.room.enter() {
+        if span.span_context.is_sampled() && self.capacity.enter() {
             self.processor.on_end(span);
         }
     }
@@ -135,9 +142,9 @@ impl SpanProcessor for Queue<BatchSpanProcessor> {
     }
 }
 
-impl LogProcessor for Queue<BatchLogProcessor> {
+impl LogProcessor for BoundedProcessor<BatchLogProcessor> {
     fn emit(&self, record: &mut SdkLogRecord, scope: &InstrumentationScope) {
-        if self.room.enter() {
+        if self.capacity.enter() {
             self.processor.emit(record, scope);
         }
     }
@@ -156,21 +163,21 @@ impl LogProcessor for Queue<BatchLogProcessor> {
 }
 
 /// An exporter whose exports end in time, and whose failures are counted.
-struct Bounded<E> {
+struct BoundedExporter<E> {
     exporter: E,
-    room: Room,
+    capacity: QueueCapacity,
     timeout: Duration,
     /// Has the timer: the SDK's threads have none.
     runtime: Handle,
     value_length: Option<usize>,
 }
 
-impl<E> Bounded<E> {
+impl<E> BoundedExporter<E> {
     async fn export(&self, count: usize, export: impl Future<Output = OTelSdkResult>) -> OTelSdkResult {
-        self.room.leave(count);
+        self.capacity.leave(count);
         let result = in_time(&self.runtime, self.timeout, export).await;
         if result.is_err() {
-            self.room.metrics.dropped(self.room.what, DropCause::ExportFailed, count);
+            self.capacity.metrics.dropped(self.capacity.signal, DropCause::ExportFailed, count);
         }
         result
     }
@@ -184,14 +191,17 @@ async fn in_time(runtime: &Handle, limit: Duration, export: impl Future<Output =
     timed.await.unwrap_or(Err(OTelSdkError::Timeout(limit)))
 }
 
-impl<E> fmt::Debug for Bounded<E> {
+impl<E> fmt::Debug for BoundedExporter<E> {
     /// Without the exporter, which knows the headers.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bounded").field("room", &self.room).field("timeout", &self.timeout).finish_non_exhaustive()
+        f.debug_struct("BoundedExporter")
+            .field("capacity", &self.capacity)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
     }
 }
 
-impl<E: SpanExporter> SpanExporter for Bounded<E> {
+impl<E: SpanExporter> SpanExporter for BoundedExporter<E> {
     async fn export(&self, mut batch: Vec<SpanData>) -> OTelSdkResult {
         if let Some(length) = self.value_length {
             for span in &mut batch {
@@ -216,7 +226,7 @@ impl<E: SpanExporter> SpanExporter for Bounded<E> {
     }
 }
 
-impl<E: LogExporter> LogExporter for Bounded<E> {
+impl<E: LogExporter> LogExporter for BoundedExporter<E> {
     async fn export(&self, batch: LogBatch<'_>) -> OTelSdkResult {
         self.export(batch.iter().count(), self.exporter.export(batch)).await
     }
@@ -246,16 +256,16 @@ fn shorten_text(text: &mut StringValue, length: usize) {
 }
 
 /// An exporter of metrics whose exports end in time.
-pub(in crate::telemetry) struct TimedMetrics<E> {
+pub(in crate::telemetry) struct TimedMetricExporter<E> {
     exporter: E,
     timeout: Duration,
     runtime: Handle,
-    said: Arc<AtomicBool>,
+    flushed: Arc<AtomicBool>,
 }
 
-impl<E: PushMetricExporter> PushMetricExporter for TimedMetrics<E> {
+impl<E: PushMetricExporter> PushMetricExporter for TimedMetricExporter<E> {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
-        if self.said.load(Relaxed) {
+        if self.flushed.load(Relaxed) {
             return Ok(());
         }
         in_time(&self.runtime, self.timeout, self.exporter.export(metrics)).await

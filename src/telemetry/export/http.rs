@@ -7,11 +7,11 @@ use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use reqwest::{Certificate, Client, Identity, redirect, retry};
 use tokio::runtime::Handle;
 
-use super::{StartError, read};
+use super::{ExporterError, read};
 use crate::config::Otlp;
 
 /// The most that is read of a collector's answer: a few counts are all it has to say.
-const MAX_ANSWER_BYTES: usize = 64 * 1024;
+const MAX_COLLECTOR_RESPONSE_BYTES: usize = 64 * 1024;
 
 /// Sends what the SDK hands over, on the runtime it was made in.
 #[derive(Debug)]
@@ -21,8 +21,8 @@ pub(super) struct RuntimeClient {
 }
 
 impl RuntimeClient {
-    pub(super) fn new(otlp: &Otlp) -> Result<Self, StartError> {
-        let failed = |error: reqwest::Error| StartError::Exporter(Box::new(error));
+    pub(super) fn new(otlp: &Otlp) -> Result<Self, ExporterError> {
+        let failed = |error: reqwest::Error| ExporterError::Exporter(Box::new(error));
         let mut builder = Client::builder()
             .http1_only()
             .no_proxy()
@@ -56,7 +56,7 @@ async fn exchange(client: Client, request: Request<Bytes>) -> Result<Response<By
     }
     let mut body = Vec::new();
     while let Some(chunk) = answer.chunk().await? {
-        if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+        if body.len() + chunk.len() > MAX_COLLECTOR_RESPONSE_BYTES {
             return Err("the collector's answer is too long".into());
         }
         body.extend_from_slice(&chunk);

@@ -13,7 +13,6 @@ use serde_json::Value;
 use tracing::{Level, Metadata};
 
 use super::{Fields, Ids};
-use crate::telemetry::console;
 
 /// Hands records to the SDK, which queues them.
 #[derive(Debug)]
@@ -86,11 +85,10 @@ fn severity(level: Level) -> (Severity, &'static str) {
 }
 
 /// Not what exporting itself may say, or one failed export would be the subject of the next: the SDK, and the crates
-/// that carry its exports. Nor what only stands in for an exporter. Standard output has it all.
+/// that carry its exports. Standard output has it all.
 fn is_exported(target: &str) -> bool {
     let krate = target.split("::").next().unwrap_or_default();
-    target != console::TARGET
-        && !krate.starts_with("opentelemetry")
+    !krate.starts_with("opentelemetry")
         && !["h2", "hyper", "hyper_util", "reqwest", "rustls", "tonic", "tower"].contains(&krate)
 }
 
@@ -119,8 +117,8 @@ mod tests {
         let provider = SdkLoggerProvider::builder().with_simple_exporter(exporter.clone()).build();
         let slot = Exported::default();
         slot.store(Some(Arc::new(Export::new(provider.logger("test"), value_length))));
-        let settings = config::Log { filter: "trace".to_owned(), format: LogFormat::Json };
-        tracing::subscriber::with_default(subscriber(&settings, false, Box::new(|_| {}), slot).unwrap(), body);
+        let settings = config::Log { filter: "trace".parse().unwrap(), format: LogFormat::Json };
+        tracing::subscriber::with_default(subscriber(&settings, false, Box::new(|_| {}), slot), body);
         exporter.get_emitted_logs().unwrap()
     }
 
@@ -138,7 +136,7 @@ mod tests {
         let (trace, span) = (TraceId::from(7), SpanId::from(9));
         let parent = SpanContext::new(trace, span, TraceFlags::SAMPLED, true, TraceState::default());
         let context = Context::new().with_remote_span_context(parent).with_value(operation);
-        let error = crate::telemetry::StartError::Exporter(Box::new(io::Error::other("refused")));
+        let error = crate::telemetry::ExporterError::Exporter(Box::new(io::Error::other("refused")));
         let records = exported(None, || {
             let _guard = context.attach();
             tracing::warn!(customers = 3, share = 0.5, dry = false, error = &error as &dyn std::error::Error, "taken");
@@ -179,7 +177,6 @@ mod tests {
             tracing::error!(target: "opentelemetry-otlp", "2");
             tracing::warn!(target: "hyper_util::client", "3");
             tracing::warn!(target: "tonic::transport", "4");
-            tracing::info!(target: "license_gateway::telemetry::console", "5");
             tracing::info!(target: "kube_client", "theirs");
             tracing::debug!(target: "kube_client", "too quiet for anybody");
             tracing::debug!("ours");

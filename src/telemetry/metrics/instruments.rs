@@ -7,7 +7,7 @@ use opentelemetry::{
     metrics::{AsyncInstrument, Counter, Histogram, Meter},
 };
 
-use super::{DropCause, Dropped, ExchangeResult, Quota, Shed, TokenAges, TokenState, Window};
+use super::{DropCause, Dropped, ExchangeResult, QuotaReadings, Shed, TokenAges, TokenState, Window};
 use crate::{
     config::StatusCodeName,
     telemetry::names::{self, Metric, MetricKind},
@@ -94,7 +94,7 @@ impl Instruments {
         gauge.with_unit(metric.unit).with_description(metric.meaning).with_callback(observe).build();
     }
 
-    pub(super) fn observe_quota(&self, quota: impl Fn() -> Quota + Send + Sync + 'static) {
+    pub(super) fn observe_quota(&self, quota: impl Fn() -> QuotaReadings + Send + Sync + 'static) {
         let quota = Arc::new(quota);
         let remaining = Arc::clone(&quota);
         self.gauge(&names::QUOTA_REMAINING, move |gauge| {

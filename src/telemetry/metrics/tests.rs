@@ -17,7 +17,7 @@ use crate::telemetry::{
 };
 
 /// Metrics with somebody who looks at them, both ways.
-struct Seen {
+struct WatchedMetrics {
     metrics: Metrics,
     provider: SdkMeterProvider,
     exporter: InMemoryMetricExporter,
@@ -26,7 +26,7 @@ struct Seen {
 /// A value of a metric with its labels, and how many values it is made of.
 type Points = BTreeMap<String, f64>;
 
-impl Seen {
+impl WatchedMetrics {
     fn new() -> Self {
         Self::with(StatusCodeName::Old)
     }
@@ -110,12 +110,12 @@ fn touch_all(metrics: &Metrics) {
     metrics.audit_failure();
     metrics.token_exchange(ExchangeResult::Pair);
     let window = WindowQuota { remaining: Some(5), limit: Some(7) };
-    metrics.observe_quota(move || Quota { second: window, day: WindowQuota::default() });
+    metrics.observe_quota(move || QuotaReadings { second: window, day: WindowQuota::default() });
     metrics.observe_queue(|| 2);
-    metrics.observe_breaker(|| Breaker::HalfOpen);
+    metrics.observe_breaker(|| BreakerPosition::HalfOpen);
     let token = TokenAges { age: Duration::from_secs(9), expires_in: Duration::from_secs(100), generation: 4 };
     metrics.observe_token(move || TokenState { token: Some(token), seed_needed: false });
-    let verdict = Verdict { outcome: "not_applied", reason: Some("INVALID_REQUEST") };
+    let verdict = RpcOutcome { outcome: "not_applied", reason: Some("INVALID_REQUEST") };
     metrics.rpc(Some(UNASSIGN), Code::InvalidArgument, Some(verdict), Duration::from_millis(5));
     call(metrics).answered(503);
     metrics.dropped(Dropped::Spans, DropCause::QueueFull, 2);
@@ -130,9 +130,9 @@ fn call(metrics: &Metrics) -> ClientSpan {
 
 #[test]
 fn every_rpc_is_measured_and_counted_once() {
-    let seen = Seen::new();
-    let applied = Verdict { outcome: "applied", reason: None };
-    let refused = Verdict { outcome: "not_applied", reason: Some("INVALID_REQUEST") };
+    let seen = WatchedMetrics::new();
+    let applied = RpcOutcome { outcome: "applied", reason: None };
+    let refused = RpcOutcome { outcome: "not_applied", reason: Some("INVALID_REQUEST") };
     let took = Duration::from_millis(20);
     seen.metrics.rpc(Some(UNASSIGN), Code::Ok, Some(applied), took);
     seen.metrics.rpc(Some(UNASSIGN), Code::InvalidArgument, Some(refused), took);
@@ -163,7 +163,7 @@ fn every_rpc_is_measured_and_counted_once() {
 #[test]
 fn status_code_has_the_names_that_were_opted_for() {
     let names = |status_code_name| {
-        let seen = Seen::with(status_code_name);
+        let seen = WatchedMetrics::with(status_code_name);
         seen.metrics.rpc(Some(UNASSIGN), Code::Ok, None, Duration::ZERO);
         let points = seen.points("rpc.server.call.duration");
         let labels = points.into_keys().next().unwrap();
@@ -176,7 +176,7 @@ fn status_code_has_the_names_that_were_opted_for() {
 
 #[test]
 fn every_try_is_measured_once_however_it_ends() {
-    let seen = Seen::new();
+    let seen = WatchedMetrics::new();
     call(&seen.metrics).answered(200);
     call(&seen.metrics).answered(429);
     call(&seen.metrics).failed("timeout");
@@ -197,7 +197,7 @@ fn every_try_is_measured_once_however_it_ends() {
 
 #[test]
 fn what_is_told_is_counted_under_its_label() {
-    let seen = Seen::new();
+    let seen = WatchedMetrics::new();
     seen.metrics.queue_wait(Duration::from_millis(3));
     seen.metrics.members_per_call(3);
     seen.metrics.throttled(Window::Day);
@@ -228,15 +228,15 @@ fn what_is_told_is_counted_under_its_label() {
 fn what_is_asked_for_is_as_it_stands_when_somebody_looks() {
     use std::sync::Mutex;
 
-    let seen = Seen::new();
-    let quota = Arc::new(Mutex::new(Quota::default()));
+    let seen = WatchedMetrics::new();
+    let quota = Arc::new(Mutex::new(QuotaReadings::default()));
     let asked = Arc::clone(&quota);
     seen.metrics.observe_quota(move || *asked.lock().unwrap());
     seen.metrics.observe_queue(|| 5);
-    seen.metrics.observe_breaker(|| Breaker::Open);
+    seen.metrics.observe_breaker(|| BreakerPosition::Open);
     assert_eq!(seen.points("license_gateway.quota.remaining"), Points::new(), "nothing is known yet");
     let day = WindowQuota { remaining: Some(0), limit: Some(5_000) };
-    *quota.lock().unwrap() = Quota { second: WindowQuota { remaining: Some(6), limit: None }, day };
+    *quota.lock().unwrap() = QuotaReadings { second: WindowQuota { remaining: Some(6), limit: None }, day };
     assert_eq!(
         seen.points("license_gateway.quota.remaining"),
         expected(&[("window=second", 6.0), ("window=day", 0.0)])
@@ -251,7 +251,7 @@ fn what_is_asked_for_is_as_it_stands_when_somebody_looks() {
 
 #[test]
 fn token_is_shown_with_its_ages_or_not_at_all() {
-    let seen = Seen::new();
+    let seen = WatchedMetrics::new();
     let token = TokenAges { age: Duration::from_millis(1_500), expires_in: Duration::from_mins(1), generation: 12 };
     seen.metrics.observe_token(move || TokenState { token: Some(token), seed_needed: false });
     assert_eq!(seen.points("license_gateway.token.age"), expected(&[("", 1.5)]));
@@ -259,7 +259,7 @@ fn token_is_shown_with_its_ages_or_not_at_all() {
     assert_eq!(seen.points("license_gateway.token.generation"), expected(&[("", 12.0)]));
     assert_eq!(seen.points("license_gateway.token.seed_needed"), expected(&[("", 0.0)]));
 
-    let seen = Seen::new();
+    let seen = WatchedMetrics::new();
     seen.metrics.observe_token(|| TokenState { token: None, seed_needed: true });
     assert_eq!(seen.points("license_gateway.token.age"), Points::new());
     assert_eq!(seen.points("license_gateway.token.seed_needed"), expected(&[("", 1.0)]));
@@ -267,7 +267,7 @@ fn token_is_shown_with_its_ages_or_not_at_all() {
 
 #[test]
 fn durations_have_the_buckets_of_the_conventions() {
-    let seen = Seen::new();
+    let seen = WatchedMetrics::new();
     touch_all(&seen.metrics);
     let text = seen.metrics.render().unwrap();
     for name in ["rpc_server_call_duration_seconds", "http_client_request_duration_seconds"] {
@@ -292,12 +292,12 @@ fn disabled_metrics_do_nothing() {
 }
 
 /// One row: the name by OTLP, the name for Prometheus, type, unit, labels, meaning.
-type Row = [String; 6];
+type DocumentedMetric = [String; 6];
 
 /// The table in the document is what the code registers: every row, and no other.
 #[test]
 fn document_lists_every_metric_as_it_is() {
-    let seen = Seen::new();
+    let seen = WatchedMetrics::new();
     touch_all(&seen.metrics);
 
     // What is exported is what the names list, and the labels seen are among those listed.
@@ -325,13 +325,13 @@ fn document_lists_every_metric_as_it_is() {
     let text = seen.metrics.render().unwrap();
     let served: BTreeMap<&str, &str> =
         text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
-    let mut table: Vec<Row> = METRICS.iter().map(|metric| row(metric)).collect();
+    let mut table: Vec<DocumentedMetric> = METRICS.iter().map(|metric| row(metric)).collect();
     table.sort();
     let names: BTreeMap<&str, &str> = table.iter().map(|row| (row[1].trim_matches('`'), row[2].as_str())).collect();
     assert_eq!(served, names);
 
     let document = include_str!("../../../docs/telemetry.md");
-    let mut documented: Vec<Row> = document
+    let mut documented: Vec<DocumentedMetric> = document
         .split_once("<!-- metrics:start -->")
         .and_then(|(_, rest)| rest.split_once("<!-- metrics:end -->"))
         .unwrap()
@@ -348,7 +348,7 @@ fn document_lists_every_metric_as_it_is() {
     assert_eq!(documented, table, "docs/telemetry.md should have these rows:\n{}", wanted());
 }
 
-fn row(metric: &names::Metric) -> Row {
+fn row(metric: &names::Metric) -> DocumentedMetric {
     let (kind, suffix) = match metric.kind {
         MetricKind::Counter => ("counter", "_total"),
         MetricKind::Gauge => ("gauge", ""),

@@ -110,12 +110,12 @@ struct TimedOut(Duration);
 impl KubernetesStore {
     /// Prepares the store, with the pod's service account or else, outside a cluster, with the kubeconfig. The API
     /// server need not be there yet.
-    pub(crate) async fn open(settings: &config::KubernetesStore) -> Result<Self, Error> {
+    pub(crate) async fn open(settings: &config::KubernetesSettings) -> Result<Self, Error> {
         Self::with_config(settings, discover(&settings.name).await?)
     }
 
     /// Prepares the store on the API server of a configuration.
-    fn with_config(settings: &config::KubernetesStore, mut config: Config) -> Result<Self, Error> {
+    fn with_config(settings: &config::KubernetesSettings, mut config: Config) -> Result<Self, Error> {
         config.connect_timeout = Some(CONNECT_WITHIN);
         // A write that is repeated behind our back after an unclear answer would meet itself and look like a conflict.
         config.default_retry = false;

@@ -44,7 +44,7 @@ return 1
 pub(crate) struct RedisStore(Arc<RedisHandle>);
 
 struct RedisHandle {
-    settings: config::RedisStore,
+    settings: config::RedisSettings,
     /// Where it is, for people: no secrets.
     name: String,
     connection: Mutex<Option<MultiplexedConnection>>,
@@ -63,7 +63,7 @@ struct StoredValue {
 impl RedisStore {
     /// Checks the settings and the files they name. The server is reached at the first use, so that the gateway starts
     /// without it.
-    pub(crate) fn open(settings: &config::RedisStore) -> Result<Self, Error> {
+    pub(crate) fn open(settings: &config::RedisSettings) -> Result<Self, Error> {
         let client = connect::client(settings)?;
         Ok(Self(Arc::new(RedisHandle {
             settings: settings.clone(),

@@ -21,7 +21,7 @@ async fn start(sandbox: &Sandbox, state: &Arc<TempDir>, password: &str) -> Gatew
     fs::write(&password_file, password).unwrap();
     Gateway::start_in(sandbox, Arc::clone(state), |config| {
         config.credentials.login =
-            Some(config::Login { username: settings.username, password_file, customer_id: settings.msp_id });
+            Some(config::UserCredentials { username: settings.username, password_file, customer_id: settings.msp_id });
     })
     .await
 }

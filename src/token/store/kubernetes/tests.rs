@@ -35,7 +35,7 @@ fn store(server: &ApiServer) -> KubernetesStore {
 }
 
 fn store_in(server: &ApiServer, namespace: Option<&str>) -> KubernetesStore {
-    let settings = config::KubernetesStore { namespace: namespace.map(str::to_owned), name: NAME.to_owned() };
+    let settings = config::KubernetesSettings { namespace: namespace.map(str::to_owned), name: NAME.to_owned() };
     let store = KubernetesStore::with_config(&settings, cluster(server.address)).unwrap();
     // Tests of silence need not take 5 s each.
     KubernetesStore { answer_within: Duration::from_millis(500), ..store }
@@ -256,7 +256,7 @@ async fn missing_permissions_are_named() {
 
     let mut config = cluster(server.address);
     config.auth_info.token = Some("forged".into());
-    let settings = config::KubernetesStore { namespace: None, name: NAME.to_owned() };
+    let settings = config::KubernetesSettings { namespace: None, name: NAME.to_owned() };
     let stranger = KubernetesStore::with_config(&settings, config).unwrap();
     let error = with_causes(&stranger.load().await.unwrap_err());
     assert!(error.contains("does not accept the gateway's credentials") && !error.contains("forged"), "{error}");
@@ -344,7 +344,7 @@ async fn an_api_server_that_comes_late_is_used_when_it_is_there() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
-    let settings = config::KubernetesStore { namespace: None, name: NAME.to_owned() };
+    let settings = config::KubernetesSettings { namespace: None, name: NAME.to_owned() };
     let store = KubernetesStore::with_config(&settings, cluster(address)).unwrap();
     let begun = Instant::now();
     let error = store.load().await.unwrap_err();
@@ -370,7 +370,7 @@ async fn the_api_servers_certificate_is_checked() {
     .unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server = ApiServer::serve(listener, Some(tokio_rustls::TlsAcceptor::from(Arc::new(tls))));
-    let settings = config::KubernetesStore { namespace: None, name: NAME.to_owned() };
+    let settings = config::KubernetesSettings { namespace: None, name: NAME.to_owned() };
     let mut config = cluster(server.address);
     config.cluster_url = format!("https://{}", server.address).parse().unwrap();
     let stranger = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();

@@ -16,7 +16,9 @@ const REDIS_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connection that is logged in. The outer error: the settings are at fault.
-pub(super) async fn connect(settings: &config::RedisStore) -> Result<Result<MultiplexedConnection, RedisFault>, Error> {
+pub(super) async fn connect(
+    settings: &config::RedisSettings,
+) -> Result<Result<MultiplexedConnection, RedisFault>, Error> {
     let settings = settings.clone();
     // It reads files.
     let client = tokio::task::spawn_blocking(move || client(&settings)).await;
@@ -28,7 +30,7 @@ pub(super) async fn connect(settings: &config::RedisStore) -> Result<Result<Mult
 }
 
 /// What the settings come to, with the files as they are now.
-pub(super) fn client(settings: &config::RedisStore) -> Result<Client, Error> {
+pub(super) fn client(settings: &config::RedisSettings) -> Result<Client, Error> {
     // Its messages hold nothing of the URL but the name of what is wrong.
     let info = settings.url.clone().into_connection_info();
     let info = info.map_err(|error| wrong("token_store.url", error.to_string()))?;
@@ -44,8 +46,8 @@ pub(super) fn client(settings: &config::RedisStore) -> Result<Client, Error> {
 }
 
 /// None: the address is one without TLS.
-fn with_tls(settings: &config::RedisStore, address: &ConnectionAddr) -> Result<Option<TlsCertificates>, Error> {
-    let config::RedisStore { ca_file, client_certificate_file, client_key_file, .. } = settings;
+fn with_tls(settings: &config::RedisSettings, address: &ConnectionAddr) -> Result<Option<TlsCertificates>, Error> {
+    let config::RedisSettings { ca_file, client_certificate_file, client_key_file, .. } = settings;
     if !matches!(address, ConnectionAddr::TcpTls { .. }) {
         return match (ca_file, client_certificate_file, client_key_file) {
             (None, None, None) => Ok(None),
@@ -67,7 +69,7 @@ fn with_tls(settings: &config::RedisStore, address: &ConnectionAddr) -> Result<O
 }
 
 fn with_login(
-    settings: &config::RedisStore,
+    settings: &config::RedisSettings,
     mut login: redis::RedisConnectionInfo,
 ) -> Result<redis::RedisConnectionInfo, Error> {
     if let Some(username) = &settings.username {

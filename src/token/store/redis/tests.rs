@@ -32,8 +32,8 @@ use crate::token::store::{
 
 const KEY: &str = "license-gateway:token";
 
-fn settings(url: &str) -> config::RedisStore {
-    config::RedisStore {
+fn settings(url: &str) -> config::RedisSettings {
+    config::RedisSettings {
         url: url.parse().unwrap(),
         username: None,
         password_file: None,
@@ -320,7 +320,7 @@ async fn a_wrong_password_or_right_is_told_without_secrets() {
     let () = admin(&server, &["ACL", "SETUSER", "poor", "on", ">s3cret-good", "~other:*", "+get", "+eval"]);
     let dir = tempfile::tempdir().unwrap();
     let password_file = dir.path().join("password");
-    let with = |username: &str| config::RedisStore {
+    let with = |username: &str| config::RedisSettings {
         username: Some(username.to_owned()),
         password_file: Some(password_file.clone()),
         ..settings(&server.url())
@@ -348,7 +348,7 @@ async fn a_wrong_password_or_right_is_told_without_secrets() {
     fs::write(&password_file, "s3cret-new").unwrap();
     let () = admin(&server, &["CLIENT", "KILL", "USER", "gateway"]);
     stored(&store, record(2)).await;
-    let another = config::RedisStore { url: format!("{}?db=3", server.url()).parse().unwrap(), ..with("gateway") };
+    let another = config::RedisSettings { url: format!("{}?db=3", server.url()).parse().unwrap(), ..with("gateway") };
     let store = RedisStore::open(&another).unwrap();
     assert_eq!(store.load().await.unwrap().record, None, "another database");
 }
@@ -405,7 +405,7 @@ async fn the_settings_of_a_real_server_are_checked() {
     let dir = tempfile::tempdir().unwrap();
     let password_file = dir.path().join("password");
     fs::write(&password_file, "pw").unwrap();
-    let login = config::RedisStore {
+    let login = config::RedisSettings {
         username: Some("gateway".to_owned()),
         password_file: Some(password_file),
         ..settings(&server.url())
@@ -462,8 +462,8 @@ impl TlsFiles {
         ])
     }
 
-    fn settings(&self, host: &str) -> config::RedisStore {
-        config::RedisStore {
+    fn settings(&self, host: &str) -> config::RedisSettings {
+        config::RedisSettings {
             ca_file: Some(self.path("ca.pem")),
             ..settings(&format!("rediss://{host}:{}/1", self.port))
         }
@@ -477,7 +477,7 @@ async fn a_server_is_reached_with_tls_and_its_certificate_is_checked() {
     stored(&RedisStore::open(&tls.settings("localhost")).unwrap(), record(1)).await;
 
     let stranger = TlsFiles::new();
-    let other = config::RedisStore { ca_file: Some(stranger.path("ca.pem")), ..tls.settings("localhost") };
+    let other = config::RedisSettings { ca_file: Some(stranger.path("ca.pem")), ..tls.settings("localhost") };
     let error = RedisStore::open(&other).unwrap().load().await.unwrap_err();
     assert!(chain(&error).contains("invalid peer certificate"), "{}", chain(&error));
     let error = RedisStore::open(&tls.settings("127.0.0.1")).unwrap().load().await.unwrap_err();
@@ -490,7 +490,7 @@ async fn a_server_that_asks_for_a_certificate_gets_ours() {
     let _server = tls.server("yes");
     let without = RedisStore::open(&tls.settings("localhost")).unwrap();
     assert!(matches!(without.load().await, Err(Error::Unavailable { .. })));
-    let with = config::RedisStore {
+    let with = config::RedisSettings {
         client_certificate_file: Some(tls.path("gateway.pem")),
         client_key_file: Some(tls.path("gateway.key")),
         ..tls.settings("localhost")
@@ -506,19 +506,19 @@ fn settings_that_make_no_sense_are_refused() {
     let missing = dir.path().join("missing");
     let plain = || settings("redis://localhost");
     let table = [
-        (config::RedisStore { username: Some("a".to_owned()), ..plain() }, "token_store.username needs a password"),
+        (config::RedisSettings { username: Some("a".to_owned()), ..plain() }, "token_store.username needs a password"),
         (
-            config::RedisStore { password_file: Some(empty.clone()), ..plain() },
+            config::RedisSettings { password_file: Some(empty.clone()), ..plain() },
             "token_store.password_file holds no password",
         ),
-        (config::RedisStore { password_file: Some(missing), ..plain() }, "cannot read"),
-        (config::RedisStore { ca_file: Some(empty.clone()), ..plain() }, "must begin with rediss://"),
+        (config::RedisSettings { password_file: Some(missing), ..plain() }, "cannot read"),
+        (config::RedisSettings { ca_file: Some(empty.clone()), ..plain() }, "must begin with rediss://"),
         (
-            config::RedisStore { client_key_file: Some(empty.clone()), ..settings("rediss://localhost") },
+            config::RedisSettings { client_key_file: Some(empty.clone()), ..settings("rediss://localhost") },
             "token_store.client_certificate_file and token_store.client_key_file go together",
         ),
         (
-            config::RedisStore { ca_file: Some(empty), ..settings("rediss://localhost") },
+            config::RedisSettings { ca_file: Some(empty), ..settings("rediss://localhost") },
             "token_store.ca_file holds no certificate",
         ),
     ];
@@ -565,7 +565,7 @@ async fn counting_customers_needs_the_clock_and_a_key_beside_the_records() {
     let password_file = dir.path().join("password");
     fs::write(&password_file, "pw").unwrap();
     let usage = |name: &str| {
-        let settings = config::RedisStore {
+        let settings = config::RedisSettings {
             username: Some(name.to_owned()),
             password_file: Some(password_file.clone()),
             ..settings(&server.url())
