@@ -13,14 +13,15 @@
 //! 6. [`token`] gives the call a valid access token and keeps the refresh token from getting lost.
 //! 7. [`service::status`] turns what happened into the one status that the caller sees.
 //!
-//! Imports follow that path and never turn back. [`proto`], [`license`], [`audit`], [`exchange`], [`quota`],
-//! [`telemetry`] and [`config`] are leaves. `sandbox` stands outside: it plays Central for tests, demos and other teams.
+//! Imports follow that path and never turn back. [`proto`], [`license`], [`audit`], [`deadline`], [`exchange`],
+//! [`quota`], [`telemetry`] and [`config`] are leaves. `sandbox` stands outside: it plays Central for tests, demos and other teams.
 
 pub mod audit;
 pub mod callers;
 pub mod central;
 pub mod cli;
 pub mod config;
+pub mod deadline;
 pub mod exchange;
 pub mod license;
 pub mod quota;

@@ -16,15 +16,13 @@ use axum::{
     response::Response,
 };
 use http::HeaderMap;
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, timeout_at},
-};
+use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Status};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
+    deadline::within,
     license::OperationId,
     service::{
         Deadline, Room,
@@ -96,18 +94,15 @@ pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request
         request.extensions_mut().insert(Room(Arc::new(room)));
     }
     let _unfinished = boundary.work.token();
-    let answered = match grpc_timeout(request.headers()) {
-        Some(allowed) => {
-            let now = Instant::now();
-            let head_start = head_start(allowed);
-            request.extensions_mut().insert(Deadline(now + allowed.saturating_sub(head_start)));
-            // The service keeps its deadline itself and knows whether anything was sent. This is for messages that
-            // arrive too slowly to get there. (tonic's own timer, later still, would answer CANCELLED.)
-            timeout_at(now + allowed.saturating_sub(head_start / 2), next.run(request)).await
-        }
-        None => Ok(next.run(request).await),
-    };
-    match answered {
+    let deadline = grpc_timeout(request.headers()).map(|allowed| {
+        let now = Instant::now();
+        let head_start = head_start(allowed);
+        request.extensions_mut().insert(Deadline(now + allowed.saturating_sub(head_start)));
+        // The service keeps its deadline itself and knows whether anything was sent. This one is for messages that
+        // arrive too slowly to reach the service. tonic's own timer, which ends later, would answer CANCELLED.
+        now + allowed.saturating_sub(head_start / 2)
+    });
+    match within(deadline, next.run(request)).await {
         Ok(response) if is_infrastructure => response,
         Ok(response) => in_our_words(response, operation_id),
         Err(_) if is_read => respond(&Failure::ReadDeadlineExceeded, operation_id),

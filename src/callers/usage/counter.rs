@@ -24,7 +24,7 @@ use super::{
     ledger::{Ledger, Unusable},
 };
 use crate::{
-    callers::policy::Denied,
+    callers::{NotAdmitted, policy::PolicyRefusal},
     token::{self, Kept, Put, UsageStore},
 };
 
@@ -38,7 +38,7 @@ const MOST_CONFLICTS: u32 = 50;
 const MOST_WAITING: usize = 10_000;
 
 /// The decision on a request, given what its caller has had and the time.
-pub(in crate::callers) type Decide = Box<dyn Fn(&Hour, SystemTime) -> Result<(), Denied> + Send + Sync>;
+pub(in crate::callers) type Decide = Box<dyn Fn(&Hour, SystemTime) -> Result<(), PolicyRefusal> + Send + Sync>;
 
 /// Asks the task. Dropped, it ends the task.
 #[derive(Debug)]
@@ -56,15 +56,6 @@ pub(in crate::callers) struct Counted {
     customers: u64,
     /// Something may be done for them.
     pub is_kept: bool,
-}
-
-/// Why a request is not let in.
-#[derive(Debug)]
-pub(in crate::callers) enum Refusal {
-    /// The decision.
-    Denied(Denied),
-    /// Nobody could count.
-    Unavailable,
 }
 
 /// What the task has to do.
@@ -89,7 +80,7 @@ struct Ask {
     key: CallerKey,
     customers: u64,
     decide: Decide,
-    answer: oneshot::Sender<Result<Counted, Refusal>>,
+    answer: oneshot::Sender<Result<Counted, NotAdmitted>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +88,7 @@ enum Error {
     #[error(transparent)]
     Store(#[from] token::StoreError),
     #[error(
-        "the customers of the hour in {place} cannot be used: {problem}; it was left as it is. Restore it, or move it \
+        "the count of hourly quotas in {place} cannot be used: {problem}; it was left as it is. Restore it, or move it \
          away: then every caller's hour begins anew"
     )]
     Unusable { place: String, problem: Unusable },
@@ -122,19 +113,19 @@ impl Counter {
         key: CallerKey,
         customers: u64,
         decide: Decide,
-    ) -> Result<Counted, Refusal> {
+    ) -> Result<Counted, NotAdmitted> {
         let (answer, answered) = oneshot::channel();
         {
             let mut waiting = self.asked.waiting();
             if waiting.asks.len() >= MOST_WAITING {
-                return Err(Refusal::Unavailable);
+                return Err(NotAdmitted::Uncounted);
             }
             waiting.asks.push(Ask { key, customers, decide, answer });
         }
         self.asked.came.notify_one();
         match timeout(ANSWER_WITHIN, answered).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) | Err(_) => Err(Refusal::Unavailable),
+            Ok(Err(_)) | Err(_) => Err(NotAdmitted::Uncounted),
         }
     }
 
@@ -184,7 +175,7 @@ struct Task {
 /// What became of a step.
 enum Step {
     /// These are the decisions, and all of it is written.
-    Done(Vec<Result<Minute, Refusal>>),
+    Done(Vec<Result<Minute, NotAdmitted>>),
     /// Nothing was written: what is given back is owed.
     Failed(Error),
     /// It may be written: giving back a second time would let too many in.
@@ -223,7 +214,7 @@ impl Task {
                     let _ = answer.send(counted);
                 }
                 if mem::take(&mut self.is_failing) {
-                    info!("the customers of the hour are counted again");
+                    info!("hourly quotas are counted again");
                 }
                 return true;
             }
@@ -231,12 +222,12 @@ impl Task {
             Step::Unclear(error) => (error, false),
         };
         for ask in asks {
-            let _ = ask.answer.send(Err(Refusal::Unavailable));
+            let _ = ask.answer.send(Err(NotAdmitted::Uncounted));
         }
         // Once for each time that it begins; a metric counts the requests that are refused, by their reason.
         if !mem::replace(&mut self.is_failing, true) {
             let error = &error as &(dyn std::error::Error + 'static);
-            error!(error, "the customers of the hour cannot be counted; callers who have a limit are refused");
+            error!(error, "hourly quotas cannot be counted; requests of callers that have one are refused");
         }
         if is_owed {
             let mut waiting = self.asked.waiting();
@@ -283,15 +274,15 @@ impl Task {
     }
 }
 
-fn decide(ledger: &mut Ledger, ask: &Ask) -> Result<Minute, Refusal> {
+fn decide(ledger: &mut Ledger, ask: &Ask) -> Result<Minute, NotAdmitted> {
     // Their deadline has passed.
     if ask.answer.is_closed() {
-        return Err(Refusal::Unavailable);
+        return Err(NotAdmitted::Uncounted);
     }
-    (ask.decide)(&ledger.hour(&ask.key), ledger.now()).map_err(Refusal::Denied)?;
+    (ask.decide)(&ledger.hour(&ask.key), ledger.now()).map_err(NotAdmitted::Policy)?;
     let minute = ledger.take(&ask.key, ask.customers);
     minute.ok_or_else(|| {
         warn!("more callers than it takes have had customers within the hour; one more is refused");
-        Refusal::Unavailable
+        NotAdmitted::Uncounted
     })
 }
