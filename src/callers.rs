@@ -86,7 +86,7 @@ pub enum Unidentified {
     /// The certificate is genuine but names nobody.
     #[error("the client certificate is genuine, but {0}")]
     Nameless(#[from] NameError),
-    /// The token is not good. Whoever sends one is not looked at otherwise.
+    /// The token is not good. Where one is sent, the certificate does not count.
     #[error(transparent)]
     BadToken(#[from] TokenError),
     /// Nobody can say whether the token is good.
@@ -117,7 +117,7 @@ pub struct Callers {
 }
 
 impl Callers {
-    /// By this configuration, on a listener of this address, with the customers of the hour in this place.
+    /// By this configuration, on a listener of this address, with the counts of hourly quotas in this place.
     pub(crate) fn new(config: &Config, listen: IpAddr, usage: UsageStore) -> Result<Self, keys::Error> {
         let asks_for_certificates = config.tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some());
         let is_local = listen.to_canonical().is_loopback() && !asks_for_certificates && config.jwt.is_none();
@@ -131,12 +131,12 @@ impl Callers {
         })
     }
 
-    /// The keys of callers' tokens, where tokens are looked at.
+    /// The keys of callers' tokens, where tokens are accepted.
     pub fn keys(&self) -> Option<Arc<Keys>> {
         self.keys.clone()
     }
 
-    /// Whether callers without an identity are let in.
+    /// Whether callers without an identity are admitted.
     pub fn admits_anonymous(&self) -> bool {
         self.admits_anonymous
     }
@@ -179,7 +179,7 @@ impl Callers {
         }
     }
 
-    /// Lets a request in, and counts its customers where its caller has so many an hour. Nobody else waits for anything.
+    /// Admits a request, and counts its customers where its caller has an hourly quota. Other callers do not wait.
     pub async fn admit(
         &self,
         identity: &Identity,
@@ -221,7 +221,7 @@ impl Callers {
     }
 }
 
-/// A request that was let in. If it is dropped before something may have been sent, its customers are given back.
+/// A request that was admitted. If it is dropped before something may have been sent, its customers are given back.
 #[derive(Debug)]
 pub struct Admission(Option<Counted>);
 

@@ -39,7 +39,7 @@ Exit codes:
   0   done
   1   failed
   2   unassign: not applied, nothing was changed
-  3   unassign: unknown or partial; look at Central before you repeat it
+  3   unassign: unknown or partial; check Central before you repeat it
   64  the command line or the configuration is wrong
 
 Examples:
@@ -61,16 +61,16 @@ enum Command {
     Demo(demo::Demo),
     /// Take licences away from customers, through a running gateway
     Unassign(unassign::Unassign),
-    /// Tell whom an unassignment would hit now; changes nothing
-    Preview(preview::Preview),
+    /// Show the customers that an unassignment would affect now; changes nothing
+    Preview(preview::PreviewCommand),
     /// List the services whose licences can be taken away
-    Services(services::Services),
+    Services(services::ServicesCommand),
     /// Play Central on a local port, for trying a gateway without an account
     #[cfg(feature = "sandbox")]
     Sandbox(sandbox::SandboxCommand),
     /// Check the configuration and show what holds, or every problem at once
     CheckConfig(check_config::CheckConfig),
-    /// Look at the account's tokens, or put a new refresh token in; never shows a secret
+    /// Show the state of the account's tokens, or put a new refresh token in; never shows a secret
     #[command(subcommand)]
     Token(token::TokenCommand),
     /// Read the audit trail: show what was done, or check that nobody changed it

@@ -22,11 +22,11 @@ use tonic::{
 use tracing::{error, info, warn};
 
 use self::{
-    admin::{Admin, Insight},
+    admin::{AdminListener, Insight},
     boundary::Boundary,
     follow::follow_policy,
     health::{HealthService, LICENSING, Statuses},
-    tls::Tls,
+    tls::ServerTls,
 };
 use crate::{
     audit::{OpenError, Trail},
@@ -60,9 +60,9 @@ const FLUSH_GRACE: Duration = Duration::from_secs(1);
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
-    tls: Option<Arc<Tls>>,
+    tls: Option<Arc<ServerTls>>,
     callers: Arc<Callers>,
-    admin: Admin,
+    admin: AdminListener,
     config: Config,
     tracing: Tracing,
     tokens: TokenCache,
@@ -105,10 +105,10 @@ pub enum Error {
 }
 
 impl Server {
-    /// Takes the addresses, opens the audit trail and the token store, and starts looking for a valid token. Returns before there is one:
-    /// health says when the gateway is ready.
+    /// Takes the addresses, opens the audit trail and the token store, and starts to get a valid token. Returns before
+    /// there is one: health says when the gateway is ready.
     pub async fn bind(config: Config, tracing: Tracing) -> Result<Self, Error> {
-        let tls = config.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
+        let tls = config.tls.clone().map(ServerTls::new).transpose()?.map(Arc::new);
         let address = config.server.listen;
         let failed = |source: io::Error| Error::Bind { setting: "server.listen", address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
@@ -120,19 +120,19 @@ impl Server {
         }
         let is_of_token = |caller: &CallerRules| matches!(caller.identity, WhichCaller::TokenSubject(_));
         if config.jwt.is_none() && config.policy.callers.iter().any(is_of_token) {
-            warn!("a [[callers]] entry has a token_subject, and tokens are not looked at: there is no section jwt");
+            warn!("a [[callers]] entry has a token_subject, and tokens are ignored: there is no section jwt");
         }
         if config.jwt.is_some() && config.tls.is_none() && !address.ip().to_canonical().is_loopback() {
-            warn!("callers' tokens come over plaintext: without a mesh, whoever reads the network can use them");
+            warn!("callers' tokens come over plaintext: without a mesh, a reader of the network can use them");
         }
-        let admin = Admin::bind(config.admin.listen).await?;
+        let admin = AdminListener::bind(config.admin.listen).await?;
         // Before anything is asked of Central: what a crash cut short has its outcome now.
         let trail = Trail::open(&config.audit, tracing.metrics().clone()).await?;
         let quota = Quota::new(&config.quota);
         let store = Store::open(&config.token_store).await?;
         let callers = Arc::new(Callers::new(&config, address.ip(), store.usage())?);
         if callers.admits_anonymous() && !address.ip().to_canonical().is_loopback() {
-            warn!("callers without an identity are let in from the network: server.allow_anonymous_callers");
+            warn!("callers without an identity are admitted from the network: server.allow_anonymous_callers");
         }
         let (tokens, keeper) = TokenCache::start(&config, store, quota.clone(), tracing.clone())?;
         let client = CentralClient::new(&config.central, tokens.clone(), quota, trail.clone(), tracing.clone())?;

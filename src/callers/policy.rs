@@ -11,14 +11,14 @@ use crate::{
     license::{CustomerId, Scope, ServiceName, Unassignment},
 };
 
-/// What somebody wants to do.
+/// The action that a caller requests.
 #[derive(Debug, Clone, Copy)]
 pub enum Asked<'a> {
     /// Read the list of services.
     ListServices,
-    /// Look what this would hit.
+    /// Read which customers this would affect.
     Preview(&'a Unassignment),
-    /// Do this.
+    /// Make this change.
     Unassign(&'a Unassignment),
 }
 
@@ -190,7 +190,7 @@ impl Denied {
 impl fmt::Display for Denied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.lacks[..] {
-            [Lack::ReadOnly] => f.write_str("this gateway is read-only for now: it changes nothing, whoever asks"),
+            [Lack::ReadOnly] => f.write_str("this gateway is read-only for now: it refuses every change"),
             [Lack::Entry] => write!(f, "this gateway's policy has no [[callers]] entry for {}", self.identity),
             lacks => {
                 let lacks: Vec<_> = lacks.iter().map(ToString::to_string).collect();
@@ -223,10 +223,10 @@ impl fmt::Display for Lack {
 
 /// The first of many: messages travel in headers, which have limits.
 fn some(names: &[impl fmt::Display]) -> String {
-    const SHOWN: usize = 5;
-    let mut text = names.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    if names.len() > SHOWN {
-        text = format!("{text} and {} more", names.len() - SHOWN);
+    const NAMES_SHOWN: usize = 5;
+    let mut text = names.iter().take(NAMES_SHOWN).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if names.len() > NAMES_SHOWN {
+        text = format!("{text} and {} more", names.len() - NAMES_SHOWN);
     }
     text
 }

@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wait_ends_when_there_is_room() {
+    fn the_wait_ends_when_the_quota_is_large_enough() {
         let start = SystemTime::now();
         let mut hour = Hour::default();
         hour.take(6, start);

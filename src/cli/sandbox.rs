@@ -14,7 +14,7 @@ use serde_json::json;
 use super::{
     Exit,
     print::{self, GOOD},
-    signals::told_to_stop,
+    signals::stop_signal,
 };
 use crate::sandbox::{Sandbox, Settings};
 
@@ -68,7 +68,7 @@ impl SandboxCommand {
     }
 
     async fn play(&self) -> Result<(), String> {
-        let stop = told_to_stop().map_err(|error| format!("cannot listen for signals: {error}"))?;
+        let stop = stop_signal().map_err(|error| format!("cannot listen for signals: {error}"))?;
         let settings = Settings {
             listen: self.listen,
             per_second: Some(self.rate_per_second),

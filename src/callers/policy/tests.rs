@@ -262,14 +262,7 @@ fn each_request_is_allowed_or_denied_for_what_it_lacks() {
         ),
         // How many in an hour.
         (per_hour(HOUR_OF_TEN), me(), Unassign, include(&["a", "b"]), 8, &[]),
-        (
-            per_hour(HOUR_OF_TEN),
-            me(),
-            Unassign,
-            include(&["a", "b"]),
-            9,
-            &[HOURLY],
-        ),
+        (per_hour(HOUR_OF_TEN), me(), Unassign, include(&["a", "b"]), 9, &[HOURLY]),
         (per_hour(1), me(), Unassign, include(&["a", "b"]), 0, &["2 more customers in this hour (at most 1 an hour)"]),
         (per_hour(1), me(), Unassign, a(), u64::MAX, &[HOURLY]),
         (per_hour(1), me(), List, a(), 100, &[]),
@@ -324,7 +317,7 @@ fn each_request_is_allowed_or_denied_for_what_it_lacks() {
 }
 
 #[test]
-fn what_is_told_to_a_caller_is_theirs_alone() {
+fn a_refusal_names_nothing_of_other_callers() {
     let bob = CallerRules {
         identity: WhichCaller::Named("spiffe://msp.test/bob".to_owned()),
         customers: Names::Only(set(&[id("bobs-customer")])),
@@ -375,7 +368,7 @@ fn an_exhausted_hourly_quota_is_told_apart_from_a_missing_right() {
 }
 
 // Few names, so that most requests meet an entry.
-const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+const SAMPLE_NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 fn some_of<T: Clone + Eq + Hash + fmt::Debug + 'static>(all: Vec<T>) -> impl Strategy<Value = HashSet<T>> {
     let most = all.len();
@@ -383,7 +376,7 @@ fn some_of<T: Clone + Eq + Hash + fmt::Debug + 'static>(all: Vec<T>) -> impl Str
 }
 
 fn names<T: Clone + Ord + Hash + fmt::Debug + 'static>(of: fn(&str) -> T) -> impl Strategy<Value = Names<T>> {
-    let all: Vec<_> = NAMES.iter().map(|name| of(name)).collect();
+    let all: Vec<_> = SAMPLE_NAMES.iter().map(|name| of(name)).collect();
     prop_oneof![1 => Just(Names::Any), 2 => some_of(all).prop_map(|some| Names::Only(some.into_iter().collect()))]
 }
 
@@ -422,7 +415,7 @@ fn identity() -> impl Strategy<Value = Identity> {
 }
 
 fn unassignment() -> impl Strategy<Value = Unassignment> {
-    let list = || hash_set(proptest::sample::select(&NAMES[..]), 1..=3);
+    let list = || hash_set(proptest::sample::select(&SAMPLE_NAMES[..]), 1..=3);
     let scope = (0..4, list()).prop_map(|(kind, ids)| {
         let ids: Vec<_> = ids.into_iter().collect();
         match kind {
