@@ -10,20 +10,22 @@ pub mod usage;
 use std::{fmt, net::IpAddr, sync::Arc, time::SystemTime};
 
 use arc_swap::ArcSwap;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use self::{
     certificate::NameError,
     keys::{Keys, Unverified},
-    policy::{Asked, Denied},
+    policy::{Asked, PolicyRefusal},
     token::TokenError,
     usage::{
-        Hour,
-        counter::{CallerKey, Counted, Counter, Refusal},
+        CallerQuotaExhausted, Hour,
+        counter::{CallerKey, Counted, Counter},
+        reads::ReadCounts,
     },
 };
 use crate::{
-    config::{Config, Policy, WhichCaller},
+    config::{CallerRules, Config, Policy, WhichCaller},
+    deadline::within,
     token::UsageStore,
 };
 
@@ -84,7 +86,7 @@ pub enum Unidentified {
     /// The certificate is genuine but names nobody.
     #[error("the client certificate is genuine, but {0}")]
     Nameless(#[from] NameError),
-    /// The token is not good. Whoever sends one is not looked at otherwise.
+    /// The token is not good. Where one is sent, the certificate does not count.
     #[error(transparent)]
     BadToken(#[from] TokenError),
     /// Nobody can say whether the token is good.
@@ -92,15 +94,15 @@ pub enum Unidentified {
     KeysUnavailable,
 }
 
-/// Why a request is not let in.
+/// Why a request is not admitted.
 #[derive(Debug)]
-pub enum Refused {
-    /// The policy does not allow it.
-    Denied(Denied),
-    /// Its customers count, and nobody could count them.
+pub enum NotAdmitted {
+    /// The policy refuses it.
+    Policy(PolicyRefusal),
+    /// Its customers count towards an hourly quota, and the gateway cannot count them now.
     Uncounted,
     /// The caller's deadline passed meanwhile.
-    TooLate,
+    DeadlinePassed,
 }
 
 /// The policy that holds now, and who counts what callers have used of it.
@@ -111,10 +113,11 @@ pub struct Callers {
     asks_for_certificates: bool,
     keys: Option<Arc<Keys>>,
     counter: Counter,
+    reads: ReadCounts,
 }
 
 impl Callers {
-    /// By this configuration, on a listener of this address, with the customers of the hour in this place.
+    /// By this configuration, on a listener of this address, with the counts of hourly quotas in this place.
     pub(crate) fn new(config: &Config, listen: IpAddr, usage: UsageStore) -> Result<Self, keys::Error> {
         let asks_for_certificates = config.tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some());
         let is_local = listen.to_canonical().is_loopback() && !asks_for_certificates && config.jwt.is_none();
@@ -124,15 +127,16 @@ impl Callers {
             asks_for_certificates,
             keys: config.jwt.as_ref().map(Keys::new).transpose()?.map(Arc::new),
             counter: Counter::start(usage, config.policy.callers.iter().any(|c| c.max_customers_per_hour.is_some())),
+            reads: ReadCounts::new(Instant::now()),
         })
     }
 
-    /// The keys of callers' tokens, where tokens are looked at.
+    /// The keys of callers' tokens, where tokens are accepted.
     pub fn keys(&self) -> Option<Arc<Keys>> {
         self.keys.clone()
     }
 
-    /// Whether callers without an identity are let in.
+    /// Whether callers without an identity are admitted.
     pub fn admits_anonymous(&self) -> bool {
         self.admits_anonymous
     }
@@ -175,16 +179,16 @@ impl Callers {
         }
     }
 
-    /// Lets a request in, and counts its customers where its caller has so many an hour. Nobody else waits for anything.
+    /// Admits a request, and counts its customers where its caller has an hourly quota. Other callers do not wait.
     pub async fn admit(
         &self,
         identity: &Identity,
         asked: Asked<'_>,
         deadline: Option<Instant>,
-    ) -> Result<Admission, Refused> {
+    ) -> Result<Admission, NotAdmitted> {
         let policy = self.policy();
-        // What lacks more than customers of the hour is not worth a look at the store.
-        policy::decide(&policy, identity, asked, &Hour::default(), SystemTime::now()).map_err(Refused::Denied)?;
+        // A request that lacks more than hourly quota does not cost a read of the store.
+        policy::decide(&policy, identity, asked, &Hour::default(), SystemTime::now()).map_err(NotAdmitted::Policy)?;
         let (Some(customers), Asked::Unassign(unassignment)) = (policy::counted(&policy, identity, asked), asked)
         else {
             return Ok(Admission(None));
@@ -194,15 +198,21 @@ impl Callers {
             move |usage: &Hour, now| policy::decide(&policy, &identity, Asked::Unassign(&unassignment), usage, now)
         };
         let counted = self.counter.take(identity.key(), customers, Box::new(decide));
-        let counted = match deadline {
-            Some(deadline) => timeout_at(deadline, counted).await.map_err(|_| Refused::TooLate)?,
-            None => counted.await,
-        };
-        match counted {
-            Ok(counted) => Ok(Admission(Some(counted))),
-            Err(Refusal::Denied(denied)) => Err(Refused::Denied(denied)),
-            Err(Refusal::Unavailable) => Err(Refused::Uncounted),
+        match within(deadline, counted).await {
+            Ok(counted) => Ok(Admission(Some(counted?))),
+            Err(_) => Err(NotAdmitted::DeadlinePassed),
         }
+    }
+
+    /// How many calls to Central this caller's previews may still make within the hour: at least one.
+    pub fn reads_left(&self, identity: &Identity, now: Instant) -> Result<u32, CallerQuotaExhausted> {
+        let max = policy::rules_of(&self.policy(), identity).map(|rules| rules.max_reads_per_hour);
+        self.reads.left(identity, max.unwrap_or(CallerRules::DEFAULT_READS_PER_HOUR), now)
+    }
+
+    /// Counts calls to Central that a preview of this caller has made.
+    pub fn charge_reads(&self, identity: &Identity, reads: u32, now: Instant) {
+        self.reads.charge(identity, reads, now);
     }
 
     /// Before the process ends: what was given back is written.
@@ -211,7 +221,7 @@ impl Callers {
     }
 }
 
-/// A request that was let in. If it is dropped before something may have been sent, its customers are given back.
+/// A request that was admitted. If it is dropped before something may have been sent, its customers are given back.
 #[derive(Debug)]
 pub struct Admission(Option<Counted>);
 

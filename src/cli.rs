@@ -21,7 +21,7 @@ use std::{future::Future, path::PathBuf, process::ExitCode};
 use clap::{Args, Parser, Subcommand};
 
 // What the demo, a program of its own, shows as these commands do.
-pub use self::{client::chain, preview::preview_text, signals::told_to_stop, unassign::answer_text};
+pub use self::{client::chain, preview::preview_text, signals::stop_signal, unassign::answer_text};
 use crate::config::FILE_VARIABLE;
 
 /// The command line.
@@ -37,7 +37,7 @@ Exit codes:
   0   done
   1   failed
   2   unassign: not applied, nothing was changed
-  3   unassign: unknown or partial; look at Central before you repeat it
+  3   unassign: unknown or partial; check Central before you repeat it
   64  the command line or the configuration is wrong
 
 Examples:
@@ -55,13 +55,13 @@ enum Command {
     Serve(serve::Serve),
     /// Take licences away from customers, through a running gateway
     Unassign(unassign::Unassign),
-    /// Tell whom an unassignment would hit now; changes nothing
-    Preview(preview::Preview),
+    /// Show the customers that an unassignment would affect now; changes nothing
+    Preview(preview::PreviewCommand),
     /// List the services whose licences can be taken away
-    Services(services::Services),
+    Services(services::ServicesCommand),
     /// Check the configuration and show what holds, or every problem at once
     CheckConfig(check_config::CheckConfig),
-    /// Look at the account's tokens, or put a new refresh token in; never shows a secret
+    /// Show the state of the account's tokens, or put a new refresh token in; never shows a secret
     #[command(subcommand)]
     Token(token::TokenCommand),
     /// Read the audit trail: show what was done, or check that nobody changed it

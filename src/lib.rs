@@ -13,8 +13,8 @@
 //! 6. [`token`] gives the call a valid access token and keeps the refresh token from getting lost.
 //! 7. [`service::status`] turns what happened into the one status that the caller sees.
 //!
-//! Imports follow that path and never turn back. [`proto`], [`license`], [`audit`], [`exchange`], [`quota`],
-//! [`telemetry`], [`config`] and `durable` are leaves. Nothing here knows `sandbox/`, which plays Central for tests, for `demo/` and
+//! Imports follow that path and never turn back. [`proto`], [`license`], [`audit`], [`deadline`], `durable`,
+//! [`exchange`], [`quota`], [`telemetry`] and [`config`] are leaves. Nothing here knows `sandbox/`, which plays Central for tests, for `demo/` and
 //! for other teams.
 
 pub mod audit;
@@ -22,6 +22,7 @@ pub mod callers;
 pub mod central;
 pub mod cli;
 pub mod config;
+pub mod deadline;
 mod durable;
 pub mod exchange;
 pub mod license;

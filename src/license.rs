@@ -23,7 +23,7 @@ pub const MAX_NAME_LENGTH: usize = 128;
 /// The longest reason, in characters.
 pub const MAX_REASON_LENGTH: usize = 512;
 
-/// Who asks: whoever has the same name, proved in the same way, takes turns as one.
+/// Who calls. Requests of the same name, proved in the same way, share one lane of the queue.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Caller {
     name: Arc<str>,
@@ -56,7 +56,7 @@ pub struct Unassignment {
     pub services: Services,
     /// Why, in the caller's words; may be empty.
     pub reason: Reason,
-    /// Whom it was previewed to hit: if that has changed, nothing is sent.
+    /// The preview that it is bound to: if the set of customers has changed, nothing is sent.
     pub etag: Option<Etag>,
 }
 

@@ -22,17 +22,17 @@ use tonic::{
 use tracing::{error, info, warn};
 
 use self::{
-    admin::{Admin, Insight},
+    admin::{AdminListener, Insight},
     boundary::Boundary,
     follow::follow_policy,
     health::{HealthService, LICENSING, Statuses},
-    tls::Tls,
+    tls::ServerTls,
 };
 use crate::{
     audit::{AuditTrail, OpenError},
     callers::{Callers, keys},
     central::CentralClient,
-    config::{CallerRules, Config, WhichCaller},
+    config::{CallerRules, Config, PolicySource, WhichCaller},
     exchange::SetupError,
     proto::{
         self,
@@ -60,9 +60,9 @@ const FLUSH_GRACE: Duration = Duration::from_secs(1);
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
-    tls: Option<Arc<Tls>>,
+    tls: Option<Arc<ServerTls>>,
     callers: Arc<Callers>,
-    admin: Admin,
+    admin: AdminListener,
     config: Config,
     tracing: Tracing,
     tokens: TokenCache,
@@ -108,7 +108,7 @@ impl Server {
     /// Takes the addresses, opens the audit trail and the token store, and starts looking for a valid token. Returns
     /// before there is one: health says when the gateway is ready.
     pub async fn bind(config: Config, tracing: Tracing) -> Result<Self, Error> {
-        let tls = config.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
+        let tls = config.tls.clone().map(ServerTls::new).transpose()?.map(Arc::new);
         let address = config.server.listen;
         let failed = |source: io::Error| Error::Bind { setting: "server.listen", address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
@@ -120,19 +120,19 @@ impl Server {
         }
         let is_of_token = |caller: &CallerRules| matches!(caller.identity, WhichCaller::TokenSubject(_));
         if config.jwt.is_none() && config.policy.callers.iter().any(is_of_token) {
-            warn!("a [[callers]] entry has a token_subject, and tokens are not looked at: there is no section jwt");
+            warn!("a [[callers]] entry has a token_subject, and tokens are ignored: there is no section jwt");
         }
         if config.jwt.is_some() && config.tls.is_none() && !address.ip().to_canonical().is_loopback() {
-            warn!("callers' tokens come over plaintext: without a mesh, whoever reads the network can use them");
+            warn!("callers' tokens come over plaintext: without a mesh, a reader of the network can use them");
         }
-        let admin = Admin::bind(config.admin.listen).await?;
+        let admin = AdminListener::bind(config.admin.listen).await?;
         // Before anything is asked of Central: what a crash cut short has its outcome now.
         let trail = AuditTrail::open(&config.audit, tracing.metrics().clone()).await?;
         let quota = Quota::new(&config.quota);
         let store = Store::open(&config.token_store).await?;
         let callers = Arc::new(Callers::new(&config, address.ip(), store.usage())?);
         if callers.admits_anonymous() && !address.ip().to_canonical().is_loopback() {
-            warn!("callers without an identity are let in from the network: server.allow_anonymous_callers");
+            warn!("callers without an identity are admitted from the network: server.allow_anonymous_callers");
         }
         let (tokens, refresher) = TokenCache::start(&config, store, quota.clone(), tracing.clone())?;
         let client = CentralClient::new(&config.central, tokens.clone(), quota, trail.clone(), tracing.clone())?;
@@ -164,14 +164,7 @@ impl Server {
         });
         drop(self.tokens);
 
-        let followed: Vec<_> = [
-            self.config.policy_source.map(|source| tokio::spawn(follow_policy(source, Arc::clone(&self.callers)))),
-            self.tls.clone().map(|tls| tokio::spawn(tls.follow())),
-            self.callers.keys().map(|keys| tokio::spawn(keys.follow())),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
+        let followed = follow_files(self.config.policy_source, self.tls.clone(), &self.callers);
         let licensing = Licensing::new(
             self.central,
             Arc::clone(&self.callers),
@@ -214,33 +207,57 @@ impl Server {
         closing.cancel();
         statuses.send_replace(None);
         let _ = end.send(());
-        work.close();
-        let drained = timeout(limit, async {
-            // Connections close by themselves when their last answer is out. One that never spoke does not.
-            let answered = async {
-                work.wait().await;
-                sleep(FLUSH_GRACE).await;
-            };
-            tokio::select! {
-                _ = &mut serving => {}
-                () = answered => serving.abort(),
-            }
-            work.wait().await;
-            // A token store that is down must not keep the trail from being closed, nor the refresh task.
-            let closed = async {
-                self.trail.close().await;
-                self.refresher.stop().await
-            };
-            tokio::join!(closed, self.callers.close()).0
-        });
-        match drained.await {
-            Ok(Ok(())) => info!("drained"),
-            Ok(Err(panic)) => {
-                error!(error = &panic as &(dyn std::error::Error + 'static), "the token refresh task failed");
-            }
-            Err(_) => warn!(calls = work.len(), "not everything was finished within server.drain_timeout"),
-        }
+        finish(work, serving, self.trail, self.refresher, &self.callers, limit).await;
         Ok(())
+    }
+}
+
+/// Keeps up with the files that may change while the gateway runs.
+fn follow_files(
+    policy: Option<PolicySource>,
+    tls: Option<Arc<ServerTls>>,
+    callers: &Arc<Callers>,
+) -> Vec<JoinHandle<()>> {
+    let tasks = [
+        policy.map(|source| tokio::spawn(follow_policy(source, Arc::clone(callers)))),
+        tls.map(|tls| tokio::spawn(tls.follow())),
+        callers.keys().map(|keys| tokio::spawn(keys.follow())),
+    ];
+    tasks.into_iter().flatten().collect()
+}
+
+/// Lets what runs finish, and closes what keeps records, within `limit`.
+async fn finish(
+    work: TaskTracker,
+    mut serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    trail: AuditTrail,
+    refresher: RefresherHandle,
+    callers: &Callers,
+    limit: Duration,
+) {
+    work.close();
+    let drained = timeout(limit, async {
+        // Connections close by themselves when their last answer is out. One that never spoke does not.
+        let answered = async {
+            work.wait().await;
+            sleep(FLUSH_GRACE).await;
+        };
+        tokio::select! {
+            _ = &mut serving => {}
+            () = answered => serving.abort(),
+        }
+        work.wait().await;
+        // A token store that is down must not keep the trail from being closed, nor the refresh task.
+        let closed = async {
+            trail.close().await;
+            refresher.stop().await
+        };
+        tokio::join!(closed, callers.close()).0
+    });
+    match drained.await {
+        Ok(Ok(())) => info!("drained"),
+        Ok(Err(panic)) => error!(error = &panic as &(dyn std::error::Error + 'static), "the token refresh task failed"),
+        Err(_) => warn!(calls = work.len(), "not everything was finished within server.drain_timeout"),
     }
 }
 

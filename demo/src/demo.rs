@@ -15,8 +15,8 @@ use central_sandbox::{Call, Customer, Ending, Operation, Sandbox, Settings};
 use license_gateway::{
     cli::{
         Exit, answer_text, chain, preview_text,
-        print::{self, HEAD},
-        told_to_stop,
+        print::{self, HEADING},
+        stop_signal,
     },
     config,
     proto::{
@@ -62,7 +62,7 @@ impl Demo {
     }
 
     async fn tell(&self) -> Result<(), String> {
-        let stop = told_to_stop().map_err(|error| format!("cannot listen for signals: {error}"))?;
+        let stop = stop_signal().map_err(|error| format!("cannot listen for signals: {error}"))?;
         let directory =
             tempfile::tempdir().map_err(|error| format!("cannot make a directory for its state: {error}"))?;
         let stage = Stage::set(directory.path()).await?;
@@ -109,7 +109,7 @@ impl Stage {
         let channel = endpoint.connect().await.map_err(|error| chain(&error))?;
         let client = LicensingServiceClient::new(channel);
         print::out(&format!(
-            "{HEAD}1. The stage{HEAD:#}\n\n{}",
+            "{HEADING}1. The stage{HEADING:#}\n\n{}",
             print::list(&[
                 ("Central", format!("{} (a stand-in: `central-sandbox`)", sandbox.base_url())),
                 ("gateway", format!("{address} (gRPC)")),
@@ -163,7 +163,7 @@ async fn tell_the_call(stage: &Stage) -> Result<(), String> {
     let etag = tell_the_preview(stage, &customer).await?;
     let request = request(&customer.id, &trace_id, etag)?;
     print::out(&format!(
-        "\n{HEAD}3. The request, over gRPC{HEAD:#}\n\n{}",
+        "\n{HEADING}3. The request, over gRPC{HEADING:#}\n\n{}",
         print::list(&[
             ("method", "central.licensing.v1.LicensingService/UnassignLicenses".to_owned()),
             ("include_customers", format!("{} ({})", customer.id, customer.name)),
@@ -176,16 +176,16 @@ async fn tell_the_call(stage: &Stage) -> Result<(), String> {
 
     let before = devices(&stage.sandbox, &customer);
     let answer = stage.client.clone().unassign_licenses(request).await;
-    print::out(&format!("\n{HEAD}4. What Central saw{HEAD:#}\n\n{}", calls(&stage.sandbox.calls())));
+    print::out(&format!("\n{HEADING}4. What Central saw{HEADING:#}\n\n{}", calls(&stage.sandbox.calls())));
     print::out(&format!(
-        "\n{HEAD}5. The devices of {}, before and after{HEAD:#}\n\n{}",
+        "\n{HEADING}5. The devices of {}, before and after{HEADING:#}\n\n{}",
         customer.name,
         comparison(&before, &devices(&stage.sandbox, &customer))
     ));
     let text = answer_text(answer.map(Response::into_inner));
-    print::out(&format!("\n{HEAD}6. The answer{HEAD:#}\n\n{text}"));
+    print::out(&format!("\n{HEADING}6. The answer{HEADING:#}\n\n{text}"));
     print::out(&format!(
-        "\n{HEAD}7. The trace{HEAD:#}, below the caller's span\n\n{}",
+        "\n{HEADING}7. The trace{HEADING:#}, below the caller's span\n\n{}",
         indented(&stage.recorder.tree(&trace_id))
     ));
     Ok(())
@@ -201,7 +201,7 @@ async fn tell_the_preview(stage: &Stage, customer: &Customer) -> Result<String, 
     let answer = stage.client.clone().preview_unassign_licenses(look).await;
     let seen = answer.map_err(|status| chain(&status))?.into_inner();
     let etag = seen.etag.clone();
-    print::out(&format!("\n{HEAD}2. A look first{HEAD:#}: PreviewUnassignLicenses\n\n{}", preview_text(seen)));
+    print::out(&format!("\n{HEADING}2. A look first{HEADING:#}: PreviewUnassignLicenses\n\n{}", preview_text(seen)));
     Ok(etag)
 }
 
@@ -211,7 +211,7 @@ async fn tell_a_failure(stage: &Stage) -> Result<(), String> {
     let answer = stage.client.clone().unassign_licenses(request).await;
     let text = answer_text(answer.map(Response::into_inner));
     print::out(&format!(
-        "\n{HEAD}8. A failure{HEAD:#}: the same for customer {unknown}, whom Central does not know\n\n{text}"
+        "\n{HEADING}8. A failure{HEADING:#}: the same for customer {unknown}, whom Central does not know\n\n{text}"
     ));
     Ok(())
 }
@@ -285,7 +285,7 @@ fn comparison(before: &[[String; 3]], after: &[[String; 3]]) -> String {
 fn more(stage: &Stage) -> String {
     let customer = &stage.sandbox.settings().customers[1];
     format!(
-        "\n{HEAD}9. Your turn{HEAD:#}: both go on until Ctrl-C\n\n  \
+        "\n{HEADING}9. Your turn{HEADING:#}: both go on until Ctrl-C\n\n  \
          license-gateway unassign --address http://{address} --include {id} --service {SERVICE}\n  \
          license-gateway preview --address http://{address} --all --service {SERVICE}\n  \
          license-gateway services --address http://{address}\n  \

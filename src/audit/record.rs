@@ -73,7 +73,7 @@ pub(crate) struct Intent {
     /// From which address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) from: Option<String>,
-    pub(crate) scope: ScopeKind,
+    pub(crate) scope: RecordedScope,
     /// Whom the scope names: those who are hit, or with `exclude_customers` those who are spared.
     pub(crate) customers: Vec<String>,
     pub(crate) services: Vec<String>,
@@ -92,7 +92,7 @@ pub(crate) struct Intent {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(clippy::enum_variant_names)] // the contract's own names
-pub(crate) enum ScopeKind {
+pub(crate) enum RecordedScope {
     IncludeCustomers,
     ExcludeCustomers,
     AllCustomers,
@@ -159,9 +159,9 @@ impl Operation {
         resolved: Option<usize>,
     ) -> Intent {
         let (scope, named) = match &self.unassignment.scope {
-            Scope::Include(customers) => (ScopeKind::IncludeCustomers, part.unwrap_or(customers).ids()),
-            Scope::Exclude(customers) => (ScopeKind::ExcludeCustomers, customers.ids()),
-            Scope::All(_) => (ScopeKind::AllCustomers, &[][..]),
+            Scope::Include(customers) => (RecordedScope::IncludeCustomers, part.unwrap_or(customers).ids()),
+            Scope::Exclude(customers) => (RecordedScope::ExcludeCustomers, customers.ids()),
+            Scope::All(_) => (RecordedScope::AllCustomers, &[][..]),
         };
         Intent {
             operation_id: self.id.as_uuid(),

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     OpenError, chain, files,
-    record::{AuditRecord, Ended, Event, Intent, ScopeKind},
+    record::{AuditRecord, Ended, Event, Intent, RecordedScope},
 };
 
 /// One operation, put together from its records.
@@ -92,9 +92,9 @@ impl Filter {
 fn may_hit(intent: &Intent, customer: &str) -> bool {
     let is_named = || intent.customers.iter().any(|named| named == customer);
     match intent.scope {
-        ScopeKind::IncludeCustomers => is_named(),
-        ScopeKind::ExcludeCustomers => !is_named(),
-        ScopeKind::AllCustomers => true,
+        RecordedScope::IncludeCustomers => is_named(),
+        RecordedScope::ExcludeCustomers => !is_named(),
+        RecordedScope::AllCustomers => true,
     }
 }
 
@@ -102,7 +102,7 @@ fn may_hit(intent: &Intent, customer: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn intent(scope: ScopeKind, customers: &[&str]) -> Intent {
+    fn intent(scope: RecordedScope, customers: &[&str]) -> Intent {
         Intent {
             operation_id: Uuid::from_u128(0xab),
             call: 1,
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_customer_is_asked_for_by_what_can_have_hit_them() {
-        use ScopeKind::{AllCustomers, ExcludeCustomers, IncludeCustomers};
+        use RecordedScope::{AllCustomers, ExcludeCustomers, IncludeCustomers};
         let table = [
             (IncludeCustomers, &["a", "b"][..], "a", true),
             (IncludeCustomers, &["b"], "a", false),
@@ -141,7 +141,7 @@ mod tests {
         let operation = Shown {
             operation_id: Uuid::from_u128(0xab << 120),
             at: Some(at(100)),
-            intents: vec![intent(ScopeKind::IncludeCustomers, &["a"])],
+            intents: vec![intent(RecordedScope::IncludeCustomers, &["a"])],
             ended: None,
             lines: Vec::new(),
         };

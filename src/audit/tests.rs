@@ -13,7 +13,7 @@ use super::{
     chain::{self, HashChain},
     directory::AuditDirectory,
     files,
-    record::{Ended, Event, Intent, Opened, ScopeKind},
+    record::{Ended, Event, Intent, Opened, RecordedScope},
     verify::{Verification, verify},
 };
 
@@ -27,7 +27,7 @@ fn intent(n: u128) -> Event {
         caller: "caller".to_owned(),
         identified_by: "connection".to_owned(),
         from: None,
-        scope: ScopeKind::IncludeCustomers,
+        scope: RecordedScope::IncludeCustomers,
         customers: vec!["c1".to_owned()],
         services: vec!["s".to_owned()],
         reason: String::new(),

@@ -1,4 +1,4 @@
-//! The keys that callers' tokens are signed with, as the issuer has them now. One task looks at their file or fetches them
+//! The keys that callers' tokens are signed with, as the issuer has them now. One task reads their file or fetches them
 //! from their URL ([`Keys::follow`]), again and again, and at once when a caller's token names a key that is not known:
 //! not for every such token, for anybody can make them. What cannot be used is refused, and what was there stays.
 
@@ -27,17 +27,17 @@ use crate::{
     telemetry::log::with_causes,
 };
 
-/// How often a file is looked at, whoever asks: as often as the policy's.
+/// How often a file is read, as the policy's is. Callers' tokens do not change that.
 const FILE_EVERY: Duration = Duration::from_millis(200);
 /// How soon a fetch that failed is tried again.
-const RETRY: Duration = Duration::from_secs(10);
+const FETCH_RETRY: Duration = Duration::from_secs(10);
 /// How far apart two fetches are that callers' tokens lead to.
 const ON_DEMAND_DISTANCE: Duration = Duration::from_secs(30);
 /// How long fetched keys are used without being fetched again. An issuer that is down must not take the gateway down with
 /// it; but a key that the issuer has withdrawn must not live for ever because somebody keeps us from hearing of it.
 const MAX_AGE: Duration = Duration::from_hours(24);
-/// How long a caller waits for another look: one that is under way and the next one, at their slowest.
-const LOOK_PATIENCE: Duration = Duration::from_secs(12);
+/// How long a caller waits for another read: one that is under way and the next one, at their slowest.
+const READ_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// The keys, and who keeps them up to date.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ pub struct Keys {
     rules: Rules,
     refresh_interval: Duration,
     held: ArcSwapOption<Held>,
-    looks: watch::Sender<Looks>,
+    reads: watch::Sender<KeyReads>,
     wanted: Notify,
 }
 
@@ -55,28 +55,27 @@ pub struct Keys {
 struct Held {
     set: KeySet,
     text: Vec<u8>,
-    /// When they were last seen to be those of the issuer.
+    /// When they were last read from the issuer.
     seen_at: Instant,
 }
 
-/// Looks, counted from 1.
+/// Reads of the keys, counted from 1.
 #[derive(Debug, Clone, Copy, Default)]
-struct Looks {
+struct KeyReads {
     begun: u64,
     ended: u64,
     /// When a caller last asked for one, and which one that is.
     asked: Option<(Instant, u64)>,
 }
 
-/// What somebody waits for who needs a newer look.
+/// What a caller that needs newer keys waits for.
 #[derive(Debug, PartialEq, Eq)]
-enum News {
+enum NewerRead {
     /// Nothing: there is one.
     Over,
-    /// The look of this number, which somebody else has asked for, or nobody had to. It may be over: then there is
-    /// nothing newer to be had.
+    /// The read of this number, which was asked for already, or comes by itself. If it is over, no newer one is available.
     Coming(u64),
-    /// The look of this number, which is to be made now.
+    /// The read of this number, which is to be made now.
     Wanted(u64),
 }
 
@@ -116,7 +115,7 @@ impl Keys {
             rules: Rules::new(config),
             refresh_interval: config.refresh_interval,
             held: ArcSwapOption::empty(),
-            looks: watch::Sender::default(),
+            reads: watch::Sender::default(),
             wanted: Notify::new(),
         };
         if let KeySource::File(path) = &keys.source {
@@ -128,13 +127,13 @@ impl Keys {
     /// Who bears this token. Waits for the keys where they are not known.
     pub async fn bearer_of(&self, token: &str) -> Result<Arc<str>, Unverified> {
         for _ in 0..2 {
-            let seen = self.looks.borrow().ended;
+            let seen = self.reads.borrow().ended;
             let has_keys = match self.verify(token) {
                 Err(Unverified::NoKeys) => false,
                 Err(Unverified::Token(TokenError::UnknownKey)) => true,
                 known => return known,
             };
-            if self.look_again(seen, has_keys).await {
+            if self.read_again(seen, has_keys).await {
                 break;
             }
             // One ended just now: what it found comes before another one.
@@ -150,47 +149,47 @@ impl Keys {
         token::subject(token, &self.rules, &held.set, SystemTime::now()).map_err(Unverified::Token)
     }
 
-    /// Has the keys looked at again, unless that was asked for a moment ago, and waits for it. The look goes on if the
-    /// caller leaves. False: a look has ended since the caller has `seen` so many, and none was asked for.
-    async fn look_again(&self, seen: u64, has_keys: bool) -> bool {
-        let mut news = News::Over;
-        self.looks.send_if_modified(|looks| {
-            news = looks.ask(seen, has_keys, Instant::now(), self.distance());
+    /// Has the keys read again, unless that was asked for a moment ago, and waits for it. The read goes on if the
+    /// caller leaves. False: a read has ended since the caller has `seen` so many, and none was asked for.
+    async fn read_again(&self, seen: u64, has_keys: bool) -> bool {
+        let mut newer = NewerRead::Over;
+        self.reads.send_if_modified(|reads| {
+            newer = reads.ask(seen, has_keys, Instant::now(), self.distance());
             false // nothing that anybody waits for
         });
-        let number = match news {
-            News::Over => return false,
-            News::Coming(number) => number,
-            News::Wanted(number) => {
-                // A file is looked at again soon enough, whoever asks.
+        let number = match newer {
+            NewerRead::Over => return false,
+            NewerRead::Coming(number) => number,
+            NewerRead::Wanted(number) => {
+                // A file is read again soon enough without being asked for.
                 if matches!(self.source, KeySource::Url(_)) {
                     self.wanted.notify_one();
                 }
                 number
             }
         };
-        // Nobody looks any more when the process is stopping.
-        let mut looks = self.looks.subscribe();
-        let _ = timeout(LOOK_PATIENCE, looks.wait_for(|looks| looks.ended >= number)).await;
+        // No read ends any more when the process is stopping.
+        let mut reads = self.reads.subscribe();
+        let _ = timeout(READ_TIMEOUT, reads.wait_for(|reads| reads.ended >= number)).await;
         true
     }
 
     /// Keeps up with the file or the URL, for ever.
     pub async fn follow(self: Arc<Self>) {
-        let mut said = None;
+        let mut logged = None;
         loop {
-            self.looks.send_modify(|looks| looks.begun += 1);
-            let found = match self.look().await {
+            self.reads.send_modify(|reads| reads.begun += 1);
+            let found = match self.read().await {
                 Ok(text) => self.take(text, Instant::now()),
                 Err(error) => Err(error),
             };
             let is_found = found.is_ok();
             let now = self.state(found, Instant::now());
-            if said.as_ref() != Some(&now) {
-                self.tell(&now);
-                said = Some(now);
+            if logged.as_ref() != Some(&now) {
+                self.log_state(&now);
+                logged = Some(now);
             }
-            self.looks.send_modify(|looks| looks.ended = looks.begun);
+            self.reads.send_modify(|reads| reads.ended = reads.begun);
             tokio::select! {
                 () = sleep(self.pause(is_found)) => {}
                 () = self.wanted.notified() => {}
@@ -198,7 +197,7 @@ impl Keys {
         }
     }
 
-    async fn look(&self) -> Result<Vec<u8>, Error> {
+    async fn read(&self) -> Result<Vec<u8>, Error> {
         match &self.source {
             KeySource::File(path) => {
                 let path = path.clone();
@@ -219,7 +218,7 @@ impl Keys {
         Ok(())
     }
 
-    /// Keys of a file are those of whoever puts it there, however old.
+    /// Keys of a file hold as long as the file does, however old.
     fn is_too_old(&self, held: &Held, now: Instant) -> bool {
         matches!(self.source, KeySource::Url(_)) && now.saturating_duration_since(held.seen_at) > MAX_AGE
     }
@@ -228,76 +227,78 @@ impl Keys {
         match &self.source {
             KeySource::File(_) => FILE_EVERY,
             KeySource::Url(_) if is_found => self.refresh_interval,
-            KeySource::Url(_) => RETRY.min(self.refresh_interval),
+            KeySource::Url(_) => FETCH_RETRY.min(self.refresh_interval),
         }
     }
 
     fn distance(&self) -> Duration {
         match &self.source {
-            // The next look comes soon enough, and by itself.
+            // The next read comes soon enough, and by itself.
             KeySource::File(_) => Duration::ZERO,
             KeySource::Url(_) => ON_DEMAND_DISTANCE.min(self.refresh_interval),
         }
     }
 
-    fn state(&self, found: Result<(), Error>, now: Instant) -> State {
+    fn state(&self, found: Result<(), Error>, now: Instant) -> KeysState {
         let held = self.held.load();
         match (found, held.as_ref()) {
-            (Ok(()), Some(held)) => State::Held(held.text.clone()),
-            (Ok(()), None) => State::None(String::new()),
-            (Err(error), Some(held)) if !self.is_too_old(held, now) => State::Kept(with_causes(&error)),
-            (Err(error), Some(_)) => State::TooOld(with_causes(&error)),
-            (Err(error), None) => State::None(with_causes(&error)),
+            (Ok(()), Some(held)) => KeysState::Held(held.text.clone()),
+            (Ok(()), None) => KeysState::None(String::new()),
+            (Err(error), Some(held)) if !self.is_too_old(held, now) => KeysState::Kept(with_causes(&error)),
+            (Err(error), Some(_)) => KeysState::TooOld(with_causes(&error)),
+            (Err(error), None) => KeysState::None(with_causes(&error)),
         }
     }
 
-    fn tell(&self, state: &State) {
+    fn log_state(&self, state: &KeysState) {
         let from = match &self.source {
             KeySource::File(path) => path.display().to_string(),
             KeySource::Url(url) => url.url.to_string(),
         };
         match state {
-            State::Held(_) => {
+            KeysState::Held(_) => {
                 let held = self.held.load();
                 let (keys, left_out) = held.as_ref().map_or((0, 0), |held| (held.set.count(), held.set.left_out()));
                 info!(from, keys, left_out, "keys of callers' tokens in use");
             }
-            State::Kept(problem) => {
+            KeysState::Kept(problem) => {
                 warn!(from, problem, "the keys of callers' tokens cannot be had; the ones before stay in use");
             }
-            State::TooOld(problem) => {
+            KeysState::TooOld(problem) => {
                 warn!(from, problem, "the keys of callers' tokens cannot be had; the ones before are too old");
             }
-            State::None(problem) => warn!(from, problem, "the keys of callers' tokens cannot be had; there are none"),
+            KeysState::None(problem) => {
+                warn!(from, problem, "the keys of callers' tokens cannot be had; there are none");
+            }
         }
     }
 }
 
-/// What is told when it is not what it was before.
+/// What is logged when it changes.
 #[derive(Debug, PartialEq, Eq)]
-enum State {
+enum KeysState {
     Held(Vec<u8>),
     Kept(String),
     TooOld(String),
     None(String),
 }
 
-impl Looks {
-    /// What there is to wait for, by somebody who has seen what so many looks have found.
-    fn ask(&mut self, seen: u64, has_keys: bool, now: Instant, distance: Duration) -> News {
+impl KeyReads {
+    /// What a caller waits for that has seen what so many reads have found.
+    fn ask(&mut self, seen: u64, has_keys: bool, now: Instant, distance: Duration) -> NewerRead {
         if self.ended > seen {
-            return News::Over;
+            return NewerRead::Over;
         }
-        // At the start: whatever the first one finds is news.
+        // At the start: whatever the first one finds is newer.
         if !has_keys && (self.begun == 0 || self.begun > self.ended) {
-            return News::Coming(self.begun.max(1));
+            return NewerRead::Coming(self.begun.max(1));
         }
         match self.asked {
-            Some((at, number)) if now.saturating_duration_since(at) < distance => News::Coming(number),
+            Some((at, number)) if now.saturating_duration_since(at) < distance => NewerRead::Coming(number),
             // Not one that has begun: it may have been answered before the key was there.
             _ => {
                 self.asked = Some((now, self.begun + 1));
-                News::Wanted(self.begun + 1)
+                NewerRead::Wanted(self.begun + 1)
             }
         }
     }
@@ -329,7 +330,7 @@ mod tests {
             keys.take(set.clone().into_bytes(), now).unwrap();
             let held = keys.held.load();
             let failed = || Err(Error::Set(SetError::Malformed));
-            let is_told = matches!(keys.state(failed(), now + age), State::TooOld(_));
+            let is_told = matches!(keys.state(failed(), now + age), KeysState::TooOld(_));
             assert_eq!(keys.is_too_old(held.as_ref().unwrap(), now + age), is_told);
             is_told
         };
@@ -343,21 +344,29 @@ mod tests {
     }
 
     #[test]
-    fn callers_ask_for_the_next_look_and_not_too_often() {
+    fn callers_ask_for_the_next_read_and_not_too_often() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
         let distance = 30 * second;
-        let mut looks = Looks::default();
-        assert_eq!(looks.ask(0, false, start, distance), News::Coming(1), "the first one comes anyway");
-        looks.begun = 1;
-        assert_eq!(looks.ask(0, false, start, distance), News::Coming(1), "it is under way");
-        assert_eq!(looks.asked, None, "and nobody asked for it");
-        assert_eq!(looks.ask(0, true, start, distance), News::Wanted(2), "one that has begun may not know the key");
-        assert_eq!(looks.ask(0, true, start + 29 * second, distance), News::Coming(2), "they wait for the same one");
-        looks = Looks { begun: 5, ended: 5, ..looks };
-        assert_eq!(looks.ask(4, true, start + 29 * second, distance), News::Over, "look at what it found");
-        assert_eq!(looks.ask(5, true, start + 29 * second, distance), News::Coming(2), "which is over: too soon");
-        assert_eq!(looks.ask(5, true, start + 30 * second, distance), News::Wanted(6));
-        let mut failed = Looks { begun: 1, ended: 1, asked: None };
-        assert_eq!(failed.ask(1, false, start, distance), News::Wanted(2));
+        let mut reads = KeyReads::default();
+        assert_eq!(reads.ask(0, false, start, distance), NewerRead::Coming(1), "the first one comes anyway");
+        reads.begun = 1;
+        assert_eq!(reads.ask(0, false, start, distance), NewerRead::Coming(1), "it is under way");
+        assert_eq!(reads.asked, None, "and nobody asked for it");
+        assert_eq!(
+            reads.ask(0, true, start, distance),
+            NewerRead::Wanted(2),
+            "one that has begun may not know the key"
+        );
+        assert_eq!(
+            reads.ask(0, true, start + 29 * second, distance),
+            NewerRead::Coming(2),
+            "they wait for the same one"
+        );
+        reads = KeyReads { begun: 5, ended: 5, ..reads };
+        assert_eq!(reads.ask(4, true, start + 29 * second, distance), NewerRead::Over, "look at what it found");
+        assert_eq!(reads.ask(5, true, start + 29 * second, distance), NewerRead::Coming(2), "which is over: too soon");
+        assert_eq!(reads.ask(5, true, start + 30 * second, distance), NewerRead::Wanted(6));
+        let mut failed = KeyReads { begun: 1, ended: 1, asked: None };
+        assert_eq!(failed.ask(1, false, start, distance), NewerRead::Wanted(2));
     }
 }

@@ -1,24 +1,24 @@
 //! What a caller may do: one pure function. What no entry allows is denied.
 
-use std::{
-    fmt,
-    time::{Duration, SystemTime},
-};
+use std::{fmt, time::SystemTime};
 
-use super::{Identity, usage::Hour};
+use super::{
+    Identity,
+    usage::{CallerQuotaExhausted, Hour, HourlyQuota},
+};
 use crate::{
     config::{CallerRules, Names, Policy, Rpc, ScopeKind},
     license::{CustomerId, Scope, ServiceName, Unassignment},
 };
 
-/// What somebody wants to do.
+/// The action that a caller requests.
 #[derive(Debug, Clone, Copy)]
 pub enum Asked<'a> {
     /// Read the list of services.
     ListServices,
-    /// Look what this would hit.
+    /// Read which customers this would affect.
     Preview(&'a Unassignment),
-    /// Do this.
+    /// Make this change.
     Unassign(&'a Unassignment),
 }
 
@@ -61,9 +61,18 @@ pub enum Lack {
         named: u64,
         /// As many as are allowed.
         max: u64,
-        /// When that many are left; none: never.
-        wait: Option<Duration>,
     },
+}
+
+/// Why the policy refuses a request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyRefusal {
+    /// The caller lacks a right. Waiting does not help.
+    #[error("{0}")]
+    Denied(Denied),
+    /// The caller lacks nothing but hourly quota, and there is enough of it later.
+    #[error(transparent)]
+    QuotaExhausted(CallerQuotaExhausted),
 }
 
 /// Whether the policy lets this caller do this now, after what they have done within the hour.
@@ -73,24 +82,45 @@ pub fn decide(
     asked: Asked<'_>,
     usage: &Hour,
     now: SystemTime,
-) -> Result<(), Denied> {
-    let lacks = match policy.callers.iter().find(|entry| identity.is(&entry.identity)) {
-        None => vec![Lack::Entry],
-        Some(_) if policy.read_only && matches!(asked, Asked::Unassign(_)) => vec![Lack::ReadOnly],
-        Some(rules) => lacks(rules, asked, usage, now),
-    };
-    if lacks.is_empty() { Ok(()) } else { Err(Denied { identity: identity.clone(), lacks }) }
+) -> Result<(), PolicyRefusal> {
+    let denied = |lacks| Err(PolicyRefusal::Denied(Denied { identity: identity.clone(), lacks }));
+    let Some(rules) = rules_of(policy, identity) else { return denied(vec![Lack::Entry]) };
+    if policy.read_only && matches!(asked, Asked::Unassign(_)) {
+        return denied(vec![Lack::ReadOnly]);
+    }
+    let mut lacks = lacks(rules, asked);
+    if let Some((named, max)) = quota_of_request(rules, asked)
+        && usage.taken(now).saturating_add(named) > max
+    {
+        match usage.wait_for(named, max, now) {
+            Some(retry_after) if lacks.is_empty() => {
+                let (quota, used) = (HourlyQuota::Customers, usage.taken(now));
+                let exhausted = CallerQuotaExhausted { quota, max, used, requested: named, retry_after };
+                return Err(PolicyRefusal::QuotaExhausted(exhausted));
+            }
+            _ => lacks.push(Lack::CustomersPerHour { named, max }),
+        }
+    }
+    if lacks.is_empty() { Ok(()) } else { denied(lacks) }
 }
 
-/// How many customers of a request count towards its caller's hour; none: nobody counts them.
+/// How many customers of a request count towards its caller's hourly quota. None: they are not counted.
 pub fn counted(policy: &Policy, identity: &Identity, asked: Asked<'_>) -> Option<u64> {
-    let rules = policy.callers.iter().find(|entry| identity.is(&entry.identity))?;
-    let Asked::Unassign(unassignment) = asked else { return None };
-    rules.max_customers_per_hour?;
-    unassignment.scope.listed().map(|customers| customers.count() as u64)
+    quota_of_request(rules_of(policy, identity)?, asked).map(|(named, _)| named)
 }
 
-fn lacks(rules: &CallerRules, asked: Asked<'_>, usage: &Hour, now: SystemTime) -> Vec<Lack> {
+/// The entry about this caller.
+pub(super) fn rules_of<'a>(policy: &'a Policy, identity: &Identity) -> Option<&'a CallerRules> {
+    policy.callers.iter().find(|entry| identity.is(&entry.identity))
+}
+
+/// The customers that a request would take of an hourly quota, and that quota. A preview takes nothing.
+fn quota_of_request(rules: &CallerRules, asked: Asked<'_>) -> Option<(u64, u64)> {
+    let Asked::Unassign(Unassignment { scope, .. }) = asked else { return None };
+    Some((scope.listed()?.count() as u64, u64::from(rules.max_customers_per_hour?)))
+}
+
+fn lacks(rules: &CallerRules, asked: Asked<'_>) -> Vec<Lack> {
     let mut lacks = Vec::new();
     let (rpc, unassignment) = match asked {
         Asked::ListServices => (Rpc::ListServices, None),
@@ -119,24 +149,20 @@ fn lacks(rules: &CallerRules, asked: Asked<'_>, usage: &Hour, now: SystemTime) -
         None if rules.customers != Names::Any => lacks.push(Lack::EveryCustomer),
         None => {}
     }
-    lacks.extend(too_many(rules, asked, scope, usage, now));
+    lacks.extend(count_lack(rules, asked, scope));
     lacks
 }
 
-/// What is over the caller's limits.
-fn too_many(rules: &CallerRules, asked: Asked<'_>, scope: &Scope, usage: &Hour, now: SystemTime) -> Vec<Lack> {
+/// What a limit on the number of customers forbids, whatever was used of the hourly quota.
+fn count_lack(rules: &CallerRules, asked: Asked<'_>, scope: &Scope) -> Option<Lack> {
     let per_request = rules.max_customers_per_request.map(u64::from);
-    // Looking is not taking.
-    let per_hour = rules.max_customers_per_hour.map(u64::from).filter(|_| matches!(asked, Asked::Unassign(_)));
     let Some(customers) = scope.listed() else {
-        let is_limited = per_request.is_some() || per_hour.is_some();
-        return is_limited.then_some(Lack::CountableScope).into_iter().collect();
+        // A preview takes nothing of the hourly quota.
+        let has_quota = rules.max_customers_per_hour.is_some() && matches!(asked, Asked::Unassign(_));
+        return (per_request.is_some() || has_quota).then_some(Lack::CountableScope);
     };
     let named = customers.count() as u64;
-    let request = per_request.filter(|max| named > *max).map(|max| Lack::CustomersPerRequest { named, max });
-    let hour = per_hour.filter(|max| usage.taken(now).saturating_add(named) > *max);
-    let hour = hour.map(|max| Lack::CustomersPerHour { named, max, wait: usage.wait_for(named, max, now) });
-    request.into_iter().chain(hour).collect()
+    per_request.filter(|max| named > *max).map(|max| Lack::CustomersPerRequest { named, max })
 }
 
 fn word(scope: &Scope) -> ScopeKind {
@@ -155,14 +181,6 @@ fn outside<T: Clone + Ord>(allowed: &Names<T>, asked: &[T]) -> Vec<T> {
 }
 
 impl Denied {
-    /// When the same request may be let in: only where nothing but time is missing.
-    pub fn repeat_after(&self) -> Option<Duration> {
-        match &self.lacks[..] {
-            [Lack::CustomersPerHour { wait, .. }] => *wait,
-            _ => None,
-        }
-    }
-
     /// What is missing.
     pub fn lacks(&self) -> &[Lack] {
         &self.lacks
@@ -172,7 +190,7 @@ impl Denied {
 impl fmt::Display for Denied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.lacks[..] {
-            [Lack::ReadOnly] => f.write_str("this gateway is read-only for now: it changes nothing, whoever asks"),
+            [Lack::ReadOnly] => f.write_str("this gateway is read-only for now: it refuses every change"),
             [Lack::Entry] => write!(f, "this gateway's policy has no [[callers]] entry for {}", self.identity),
             lacks => {
                 let lacks: Vec<_> = lacks.iter().map(ToString::to_string).collect();
@@ -196,7 +214,7 @@ impl fmt::Display for Lack {
             Self::CustomersPerRequest { named, max } => {
                 write!(f, "{named} customers in one request (at most {max})")
             }
-            Self::CustomersPerHour { named, max, .. } => {
+            Self::CustomersPerHour { named, max } => {
                 write!(f, "{named} more customers in this hour (at most {max} an hour)")
             }
         }
@@ -205,10 +223,10 @@ impl fmt::Display for Lack {
 
 /// The first of many: messages travel in headers, which have limits.
 fn some(names: &[impl fmt::Display]) -> String {
-    const SHOWN: usize = 5;
-    let mut text = names.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    if names.len() > SHOWN {
-        text = format!("{text} and {} more", names.len() - SHOWN);
+    const NAMES_SHOWN: usize = 5;
+    let mut text = names.iter().take(NAMES_SHOWN).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if names.len() > NAMES_SHOWN {
+        text = format!("{text} and {} more", names.len() - NAMES_SHOWN);
     }
     text
 }

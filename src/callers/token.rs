@@ -3,7 +3,7 @@
 //!
 //! A token says by which key and how it is signed. Neither is believed: the key is looked up in the issuer's set, and the
 //! algorithm must be configured and be the key's own. Keys that a token brings along or points at (`jwk`, `jku`, `x5c`,
-//! `x5u`) are not looked at.
+//! `x5u`) are ignored.
 
 use std::{
     sync::Arc,
@@ -33,7 +33,7 @@ pub struct Rules {
     algorithms: Vec<Algorithm>,
 }
 
-/// What is wrong with a caller's token. Says what to mend; holds nothing of the token.
+/// What is wrong with a caller's token. Says what to correct; holds nothing of the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// Which one is meant?
@@ -97,7 +97,7 @@ pub enum TokenError {
     /// Too early.
     #[error("the bearer token is not valid yet; is your clock right?")]
     NotYetValid,
-    /// Only whoever has another key may use it, and here nobody shows one.
+    /// It is bound to a key of its holder, and this gateway cannot check that.
     #[error("the bearer token is bound to a key of its holder (`cnf`), which this gateway cannot check")]
     Bound,
 }
@@ -216,7 +216,7 @@ fn check(claims: Claims, rules: &Rules, now: SystemTime) -> Result<Arc<str>, Tok
         return Err(TokenError::Bound);
     }
     let subject = text(claims.sub, "sub")?;
-    // It is compared with what stands in a file, and stands in the trail: no look-alikes, no line breaks.
+    // It is compared with what stands in a file, and stands in the audit trail: no look-alikes, no line breaks.
     let is_name = (1..=MAX_SUBJECT_BYTES).contains(&subject.len()) && subject.chars().all(|c| c.is_ascii_graphic());
     if is_name { Ok(subject.into()) } else { Err(TokenError::Odd("sub")) }
 }

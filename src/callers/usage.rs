@@ -5,6 +5,7 @@
 
 pub(super) mod counter;
 mod ledger;
+pub(super) mod reads;
 
 use std::{
     collections::VecDeque,
@@ -18,6 +19,45 @@ const MINUTE: Duration = Duration::from_mins(1);
 /// The last hour of one caller, and up to a minute more: it never forgets too early.
 #[derive(Debug, Clone, Default)]
 pub struct Hour(VecDeque<(Minute, u64)>);
+
+/// What an hourly quota counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HourlyQuota {
+    /// Customers that changes name: `max_customers_per_hour`.
+    Customers,
+    /// Calls to Central that previews make: `max_reads_per_hour`.
+    Reads,
+}
+
+impl HourlyQuota {
+    /// What is counted, in the plural.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Customers => "customers",
+            Self::Reads => "reads of Central",
+        }
+    }
+}
+
+/// A caller's hourly quota is too small for a request now, and will be large enough later.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "your hourly quota of {max} {} is exhausted: {used} are used, and this request needs {requested} more; repeat it \
+     after the wait",
+    quota.unit()
+)]
+pub struct CallerQuotaExhausted {
+    /// Which quota.
+    pub quota: HourlyQuota,
+    /// How much it allows an hour.
+    pub max: u64,
+    /// How much was used within the hour.
+    pub used: u64,
+    /// How much the request needs.
+    pub requested: u64,
+    /// When there is enough for the request.
+    pub retry_after: Duration,
+}
 
 /// Where something was counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -117,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wait_ends_when_there_is_room() {
+    fn the_wait_ends_when_the_quota_is_large_enough() {
         let start = SystemTime::now();
         let mut hour = Hour::default();
         hour.take(6, start);

@@ -64,7 +64,7 @@ Finds a record that was edited, removed, added or moved, and a piece cut out of 
 shows in the file `head`; somebody who writes that anew too, or the whole trail, is found by --expect: every operation's
 log line (`unassign finished`) holds the number and the hash of its last record, and logs are kept elsewhere.
 
-A torn last line, as a crash leaves it, is told and is no flaw. Takes no lock: it can be run while a gateway writes.
+A torn last line, as a crash leaves it, is reported and is no flaw. Takes no lock: it can be run while a gateway writes.
 
 Exit codes: 0 whole, 1 changed, or cannot be read, 64 the command line or the configuration is wrong.
 
@@ -85,7 +85,7 @@ pub(super) struct AuditShow {
     #[arg(long, value_name = "ID")]
     operation: Option<String>,
 
-    /// Only operations that may have hit this customer
+    /// Only operations that may have affected this customer
     #[arg(long, value_name = "ID")]
     customer: Option<String>,
 
@@ -256,7 +256,7 @@ fn row(operation: &Shown) -> [String; 10] {
     ]
 }
 
-/// How many an open scope hit, where that was looked up just before.
+/// How many customers an open scope included, where that was read just before.
 fn previewed(intent: &Intent) -> String {
     intent.resolved_customers.map(|count| format!(": {count} customers")).unwrap_or_default()
 }

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::{
     ConfigFile, Exit,
-    print::{self, GOOD, HEAD},
+    print::{self, GOOD, HEADING},
 };
 use crate::config::{
     self, LoadedConfig,
@@ -13,7 +13,7 @@ use crate::config::{
 
 /// Checks the configuration and shows what holds, or every problem at once.
 #[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = CHECK_CONFIG_AFTER_HELP)]
 pub(super) struct CheckConfig {
     #[command(flatten)]
     file: ConfigFile,
@@ -27,7 +27,7 @@ pub(super) struct CheckConfig {
     markdown: bool,
 }
 
-const AFTER_HELP: &str = "\
+const CHECK_CONFIG_AFTER_HELP: &str = "\
 Reads the file and the environment as `serve` does, but starts nothing and calls nobody. Secrets are never shown.
 
 Exit codes: 0 valid, 64 not valid.
@@ -58,7 +58,7 @@ impl CheckConfig {
 fn list() -> String {
     let entry = |setting: &Setting| {
         [
-            format!("{HEAD}{}{HEAD:#}  ({})", setting.name, setting.unset),
+            format!("{HEADING}{}{HEADING:#}  ({})", setting.name, setting.unset),
             format!("    {}", setting.meaning),
             format!("    Allowed: {}", setting.allowed),
             String::new(),

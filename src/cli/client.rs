@@ -64,13 +64,13 @@ pub(super) enum ConnectError {
 }
 
 /// No gateway needs longer to accept a connection, and a wrong address often shows by silence.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const GATEWAY_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Gateway {
     /// Connects within `limit`.
     pub(super) async fn connect(&self, limit: Duration) -> Result<InterceptedService<Channel, Bearer>, ConnectError> {
         let (endpoint, bearer) = (self.endpoint()?, self.bearer()?);
-        let limit = limit.min(CONNECT_TIMEOUT);
+        let limit = limit.min(GATEWAY_CONNECT_TIMEOUT);
         match tokio::time::timeout(limit, endpoint.connect()).await {
             Ok(Ok(channel)) => Ok(InterceptedService::new(channel, bearer)),
             Ok(Err(error)) => Err(ConnectError::Failed(self.explain(&error))),

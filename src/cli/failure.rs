@@ -16,7 +16,7 @@ use crate::{license::Outcome, proto, telemetry::rpc};
 
 /// A failed RPC. Serialized, it is the `--json` output, whose keys are stable.
 #[derive(Debug, Serialize)]
-pub(super) struct Failure {
+pub(super) struct FailedCall {
     ok: bool,
     #[serde(serialize_with = "outcome_word")]
     outcome: Outcome,
@@ -36,7 +36,7 @@ pub(super) enum CallError {
     /// The command line is wrong.
     Usage(String),
     /// It failed.
-    Failed(Box<Failure>),
+    Failed(Box<FailedCall>),
 }
 
 /// What the gateway says about a repeat.
@@ -71,7 +71,7 @@ struct Partial {
     unknown: Vec<String>,
 }
 
-impl Failure {
+impl FailedCall {
     /// What the gateway answered, or what became of a call that it did not answer. `sent_outcome` is the outcome of a
     /// call that was sent and of which nobody says what became.
     pub(super) fn of_status(status: &Status, sent_outcome: Outcome) -> Self {
@@ -185,7 +185,7 @@ impl Failure {
         let (style, headline) = match self.outcome {
             Outcome::NotApplied => (BAD, "Failed: nothing was changed."),
             Outcome::Partial => (UNSURE, "Only a part was done."),
-            Outcome::Unknown => (UNSURE, "Unknown: Central may have acted on it; look before you repeat it."),
+            Outcome::Unknown => (UNSURE, "Unknown: Central may have acted on it; check Central before you repeat it."),
             Outcome::Applied => (BAD, "Failed after it was done."),
         };
         let mut rows = vec![("code", self.code.to_owned())];
@@ -220,7 +220,7 @@ impl Failure {
             matches!(self.reason.as_deref(), Some("PREVIEW_STALE" | "PREVIEW_REQUIRED" | "COUNT_MISMATCH"));
         match (self.outcome, self.retry.allowed, wait) {
             (Outcome::NotApplied, ..) if is_about_the_preview => {
-                "Look with `license-gateway preview` whom it would hit now.".to_owned()
+                "Run `license-gateway preview` to see the customers that it would affect now.".to_owned()
             }
             (Outcome::NotApplied, Some(false), None) if self.code == "DEADLINE_EXCEEDED" => {
                 "Repeating it is safe; give it more time.".to_owned()
@@ -231,13 +231,11 @@ impl Failure {
             (Outcome::NotApplied, Some(false), None) => "Repeating it unchanged will not help.".to_owned(),
             (Outcome::NotApplied, _, Some(wait)) => format!("Repeat it in {wait}."),
             (Outcome::NotApplied, _, None) => "Repeating it is safe.".to_owned(),
-            (Outcome::Partial, _, _) => {
-                "Repeat it for the customers under `not applied` alone; look at Central before \
+            (Outcome::Partial, _, _) => "Repeat it for the customers under `not applied` alone; check Central before \
                                          you repeat it for those under `unknown`."
-                    .to_owned()
-            }
+                .to_owned(),
             (Outcome::Unknown, _, _) => {
-                "Look at the customers' licences in Central. Repeat it only if they are still there.".to_owned()
+                "Check the customers' licences in Central. Repeat it only if they are still there.".to_owned()
             }
             (Outcome::Applied, _, _) => "Do not repeat it.".to_owned(),
         }

@@ -14,7 +14,7 @@ use crate::proto::health::{HealthCheckRequest, health_check_response::ServingSta
 
 /// Asks a running gateway whether it is serving.
 #[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = HEALTH_AFTER_HELP)]
 pub(super) struct Health {
     /// The gRPC service to ask for, such as `central.licensing.v1.LicensingService`; empty: the gateway as a whole
     #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
@@ -28,7 +28,7 @@ pub(super) struct Health {
     gateway: Gateway,
 }
 
-const AFTER_HELP: &str = "\
+const HEALTH_AFTER_HELP: &str = "\
 Exit codes: 0 if it is serving, else 1.
 
 Example, in a Dockerfile:

@@ -1,4 +1,4 @@
-//! `preview`: whom an unassignment would hit now. `unassign` looks the same way before it asks.
+//! `preview`: the customers that an unassignment would affect now. `unassign` shows the same before it asks.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use tonic::Request;
 use super::{
     Exit,
     client::{ConnectError, Gateway},
-    failure::{CallError, Failure},
-    print::{self, HEAD, UNSURE},
+    failure::{CallError, FailedCall},
+    print::{self, HEADING, UNSURE},
     scope::{self, ScopeArguments},
     services::time,
 };
@@ -23,10 +23,10 @@ use crate::{
     },
 };
 
-/// Tells whom an unassignment would hit now, and changes nothing.
+/// Shows the customers that an unassignment would affect now, and changes nothing.
 #[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP)]
-pub(super) struct Preview {
+#[command(after_help = PREVIEW_AFTER_HELP)]
+pub(super) struct PreviewCommand {
     #[command(flatten)]
     scope: ScopeArguments,
 
@@ -42,7 +42,7 @@ pub(super) struct Preview {
     #[arg(long)]
     json: bool,
 
-    /// How long to wait for the answer; the gateway is told
+    /// How long to wait for the answer; sent to the gateway as the deadline
     #[arg(long, default_value = "60s", value_parser = humantime::parse_duration, value_name = "DURATION")]
     timeout: Duration,
 
@@ -50,10 +50,10 @@ pub(super) struct Preview {
     gateway: Gateway,
 }
 
-/// A thousand devices: few enough calls for a look.
+/// A thousand devices: few enough calls for a preview.
 pub(super) const DEVICE_CALLS: u32 = 10;
 
-const AFTER_HELP: &str = "\
+const PREVIEW_AFTER_HELP: &str = "\
 Costs calls of Central's quota: one for every 100 customers of the account, one about automatic licensing, and at most
 --device-calls.
 
@@ -73,7 +73,7 @@ Examples:
   license-gateway preview --all --service advanced_ap
   license-gateway preview --exclude-from keep.txt --service advanced_ap foundation_ap --device-calls 0 --json";
 
-impl Preview {
+impl PreviewCommand {
     pub(super) async fn run(self) -> Exit {
         let scope = match self.scope.read() {
             Ok(scope) => scope,
@@ -82,12 +82,12 @@ impl Preview {
                 return Exit::Usage;
             }
         };
-        match look(&self.gateway, scope, self.service, self.device_calls, self.timeout).await {
-            Ok(seen) => {
+        match fetch(&self.gateway, scope, self.service, self.device_calls, self.timeout).await {
+            Ok(report) => {
                 if self.json {
-                    print::json(&seen);
+                    print::json(&report);
                 } else {
-                    print::out(&format!("{}\n{ADVICE}", seen.text()));
+                    print::out(&format!("{}\n{ADVICE}", report.text()));
                 }
                 Exit::Clean
             }
@@ -103,31 +103,31 @@ impl Preview {
     }
 }
 
-const ADVICE: &str = "Nothing was changed. With `unassign --etag` and this etag, nobody else is hit.";
+const ADVICE: &str = "Nothing was changed. With `unassign --etag` and this etag, no other customer is affected.";
 
-/// Asks a gateway whom this would hit now.
-pub(super) async fn look(
+/// Asks a gateway which customers this would affect now.
+pub(super) async fn fetch(
     gateway: &Gateway,
     scope: Scope,
     services: Vec<String>,
     max_device_calls: u32,
     timeout: Duration,
-) -> Result<Seen, CallError> {
+) -> Result<PreviewReport, CallError> {
     let channel = gateway.connect(timeout).await.map_err(|error| match error {
         ConnectError::Usage(message) => CallError::Usage(message),
-        ConnectError::Failed(message) => CallError::Failed(Box::new(Failure::not_connected(message))),
+        ConnectError::Failed(message) => CallError::Failed(Box::new(FailedCall::not_connected(message))),
     })?;
     let mut request = Request::new(request(scope, services, max_device_calls));
     request.set_timeout(timeout);
     let mut client = LicensingServiceClient::new(channel);
-    // Looking changes nothing, however it ends.
+    // A preview changes nothing, however it ends.
     let failure = tokio::select! {
         answer = tokio::time::timeout(timeout, client.preview_unassign_licenses(request)) => match answer {
-            Ok(Ok(response)) => return Ok(Seen::of(response.into_inner())),
-            Ok(Err(status)) => Failure::of_status(&status, Outcome::NotApplied),
-            Err(_) => Failure::timed_out(Outcome::NotApplied),
+            Ok(Ok(response)) => return Ok(PreviewReport::of(response.into_inner())),
+            Ok(Err(status)) => FailedCall::of_status(&status, Outcome::NotApplied),
+            Err(_) => FailedCall::timed_out(Outcome::NotApplied),
         },
-        Ok(()) = tokio::signal::ctrl_c() => Failure::interrupted(Outcome::NotApplied),
+        Ok(()) = tokio::signal::ctrl_c() => FailedCall::interrupted(Outcome::NotApplied),
     };
     Err(CallError::Failed(Box::new(failure)))
 }
@@ -144,12 +144,12 @@ pub(super) fn request(scope: Scope, services: Vec<String>, max_device_calls: u32
 
 /// What the command says of an answer.
 pub fn preview_text(answer: PreviewUnassignLicensesResponse) -> String {
-    Seen::of(answer).text()
+    PreviewReport::of(answer).text()
 }
 
 /// What was seen. Serialized, it is the `--json` output, whose keys are stable.
 #[derive(Debug, Serialize)]
-pub(super) struct Seen {
+pub(super) struct PreviewReport {
     ok: bool,
     scope: &'static str,
     services: Vec<String>,
@@ -183,7 +183,7 @@ struct Warning {
     text: String,
 }
 
-impl Seen {
+impl PreviewReport {
     pub(super) fn of(response: PreviewUnassignLicensesResponse) -> Self {
         let code = |code: PreviewWarningCode| code.as_str_name().trim_start_matches("PREVIEW_WARNING_CODE_").to_owned();
         let warnings = response.warnings.iter();
@@ -211,7 +211,7 @@ impl Seen {
             None => "not counted".to_owned(),
             Some(devices) if devices.is_complete => devices.device_count.to_string(),
             Some(devices) => format!(
-                "at least {} (of {} customers seen; not all were looked at)",
+                "at least {} (of {} customers seen; not all were counted)",
                 devices.device_count, devices.customers_seen
             ),
         };
@@ -229,7 +229,7 @@ impl Seen {
         rows.push(("etag", self.etag.clone()));
 
         let customers: Vec<_> = self.customers.iter().map(|one| [one.id.clone(), one.name.clone()]).collect();
-        let mut parts = vec![format!("{HEAD}This would hit:{HEAD:#}\n"), print::list(&rows)];
+        let mut parts = vec![format!("{HEADING}This would affect:{HEADING:#}\n"), print::list(&rows)];
         if !customers.is_empty() {
             let more = self.customer_count as usize - customers.len().min(self.customer_count as usize);
             let more = if more > 0 { format!("  and {more} more\n") } else { String::new() };

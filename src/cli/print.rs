@@ -14,7 +14,7 @@ pub const BAD: Style = AnsiColor::Red.on_default().bold();
 /// For what may have gone either way.
 pub const UNSURE: Style = AnsiColor::Yellow.on_default().bold();
 /// For heads and names.
-pub const HEAD: Style = Style::new().bold();
+pub const HEADING: Style = Style::new().bold();
 
 /// Writes a text to standard output.
 pub fn out(text: &str) {
@@ -40,7 +40,7 @@ pub fn json(value: &impl Serialize) {
 /// Rows under a head, in aligned columns.
 pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
     let widths = widths(rows.iter().map(|row| row.each_ref().map(String::as_str)).chain([head]));
-    let head = format!("  {HEAD}{}{HEAD:#}", line(head, widths));
+    let head = format!("  {HEADING}{}{HEADING:#}", line(head, widths));
     let rows = rows.iter().map(|row| format!("  {}", line(row.each_ref().map(String::as_str), widths)));
     lines([head].into_iter().chain(rows))
 }

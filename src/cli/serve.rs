@@ -9,7 +9,7 @@ use std::{
 
 use clap::Args;
 
-use super::{ConfigFile, Exit, print, signals::told_to_stop};
+use super::{ConfigFile, Exit, print, signals::stop_signal};
 use crate::{
     config::{self, Config},
     server::Server,
@@ -21,17 +21,17 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
 /// Runs the gateway until SIGTERM or Ctrl-C.
 #[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = SERVE_AFTER_HELP)]
 pub(super) struct Serve {
     #[command(flatten)]
     file: ConfigFile,
 }
 
-const AFTER_HELP: &str = "\
+const SERVE_AFTER_HELP: &str = "\
 SIGTERM and Ctrl-C end it gently: it takes no new requests and finishes what runs, within server.drain_timeout. The
 second one ends it at once.
 
-Exit codes: 0 stopped as told, 1 failed, 64 the configuration is not valid.
+Exit codes: 0 stopped by a signal, 1 failed, 64 the configuration is not valid.
 
 Examples:
   license-gateway serve --config gateway.toml
@@ -54,7 +54,7 @@ impl Serve {
             }
         };
         let exit = runtime.block_on(async {
-            match told_to_stop() {
+            match stop_signal() {
                 Ok(stop) => serve(config, stop).await,
                 Err(error) => {
                     print::error(&format!("cannot listen for signals: {error}"));

@@ -9,7 +9,7 @@ use tonic::Request;
 use super::{
     Exit,
     client::{ConnectError, Gateway},
-    failure::Failure,
+    failure::FailedCall,
     print,
 };
 use crate::{
@@ -19,13 +19,13 @@ use crate::{
 
 /// Lists the services whose licences can be taken away.
 #[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP)]
-pub(super) struct Services {
+#[command(after_help = SERVICES_AFTER_HELP)]
+pub(super) struct ServicesCommand {
     /// Print one JSON object, whether it worked or not
     #[arg(long)]
     json: bool,
 
-    /// How long to wait for the answer; the gateway is told
+    /// How long to wait for the answer; sent to the gateway as the deadline
     #[arg(long, default_value = "60s", value_parser = humantime::parse_duration, value_name = "DURATION")]
     timeout: Duration,
 
@@ -33,7 +33,7 @@ pub(super) struct Services {
     gateway: Gateway,
 }
 
-const AFTER_HELP: &str = "\
+const SERVICES_AFTER_HELP: &str = "\
 The gateway keeps the list and asks Central for it at most once an hour.
 
 Exit codes: 0 done, 1 failed, 64 the command line is wrong.
@@ -52,7 +52,7 @@ struct List {
     fetched_at: Option<String>,
 }
 
-impl Services {
+impl ServicesCommand {
     pub(super) async fn run(self) -> Exit {
         let failure = match self.gateway.connect(self.timeout).await {
             Ok(channel) => {
@@ -69,14 +69,14 @@ impl Services {
                         return Exit::Clean;
                     }
                     // Reading changes nothing.
-                    Err(status) => Failure::of_status(&status, Outcome::NotApplied),
+                    Err(status) => FailedCall::of_status(&status, Outcome::NotApplied),
                 }
             }
             Err(ConnectError::Usage(message)) => {
                 print::error(&message);
                 return Exit::Usage;
             }
-            Err(ConnectError::Failed(message)) => Failure::not_connected(message),
+            Err(ConnectError::Failed(message)) => FailedCall::not_connected(message),
         };
         failure.print(self.json);
         Exit::Failure

@@ -1,4 +1,4 @@
-//! How the commands that run until they are told to stop are told to stop.
+//! The signals that stop the commands which run until then.
 
 use std::{future::Future, io, process};
 
@@ -9,7 +9,7 @@ use super::Exit;
 /// Ends with the first SIGTERM or SIGINT. The second one ends the process.
 ///
 /// From this call on, and not only once the future is polled, the signals no longer kill.
-pub fn told_to_stop() -> io::Result<impl Future<Output = ()>> {
+pub fn stop_signal() -> io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {

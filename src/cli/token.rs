@@ -42,7 +42,7 @@ pub(super) struct TokenStatus {
 }
 
 const STATUS_AFTER_HELP: &str = "\
-Only looks, also while a gateway runs: it takes no lock, writes nothing and does not call Central. Run it where the
+Only reads, also while a gateway runs: it takes no lock, writes nothing and does not call Central. Run it where the
 gateway runs, with its configuration, and as its user.
 
 Exit codes: 0 there is a usable chain of tokens, 1 a new refresh token is needed or the store cannot be read, 64 the
@@ -102,7 +102,7 @@ impl TokenStatus {
         match admin::status(&config.token_store, SystemTime::now()).await {
             Ok(status) => {
                 if self.json {
-                    print::json(&Report::of(&status));
+                    print::json(&TokenReport::of(&status));
                 } else {
                     print::out(&report(&status, &config));
                 }
@@ -156,7 +156,7 @@ impl TokenSeed {
                     SeedOutcome::TakenByGateway => {
                         print::out(&format!(
                             "{GOOD}The running gateway took the refresh token{GOOD:#} (fingerprint {fingerprint}, \
-                             {store}).\n`license-gateway token status` tells whether Central accepted it. Do not use \
+                             {store}).\n`license-gateway token status` shows whether Central accepted it. Do not use \
                              this token anywhere else."
                         ));
                         Exit::Clean
@@ -304,7 +304,7 @@ fn advice(status: &Status, config: &Config) -> Vec<String> {
 
 /// The answer as programs read it, whose keys are stable.
 #[derive(Serialize)]
-struct Report<'a> {
+struct TokenReport<'a> {
     ok: bool,
     usable: bool,
     store: &'a str,
@@ -343,7 +343,7 @@ struct ExchangeReport {
     logins: u32,
 }
 
-impl<'a> Report<'a> {
+impl<'a> TokenReport<'a> {
     fn of(status: &'a Status) -> Self {
         let chain = status.chain.as_ref();
         Self {

@@ -12,7 +12,7 @@ use tonic::{Request, Status};
 use super::{
     Exit,
     client::{ConnectError, Gateway},
-    failure::{CallError, Failure},
+    failure::{CallError, FailedCall},
     preview::{self, DEVICE_CALLS},
     print::{self, GOOD},
     scope::{self, ScopeArguments},
@@ -27,7 +27,7 @@ use crate::{
 
 /// Takes licences away from customers, through a running gateway.
 #[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = UNASSIGN_AFTER_HELP)]
 pub(super) struct Unassign {
     #[command(flatten)]
     scope: ScopeArguments,
@@ -40,11 +40,11 @@ pub(super) struct Unassign {
     #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
     reason: String,
 
-    /// Do not ask before a scope that may hit everyone; it needs --expect or --etag then
+    /// Do not ask before a scope that may affect every customer; it needs --expect or --etag then
     #[arg(long)]
     yes: bool,
 
-    /// Look first, and send only if exactly so many customers are in scope
+    /// Preview first, and send only if exactly so many customers are in scope
     #[arg(long, value_name = "N")]
     expect: Option<u32>,
 
@@ -56,7 +56,7 @@ pub(super) struct Unassign {
     #[arg(long)]
     json: bool,
 
-    /// How long to wait for the answer; the gateway is told
+    /// How long to wait for the answer; sent to the gateway as the deadline
     #[arg(long, default_value = "60s", value_parser = humantime::parse_duration, value_name = "DURATION")]
     timeout: Duration,
 
@@ -64,16 +64,17 @@ pub(super) struct Unassign {
     gateway: Gateway,
 }
 
-const AFTER_HELP: &str = "\
---exclude and --exclude-from and --all hit whoever is a customer when Central acts. The gateway refuses them unless
-central.allow_open_scopes is set, and without the etag of a preview. So this command looks first, shows whom it would hit,
-asks for the number of customers, and sends the etag: if anybody came or went meanwhile, nothing is changed. Where nobody
-can be asked, --yes goes on by itself, with --expect (the number that there must be) or --etag (of an earlier preview).
+const UNASSIGN_AFTER_HELP: &str = "\
+--exclude and --exclude-from and --all affect whatever customers there are when Central acts. The gateway refuses them
+unless central.allow_open_scopes is set, and without the etag of a preview. So this command previews first, shows the
+customers that it would affect, asks for their number, and sends the etag: if they are others by then, nothing is
+changed. Where nobody can be asked, --yes goes on by itself, with --expect (the number that there must be) or --etag (of
+an earlier preview).
 
 Exit codes:
   0   applied: Central accepted it
   2   not applied: nothing was changed; so too where others are in scope than --expect or --etag say
-  3   unknown or partial: look at Central before you repeat it
+  3   unknown or partial: check Central before you repeat it
   64  the command line is wrong; nothing was sent
 
 Keys of --json, all always there unless said otherwise:
@@ -102,15 +103,17 @@ impl Unassign {
         let somebody_is_there = io::stdin().is_terminal() && io::stderr().is_terminal();
         if asks && (!somebody_is_there || self.scope.reads_standard_input()) {
             return usage(
-                "this may hit everyone, and nobody is there to ask; look whom with `license-gateway preview`, then add \
+                "this may affect every customer, and nobody is there to ask; run `license-gateway preview` first, then add \
                  --yes, and --expect or --etag",
             );
         }
         if is_open && self.yes && self.expect.is_none() && self.etag.is_none() {
-            return usage("--yes for what may hit everyone needs --expect with the number of customers, or --etag");
+            return usage(
+                "--yes for what may affect every customer needs --expect with the number of customers, or --etag",
+            );
         }
         let etag = if asks || self.expect.is_some() {
-            match self.look(scope.clone(), asks).await {
+            match self.preview(scope.clone(), asks).await {
                 Ok(etag) => etag,
                 Err(CallError::Usage(message)) => return usage(&message),
                 Err(CallError::Failed(failure)) => return self.failed(&failure),
@@ -139,29 +142,29 @@ impl Unassign {
         }
     }
 
-    /// Looks whom it would hit, and whether that is meant: the etag to send.
-    async fn look(&self, scope: Scope, asks: bool) -> Result<String, CallError> {
+    /// Previews it, and checks that its customers are meant: the etag to send.
+    async fn preview(&self, scope: Scope, asks: bool) -> Result<String, CallError> {
         // Devices are counted for people only.
         let device_calls = if asks { DEVICE_CALLS } else { 0 };
-        let seen = preview::look(&self.gateway, scope, self.service.clone(), device_calls, self.timeout).await?;
+        let report = preview::fetch(&self.gateway, scope, self.service.clone(), device_calls, self.timeout).await?;
         if let Some(expected) = self.expect
-            && expected != seen.customer_count
+            && expected != report.customer_count
         {
-            return Err(CallError::Failed(Box::new(Failure::unexpected_count(expected, seen.customer_count))));
+            return Err(CallError::Failed(Box::new(FailedCall::unexpected_count(expected, report.customer_count))));
         }
         if asks {
-            print::err(&seen.text());
-            if !confirmed(seen.customer_count, &mut io::stdin().lock(), &mut anstream::stderr()) {
-                return Err(CallError::Failed(Box::new(Failure::declined())));
+            print::err(&report.text());
+            if !confirmed(report.customer_count, &mut io::stdin().lock(), &mut anstream::stderr()) {
+                return Err(CallError::Failed(Box::new(FailedCall::declined())));
             }
         }
-        Ok(self.etag.clone().unwrap_or(seen.etag))
+        Ok(self.etag.clone().unwrap_or(report.etag))
     }
 
     async fn call(&self, message: UnassignLicensesRequest) -> Result<UnassignLicensesResponse, CallError> {
         let channel = self.gateway.connect(self.timeout).await.map_err(|error| match error {
             ConnectError::Usage(message) => CallError::Usage(message),
-            ConnectError::Failed(message) => CallError::Failed(Box::new(Failure::not_connected(message))),
+            ConnectError::Failed(message) => CallError::Failed(Box::new(FailedCall::not_connected(message))),
         })?;
         let mut request = Request::new(message);
         request.set_timeout(self.timeout);
@@ -169,16 +172,16 @@ impl Unassign {
         let failure = tokio::select! {
             answer = tokio::time::timeout(self.timeout, client.unassign_licenses(request)) => match answer {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
-                Ok(Err(status)) => Failure::of_status(&status, Outcome::Unknown),
-                Err(_) => Failure::timed_out(Outcome::Unknown),
+                Ok(Err(status)) => FailedCall::of_status(&status, Outcome::Unknown),
+                Err(_) => FailedCall::timed_out(Outcome::Unknown),
             },
             // The gateway finishes what it has begun: leaving does not undo it.
-            Ok(()) = tokio::signal::ctrl_c() => Failure::interrupted(Outcome::Unknown),
+            Ok(()) = tokio::signal::ctrl_c() => FailedCall::interrupted(Outcome::Unknown),
         };
         Err(CallError::Failed(Box::new(failure)))
     }
 
-    fn failed(&self, failure: &Failure) -> Exit {
+    fn failed(&self, failure: &FailedCall) -> Exit {
         failure.print(self.json);
         failure.exit()
     }
@@ -200,7 +203,7 @@ fn usage(message: &str) -> Exit {
 pub fn answer_text(answer: Result<UnassignLicensesResponse, Status>) -> String {
     match answer {
         Ok(response) => Done::of(response).text(),
-        Err(status) => Failure::of_status(&status, Outcome::Unknown).text(),
+        Err(status) => FailedCall::of_status(&status, Outcome::Unknown).text(),
     }
 }
 

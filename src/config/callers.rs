@@ -47,6 +47,8 @@ pub struct CallerRules {
     pub max_customers_per_request: Option<u32>,
     /// How many customers they may touch within an hour; none: no limit.
     pub max_customers_per_hour: Option<u32>,
+    /// How many calls to Central their previews may make within an hour.
+    pub max_reads_per_hour: u32,
 }
 
 /// Whom an entry is about.
@@ -106,7 +108,7 @@ const RPCS: [(&str, Rpc); 3] = [
 ];
 const SCOPES: [(&str, ScopeKind); 3] =
     [("include", ScopeKind::Include), ("exclude", ScopeKind::Exclude), ("all", ScopeKind::All)];
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 9] = [
     "identity",
     "token_subject",
     "rpcs",
@@ -115,6 +117,7 @@ const KEYS: [&str; 8] = [
     "customers",
     "max_customers_per_request",
     "max_customers_per_hour",
+    "max_reads_per_hour",
 ];
 
 /// The identity of an entry that is about callers without one.
@@ -141,6 +144,9 @@ fn word<T: Copy + PartialEq>(words: &[(&'static str, T)], meaning: T) -> &'stati
 }
 
 impl CallerRules {
+    /// A preview of 5,000 customers makes 51 calls, so this is about a dozen of the largest ones an hour.
+    pub const DEFAULT_READS_PER_HOUR: u32 = 600;
+
     /// Somebody who may do all that the contract has. For the demo and for tests.
     pub fn everything(identity: WhichCaller) -> Self {
         Self {
@@ -151,6 +157,7 @@ impl CallerRules {
             customers: Names::Any,
             max_customers_per_request: None,
             max_customers_per_hour: None,
+            max_reads_per_hour: Self::DEFAULT_READS_PER_HOUR,
         }
     }
 }
@@ -275,6 +282,7 @@ impl Entries<'_> {
         }
         let max_customers_per_request = self.number(name, "max_customers_per_request", table);
         let max_customers_per_hour = self.number(name, "max_customers_per_hour", table);
+        let max_reads_per_hour = self.number(name, "max_reads_per_hour", table);
         Some(CallerRules {
             identity: identity?,
             rpcs,
@@ -283,6 +291,7 @@ impl Entries<'_> {
             customers,
             max_customers_per_request,
             max_customers_per_hour,
+            max_reads_per_hour: max_reads_per_hour.unwrap_or(CallerRules::DEFAULT_READS_PER_HOUR),
         })
     }
 

@@ -1,6 +1,6 @@
-//! The etag of a preview: stands for exactly one scope, its services and the customers it hit when it was looked at.
+//! The etag of a preview: stands for exactly one scope, its services and the customers that it included then.
 //!
-//! Made by a preview, carried by whoever then asks for the change, and made again just before the change is sent: only
+//! Made by a preview, carried by the request for the change, and made again just before the change is sent: only
 //! if both are the same is anything sent. Pure.
 
 use std::fmt;
@@ -13,7 +13,7 @@ use super::{CustomerId, Scope, ServiceName, Services};
 /// What every etag of this version begins with. Whatever goes into the hash cannot change without a new one.
 const VERSION: &str = "v1:";
 /// The hexadecimal digits of a SHA-256.
-const DIGITS: usize = 64;
+const ETAG_DIGITS: usize = 64;
 
 /// The etag of a preview. Equal etags: the same scope, the same services, the same customers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +44,7 @@ impl Etag {
     pub fn parse(text: String) -> Result<Self, NoEtag> {
         let digits = text.strip_prefix(VERSION).ok_or(NoEtag)?;
         let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-        if digits.len() == DIGITS && digits.bytes().all(is_digit) { Ok(Self(text)) } else { Err(NoEtag) }
+        if digits.len() == ETAG_DIGITS && digits.bytes().all(is_digit) { Ok(Self(text)) } else { Err(NoEtag) }
     }
 
     /// The text.

@@ -1,4 +1,4 @@
-//! Whom a scope hits, when Central lists these customers. Pure.
+//! The customers that a scope includes, when Central lists these. Pure.
 
 use std::collections::HashSet;
 
@@ -32,12 +32,12 @@ impl Resolved {
         let known: HashSet<_> = listed.iter().map(|customer| &customer.id).collect();
         let unknown = named.iter().filter(|id| !known.contains(id)).cloned().collect();
         let named: HashSet<_> = named.iter().collect();
-        let is_hit = |customer: &Customer| match scope {
+        let is_included = |customer: &Customer| match scope {
             Scope::Include(_) => named.contains(&customer.id),
             Scope::Exclude(_) => !named.contains(&customer.id),
             Scope::All(_) => true,
         };
-        let mut customers: Vec<_> = listed.into_iter().filter(is_hit).collect();
+        let mut customers: Vec<_> = listed.into_iter().filter(is_included).collect();
         customers.sort_by(|one, other| (&one.name, &one.id).cmp(&(&other.name, &other.id)));
         Self { customers, unknown }
     }
@@ -76,8 +76,8 @@ mod tests {
         ];
         for (scope, customers, unknown) in table {
             let resolved = Resolved::of(&scope, listed());
-            let hit: Vec<_> = resolved.customers.into_iter().map(|customer| customer.id).collect();
-            assert_eq!((hit, resolved.unknown), (ids(customers), ids(unknown)), "{scope:?}");
+            let included: Vec<_> = resolved.customers.into_iter().map(|customer| customer.id).collect();
+            assert_eq!((included, resolved.unknown), (ids(customers), ids(unknown)), "{scope:?}");
         }
     }
 }

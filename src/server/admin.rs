@@ -1,5 +1,4 @@
-//! The listener for those who look after the process: `/metrics` for Prometheus, `/livez` and `/readyz` for whoever
-//! starts and stops it. Plain HTTP, and nothing that needs protection. Called by [`super::Server`].
+//! The listener for operators: `/metrics` for Prometheus, `/livez` and `/readyz` for Kubernetes and the like. Plain HTTP, and nothing that needs protection. Called by [`super::Server`].
 
 use std::{io, net::SocketAddr};
 
@@ -21,7 +20,7 @@ use crate::{proto::health::health_check_response::ServingStatus, telemetry::metr
 
 /// A listener that does not yet serve.
 #[derive(Debug)]
-pub(super) struct Admin {
+pub(super) struct AdminListener {
     listener: TcpListener,
     address: SocketAddr,
 }
@@ -36,7 +35,7 @@ pub(super) struct Insight {
     pub metrics: Metrics,
 }
 
-impl Admin {
+impl AdminListener {
     pub(super) async fn bind(address: SocketAddr) -> Result<Self, Error> {
         let failed = |source: io::Error| Error::Bind { setting: "admin.listen", address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;

@@ -16,15 +16,13 @@ use axum::{
     response::Response,
 };
 use http::HeaderMap;
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, timeout_at},
-};
+use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Status};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
+    deadline::within,
     license::OperationId,
     service::{
         Deadline, Room,
@@ -51,9 +49,9 @@ const CHANGES_PER_READ: usize = 8;
 #[derive(Debug, Clone)]
 pub(super) struct Boundary {
     is_draining: Arc<AtomicBool>,
-    /// Room for requests that change something.
+    /// Capacity for requests that change something.
     changes: Arc<Semaphore>,
-    /// Room for reads.
+    /// Capacity for reads.
     reads: Arc<Semaphore>,
     /// Counts what is not finished.
     work: TaskTracker,
@@ -87,35 +85,32 @@ pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request
         boundary.metrics.shed(Shed::Draining);
         return respond(&Failure::Draining, operation_id);
     }
-    let room = if is_read { &boundary.reads } else { &boundary.changes };
+    let capacity = if is_read { &boundary.reads } else { &boundary.changes };
     if !is_infrastructure {
-        let Ok(room) = Arc::clone(room).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(capacity).try_acquire_owned() else {
             boundary.metrics.shed(Shed::QueueFull);
             return respond(&Failure::Overloaded, operation_id);
         };
-        request.extensions_mut().insert(Room(Arc::new(room)));
+        request.extensions_mut().insert(Room(Arc::new(permit)));
     }
     let _unfinished = boundary.work.token();
-    let answered = match grpc_timeout(request.headers()) {
-        Some(allowed) => {
-            let now = Instant::now();
-            let head_start = head_start(allowed);
-            request.extensions_mut().insert(Deadline(now + allowed.saturating_sub(head_start)));
-            // The service keeps its deadline itself and knows whether anything was sent. This is for messages that
-            // arrive too slowly to get there. (tonic's own timer, later still, would answer CANCELLED.)
-            timeout_at(now + allowed.saturating_sub(head_start / 2), next.run(request)).await
-        }
-        None => Ok(next.run(request).await),
-    };
-    match answered {
+    let deadline = grpc_timeout(request.headers()).map(|allowed| {
+        let now = Instant::now();
+        let head_start = head_start(allowed);
+        request.extensions_mut().insert(Deadline(now + allowed.saturating_sub(head_start)));
+        // The service keeps its deadline itself and knows whether anything was sent. This one is for messages that
+        // arrive too slowly to reach the service. tonic's own timer, which ends later, would answer CANCELLED.
+        now + allowed.saturating_sub(head_start / 2)
+    });
+    match within(deadline, next.run(request)).await {
         Ok(response) if is_infrastructure => response,
-        Ok(response) => in_our_words(response, operation_id),
+        Ok(response) => with_details(response, operation_id),
         Err(_) if is_read => respond(&Failure::ReadDeadlineExceeded, operation_id),
         Err(_) => respond(&Failure::DeadlineExceeded { nothing_was_sent: false }, operation_id),
     }
 }
 
-/// Turns a panic of a handler into an answer that [`guard`] puts into words. The panic hook has logged it.
+/// Turns a panic of a handler into an answer that [`guard`] turns into a failure with details. The panic hook has logged it.
 pub(super) fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send + 'static>) -> Response> {
     CatchPanicLayer::custom(|_| {
         let mut response = Status::internal("").into_http();
@@ -129,7 +124,7 @@ pub(super) fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send + 'static>
 struct Panicked;
 
 /// Failures that tonic makes on its own have no details; ours always have.
-fn in_our_words(response: Response, operation_id: OperationId) -> Response {
+fn with_details(response: Response, operation_id: OperationId) -> Response {
     let headers = response.headers();
     if headers.contains_key("grpc-status-details-bin") {
         return response;
@@ -246,7 +241,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_stays_inside_and_is_told_as_unknown() {
+    async fn a_panic_stays_inside_and_its_outcome_is_unknown() {
         let status = through(&[], || async { panic!("on purpose") }).await;
         assert_eq!(status.code(), Code::Internal);
         assert_eq!(reason_and_outcome(&status), ("GATEWAY_INTERNAL".to_owned(), "unknown".to_owned()));

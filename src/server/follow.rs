@@ -1,5 +1,5 @@
-//! Files that change while the gateway runs: the policy, certificates and keys. They are looked at, not waited for:
-//! whatever puts them in place (an editor, a rename, a projected volume), the next look sees it.
+//! Files that change while the gateway runs: the policy, certificates and keys. They are polled, not watched:
+//! whatever puts them in place (an editor, a rename, a projected volume), the next read finds it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,34 +8,34 @@ use tracing::{info, warn};
 
 use crate::{callers::Callers, config::PolicySource};
 
-/// How often. Often enough that nobody who presses the switch waits for it.
-const EVERY: Duration = Duration::from_millis(200);
+/// How often. An operator who sets `read_only` does not notice the wait.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Looks for ever, and tells what is there whenever it is not what was there before.
+/// Reads for ever, and reports what is there whenever it has changed.
 pub(super) async fn follow<T: PartialEq + Send + 'static>(
-    look: impl Fn() -> T + Clone + Send + 'static,
+    read: impl Fn() -> T + Clone + Send + 'static,
     mut changed: impl FnMut(&T),
 ) {
-    let mut seen = None;
+    let mut last = None;
     loop {
         // Files may be on a disk that does not answer.
-        if let Ok(now) = spawn_blocking(look.clone()).await
-            && seen.as_ref() != Some(&now)
+        if let Ok(now) = spawn_blocking(read.clone()).await
+            && last.as_ref() != Some(&now)
         {
             changed(&now);
-            seen = Some(now);
+            last = Some(now);
         }
-        sleep(EVERY).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
 /// Keeps the policy as the configuration file has it.
 pub(super) async fn follow_policy(source: PolicySource, callers: Arc<Callers>) {
-    let look = {
+    let read = {
         let source = source.clone();
         move || source.text().map_err(|error| error.to_string())
     };
-    follow(look, |text| {
+    follow(read, |text| {
         let file = source.file.display();
         let policy = match text {
             Ok(text) => source.read(text).map_err(|problems| problems.to_string()),

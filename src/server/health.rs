@@ -55,7 +55,7 @@ impl Health for HealthService {
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let service = request.into_inner().service;
         let (sender, stream) = mpsc::channel(1);
-        tokio::spawn(tell_changes(service, self.statuses.clone(), sender));
+        tokio::spawn(send_changes(service, self.statuses.clone(), sender));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
@@ -69,24 +69,24 @@ impl Health for HealthService {
     }
 }
 
-/// Tells a watcher the status now and every change of it, until the server stops or the watcher leaves.
-async fn tell_changes(
+/// Sends a watcher the status now and every change of it, until the server stops or the watcher leaves.
+async fn send_changes(
     service: String,
     mut statuses: watch::Receiver<Option<Statuses>>,
     watcher: mpsc::Sender<Result<HealthCheckResponse, Status>>,
 ) {
-    let mut told = None;
+    let mut sent = None;
     loop {
         let (status, is_stopping) = {
             let statuses = statuses.borrow_and_update();
             let status = HealthService::status(statuses.as_ref(), &service);
             (status.unwrap_or(ServingStatus::ServiceUnknown), statuses.is_none())
         };
-        if told != Some(status) {
+        if sent != Some(status) {
             if watcher.send(Ok(HealthCheckResponse { status: status.into() })).await.is_err() {
                 return;
             }
-            told = Some(status);
+            sent = Some(status);
         }
         if is_stopping {
             return;

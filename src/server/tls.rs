@@ -96,12 +96,12 @@ pub enum AuthorityError {
 
 /// What the next handshake will be made with.
 #[derive(Debug)]
-pub(super) struct Tls {
+pub(super) struct ServerTls {
     files: config::Tls,
     current: ArcSwap<ServerConfig>,
 }
 
-impl Tls {
+impl ServerTls {
     /// With what the files hold now.
     pub(super) fn new(files: config::Tls) -> Result<Self, Error> {
         let current = ArcSwap::from_pointee(server_config(&files, &Contents::read(&files)?)?);
@@ -110,12 +110,12 @@ impl Tls {
 
     /// Keeps up with the files, for ever. What cannot be used is refused, and what was there before stays.
     pub(super) async fn follow(self: Arc<Self>) {
-        let look = {
+        let read = {
             let tls = Arc::clone(&self);
             move || Contents::read(&tls.files).map_err(|error| with_causes(&error))
         };
         let mut is_first = true;
-        follow(look, |contents| {
+        follow(read, |contents| {
             // What was there at the start is in use already; between the two it may have changed.
             let what = if std::mem::take(&mut is_first) { "in use" } else { "replaced" };
             let made = match contents {
@@ -150,9 +150,9 @@ impl Tls {
     }
 
     async fn accept(&self, listener: TcpListener, done: mpsc::Sender<io::Result<TlsStream<TcpStream>>>) {
-        let room = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+        let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
         loop {
-            let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
+            let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else { return };
             let (stream, peer) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -164,7 +164,7 @@ impl Tls {
             let acceptor = TlsAcceptor::from(self.current.load_full());
             let done = done.clone();
             tokio::spawn(async move {
-                let _place = place;
+                let _permit = permit;
                 let _ = stream.set_nodelay(true); // a connection that is gone already shows below
                 match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
                     Ok(Ok(stream)) => {
@@ -214,7 +214,7 @@ fn server_config(files: &config::Tls, contents: &Contents) -> Result<ServerConfi
             for certificate in certificates(file, pem)? {
                 roots.add(certificate).map_err(|error| failed(error.into()))?;
             }
-            // Whoever shows no certificate gets an answer that says what is missing, and health without one.
+            // A caller without a certificate gets a response that says what is missing, and may ask for health.
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
                 .allow_unauthenticated()
                 .build()
@@ -232,7 +232,7 @@ fn server_config(files: &config::Tls, contents: &Contents) -> Result<ServerConfi
         source,
     })?;
     config.alpn_protocols = vec![b"h2".to_vec()];
-    // A session that is taken up again would not have its client's certificate looked at again.
+    // A resumed session would not have its client's certificate verified again.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)

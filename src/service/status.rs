@@ -17,7 +17,11 @@ use tonic_types::pb;
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    callers::{Refused, Unidentified, policy::Denied},
+    callers::{
+        NotAdmitted, Unidentified,
+        policy::{Denied, PolicyRefusal},
+        usage::CallerQuotaExhausted,
+    },
     central::{self, Failed, Parts},
     license::{CustomerId, OperationId, Outcome},
     proto::PartialOutcome,
@@ -41,6 +45,8 @@ pub enum Failure {
     CallerUnauthenticated(Unidentified),
     /// The policy does not let this caller do this.
     PolicyDenied(Denied),
+    /// The caller's hourly quota is exhausted.
+    CallerQuotaExhausted(CallerQuotaExhausted),
     /// The caller's customers of the hour could not be counted.
     UsageUnavailable,
     /// The configuration allows no scope whose customers are not listed.
@@ -75,12 +81,13 @@ pub enum Failure {
     NotImplemented,
 }
 
-impl From<Refused> for Failure {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Denied(denied) => Self::PolicyDenied(denied),
-            Refused::Uncounted => Self::UsageUnavailable,
-            Refused::TooLate => Self::DeadlineExceeded { nothing_was_sent: true },
+impl From<NotAdmitted> for Failure {
+    fn from(not_admitted: NotAdmitted) -> Self {
+        match not_admitted {
+            NotAdmitted::Policy(PolicyRefusal::Denied(denied)) => Self::PolicyDenied(denied),
+            NotAdmitted::Policy(PolicyRefusal::QuotaExhausted(exhausted)) => Self::CallerQuotaExhausted(exhausted),
+            NotAdmitted::Uncounted => Self::UsageUnavailable,
+            NotAdmitted::DeadlinePassed => Self::DeadlineExceeded { nothing_was_sent: true },
         }
     }
 }
@@ -158,10 +165,14 @@ fn row(failure: &Failure) -> Row {
         Failure::CallerUnauthenticated(unidentified) => {
             Row::new(Code::Unauthenticated, "CALLER_UNAUTHENTICATED", NotApplied, unidentified.to_string())
         }
-        Failure::PolicyDenied(denied) => Row {
-            repeat_after: denied.repeat_after().map(|wait| wait.max(SOON)),
-            ..Row::new(Code::PermissionDenied, "POLICY_DENIED", NotApplied, denied.to_string())
-        },
+        Failure::PolicyDenied(denied) => {
+            Row::new(Code::PermissionDenied, "POLICY_DENIED", NotApplied, denied.to_string())
+        }
+        Failure::CallerQuotaExhausted(exhausted) => {
+            Row::new(Code::ResourceExhausted, "CALLER_QUOTA_EXHAUSTED", NotApplied, exhausted.to_string())
+                .detail("google.rpc.QuotaFailure", &caller_quota_failure(exhausted))
+                .repeat_after(exhausted.retry_after.max(SOON))
+        }
         Failure::UsageUnavailable => Row::new(
             Code::Unavailable,
             "USAGE_UNAVAILABLE",
@@ -430,6 +441,7 @@ fn log(failure: &Failure, row: &Row) {
         Failure::InvalidRequest(_)
         | Failure::CallerUnauthenticated(_)
         | Failure::PolicyDenied(_)
+        | Failure::CallerQuotaExhausted(_)
         | Failure::UsageUnavailable
         | Failure::OpenScopeDenied
         | Failure::PreviewRequired
@@ -494,6 +506,15 @@ fn quota_failure(quota: &str) -> pb::QuotaFailure {
     pb::QuotaFailure { violations: vec![violation] }
 }
 
+fn caller_quota_failure(exhausted: &CallerQuotaExhausted) -> pb::QuotaFailure {
+    let violation = pb::quota_failure::Violation {
+        subject: format!("caller: {} per hour", exhausted.quota.unit()),
+        description: format!("This gateway's policy limits each caller's {} per hour", exhausted.quota.unit()),
+        ..pb::quota_failure::Violation::default()
+    };
+    pb::QuotaFailure { violations: vec![violation] }
+}
+
 fn partial_outcome(parts: &Parts) -> PartialOutcome {
     let ids = |ids: &[CustomerId]| ids.iter().map(ToString::to_string).collect();
     PartialOutcome {
@@ -535,8 +556,8 @@ mod tests {
         CustomerId::new(id.to_owned()).unwrap()
     }
 
-    /// What somebody is told who may touch none, or one and has done so.
-    fn denied(entries: usize) -> Denied {
+    /// The refusal of a caller who may touch no customer, or one an hour and has done so.
+    fn refused(entries: usize) -> Failure {
         let anyone =
             || CallerRules { max_customers_per_hour: Some(1), ..CallerRules::everything(WhichCaller::Anonymous) };
         let policy = Policy { read_only: false, callers: (0..entries).map(|_| anyone()).collect() };
@@ -549,7 +570,8 @@ mod tests {
         let now = std::time::SystemTime::now();
         let mut hour = Hour::default();
         hour.take(1, now);
-        decide(&policy, &Identity::Anonymous, Asked::Unassign(&unassignment), &hour, now).unwrap_err()
+        let refusal = decide(&policy, &Identity::Anonymous, Asked::Unassign(&unassignment), &hour, now).unwrap_err();
+        NotAdmitted::Policy(refusal).into()
     }
 
     /// An error of the HTTP client, the only way to get one.
@@ -588,11 +610,8 @@ mod tests {
                 Failure::CallerUnauthenticated(Unidentified::KeysUnavailable),
                 (Unavailable, "CALLER_KEYS_UNAVAILABLE", "not_applied", None, 1_000, retry),
             ),
-            (Failure::PolicyDenied(denied(0)), (PermissionDenied, "POLICY_DENIED", "not_applied", None, -1, &[])),
-            (
-                Failure::PolicyDenied(denied(1)),
-                (PermissionDenied, "POLICY_DENIED", "not_applied", None, 3_660_000, retry),
-            ),
+            (refused(0), (PermissionDenied, "POLICY_DENIED", "not_applied", None, -1, &[])),
+            (refused(1), (ResourceExhausted, "CALLER_QUOTA_EXHAUSTED", "not_applied", None, 3_660_000, quota)),
             (Failure::UsageUnavailable, (Unavailable, "USAGE_UNAVAILABLE", "not_applied", None, 1_000, retry)),
             (Failure::PreviewRequired, (FailedPrecondition, "PREVIEW_REQUIRED", "not_applied", None, -1, &[])),
             (change(Error::PreviewStale), (Aborted, "PREVIEW_STALE", "not_applied", None, -1, &[])),

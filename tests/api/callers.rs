@@ -30,6 +30,12 @@ fn denied(failure: &Failure) {
     assert_eq!(failure.outcome, "not_applied");
 }
 
+fn quota_exhausted(failure: &Failure) {
+    let (code, reason) = (failure.code, failure.reason.as_str());
+    assert_eq!((code, reason), (Code::ResourceExhausted, "CALLER_QUOTA_EXHAUSTED"), "{failure:?}");
+    assert_eq!(failure.outcome, "not_applied");
+}
+
 async fn gateway(sandbox: &Sandbox, callers: Vec<CallerRules>) -> Gateway {
     Gateway::start_with(sandbox, |config| config.policy = Policy { read_only: false, callers }).await
 }
@@ -100,7 +106,7 @@ async fn customers_of_the_hour_count_when_something_was_done_and_only_then() {
     gateway.unassign(&customer(&sandbox, 1)).await.unwrap();
     sandbox.clear_calls();
     let failure = gateway.unassign(&customer(&sandbox, 0)).await.unwrap_err();
-    denied(&failure);
+    quota_exhausted(&failure);
     let wait: u64 = failure.pushback.parse().expect("a wait");
     assert!((3_000_000..=3_660_000).contains(&wait), "{wait} ms");
     assert_eq!(deletes(&sandbox), 0);

@@ -390,7 +390,11 @@ fn unknown_outcome_says_look_first() {
     });
     let ran = gateway.run(CLOSED);
     assert_eq!(ran.code, 3);
-    assert!(ran.err.starts_with("Unknown: Central may have acted on it; look before you repeat it.\n"), "{}", ran.err);
+    assert!(
+        ran.err.starts_with("Unknown: Central may have acted on it; check Central before you repeat it.\n"),
+        "{}",
+        ran.err
+    );
     assert!(ran.err.ends_with("Repeat it only if they are still there.\n"), "{}", ran.err);
 }
 
@@ -613,7 +617,11 @@ fn a_stale_preview_is_told_with_what_to_do() {
     });
     let ran = gateway.run(&["unassign", "--service", "s", "--all", "--yes", "--etag", ETAG]);
     assert_eq!(ran.code, 2);
-    assert!(ran.err.ends_with("\nLook with `license-gateway preview` whom it would hit now.\n"), "{}", ran.err);
+    assert!(
+        ran.err.ends_with("\nRun `license-gateway preview` to see the customers that it would affect now.\n"),
+        "{}",
+        ran.err
+    );
 }
 
 // ---- preview
@@ -625,12 +633,12 @@ fn a_preview_is_told_in_tables() {
     assert_eq!(
         ran.out,
         format!(
-            "This would hit:\n\
+            "This would affect:\n\
              \n\
              \x20 scope               exclude_customers\n\
              \x20 services            advanced_ap\n\
              \x20 customers           3\n\
-             \x20 devices             at least 7 (of 2 customers seen; not all were looked at)\n\
+             \x20 devices             at least 7 (of 2 customers seen; not all were counted)\n\
              \x20 unknown to Central  c9\n\
              \x20 as of               2026-09-21T14:13:20Z\n\
              \x20 calls to Central    4\n\
@@ -643,7 +651,7 @@ fn a_preview_is_told_in_tables() {
              \n\
              Mind: the MSP's own devices are in reach\n\
              \n\
-             Nothing was changed. With `unassign --etag` and this etag, nobody else is hit.\n"
+             Nothing was changed. With `unassign --etag` and this etag, no other customer is affected.\n"
         )
     );
     assert_eq!((ran.code, ran.err.as_str()), (0, ""));

@@ -23,14 +23,14 @@ pub struct KeySet {
 #[derive(Debug)]
 struct Key {
     id: Option<String>,
-    kind: Kind,
+    kind: KeyKind,
     /// The one algorithm that it is meant for, where it says so.
     algorithm: Option<Algorithm>,
     public: DecodingKey,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum KeyKind {
     Rsa,
     P256,
     P384,
@@ -112,7 +112,7 @@ impl KeySet {
 
 /// A key as it is written. Members that are not named here are not needed.
 #[derive(Deserialize)]
-struct Written {
+struct JwkJson {
     kty: String,
     kid: Option<String>,
     r#use: Option<String>,
@@ -129,7 +129,7 @@ struct Written {
 
 impl Key {
     fn parse(value: Value) -> Option<Self> {
-        let written: Written = serde_json::from_value(value).ok()?;
+        let written: JwkJson = serde_json::from_value(value).ok()?;
         let verifies = written.key_ops.as_ref().is_none_or(|ops| ops.iter().any(|op| op == "verify"));
         let is_for_signatures = written.r#use.as_deref().is_none_or(|purpose| purpose == "sig");
         if !verifies || !is_for_signatures || written.d.is_some() {
@@ -138,12 +138,12 @@ impl Key {
         let length = |part: &Option<String>| part.as_deref().and_then(bytes).map_or(0, |bytes| bytes.len());
         let (kind, public) = match (&*written.kty, written.crv.as_deref()) {
             ("RSA", _) if length(&written.n) >= MIN_MODULUS_BYTES => {
-                (Kind::Rsa, DecodingKey::from_rsa_components(written.n.as_deref()?, written.e.as_deref()?).ok()?)
+                (KeyKind::Rsa, DecodingKey::from_rsa_components(written.n.as_deref()?, written.e.as_deref()?).ok()?)
             }
             ("EC", Some(curve)) => {
                 let (kind, size) = match curve {
-                    "P-256" => (Kind::P256, 32),
-                    "P-384" => (Kind::P384, 48),
+                    "P-256" => (KeyKind::P256, 32),
+                    "P-384" => (KeyKind::P384, 48),
                     _ => return None,
                 };
                 if length(&written.x) != size || length(&written.y) != size {
@@ -152,7 +152,7 @@ impl Key {
                 (kind, DecodingKey::from_ec_components(written.x.as_deref()?, written.y.as_deref()?).ok()?)
             }
             ("OKP", Some("Ed25519")) if length(&written.x) == 32 => {
-                (Kind::Ed25519, DecodingKey::from_ed_components(written.x.as_deref()?).ok()?)
+                (KeyKind::Ed25519, DecodingKey::from_ed_components(written.x.as_deref()?).ok()?)
             }
             _ => return None,
         };
@@ -171,7 +171,7 @@ impl Key {
     }
 }
 
-impl Kind {
+impl KeyKind {
     fn signs(self, algorithm: Algorithm) -> bool {
         use Algorithm::{ES256, ES384, EdDSA, PS256, PS384, PS512, RS256, RS384, RS512};
         match self {

@@ -1,6 +1,6 @@
 //! A table of policies and requests, and 100,000 generated ones.
 
-use std::{collections::HashSet, hash::Hash};
+use std::{collections::HashSet, hash::Hash, time::Duration};
 
 use proptest::{
     collection::{hash_set, vec},
@@ -16,6 +16,8 @@ use crate::{
 
 const ALICE: &str = "spiffe://msp.test/alice";
 const HOUR_OF_TEN: u32 = 10;
+/// Stands in the table for an exhausted quota.
+const HOURLY: &str = "hourly quota";
 
 fn named(name: &str) -> Identity {
     Identity::Certificate(name.into())
@@ -60,6 +62,7 @@ fn alice() -> CallerRules {
         customers: Names::Only(set(&[id("a"), id("b"), id("c")])),
         max_customers_per_request: None,
         max_customers_per_hour: None,
+        max_reads_per_hour: CallerRules::DEFAULT_READS_PER_HOUR,
     }
 }
 
@@ -259,16 +262,9 @@ fn each_request_is_allowed_or_denied_for_what_it_lacks() {
         ),
         // How many in an hour.
         (per_hour(HOUR_OF_TEN), me(), Unassign, include(&["a", "b"]), 8, &[]),
-        (
-            per_hour(HOUR_OF_TEN),
-            me(),
-            Unassign,
-            include(&["a", "b"]),
-            9,
-            &["2 more customers in this hour (at most 10 an hour)"],
-        ),
+        (per_hour(HOUR_OF_TEN), me(), Unassign, include(&["a", "b"]), 9, &[HOURLY]),
         (per_hour(1), me(), Unassign, include(&["a", "b"]), 0, &["2 more customers in this hour (at most 1 an hour)"]),
-        (per_hour(1), me(), Unassign, a(), u64::MAX, &["1 more customers in this hour (at most 1 an hour)"]),
+        (per_hour(1), me(), Unassign, a(), u64::MAX, &[HOURLY]),
         (per_hour(1), me(), List, a(), 100, &[]),
         (
             policy(vec![CallerRules { max_customers_per_hour: Some(1), ..almighty() }]),
@@ -311,13 +307,17 @@ fn each_request_is_allowed_or_denied_for_what_it_lacks() {
     let now = SystemTime::now();
     for (policy, identity, method, unassignment, had, expected) in table {
         let decided = decide(&policy, &identity, asked(method, &unassignment), &taken(had, now), now);
-        let lacks = decided.map_or_else(|denied| denied.lacks().iter().map(Lack::to_string).collect(), |()| Vec::new());
+        let lacks: Vec<_> = match decided {
+            Ok(()) => Vec::new(),
+            Err(PolicyRefusal::Denied(denied)) => denied.lacks().iter().map(Lack::to_string).collect(),
+            Err(PolicyRefusal::QuotaExhausted(_)) => vec![HOURLY.to_owned()],
+        };
         assert_eq!(lacks, expected, "{identity} {method:?} {unassignment:?}\n{policy:#?}");
     }
 }
 
 #[test]
-fn what_is_told_to_a_caller_is_theirs_alone() {
+fn a_refusal_names_nothing_of_other_callers() {
     let bob = CallerRules {
         identity: WhichCaller::Named("spiffe://msp.test/bob".to_owned()),
         customers: Names::Only(set(&[id("bobs-customer")])),
@@ -339,21 +339,36 @@ fn what_is_told_to_a_caller_is_theirs_alone() {
 }
 
 #[test]
-fn only_a_spent_hour_is_worth_waiting_for() {
+fn an_exhausted_hourly_quota_is_told_apart_from_a_missing_right() {
     let now = SystemTime::now();
     let rules = CallerRules { max_customers_per_hour: Some(2), ..alice() };
-    let wait = |unassignment: &Unassignment, had| {
+    let refusal = |unassignment: &Unassignment, had| {
         let policy = policy(vec![rules.clone()]);
         let asked = Asked::Unassign(unassignment);
-        decide(&policy, &named(ALICE), asked, &taken(had, now), now).unwrap_err().repeat_after()
+        decide(&policy, &named(ALICE), asked, &taken(had, now), now).unwrap_err()
     };
-    assert_eq!(wait(&include(&["a"]), 2), Some(Duration::from_mins(61)));
-    assert_eq!(wait(&include(&["a", "b", "c"]), 0), None, "never");
-    assert_eq!(wait(&include(&["z"]), 2), None, "the customer is missing too");
+    let PolicyRefusal::QuotaExhausted(exhausted) = refusal(&include(&["a"]), 2) else {
+        panic!("nothing but time is missing")
+    };
+    let expected = CallerQuotaExhausted {
+        quota: HourlyQuota::Customers,
+        max: 2,
+        used: 2,
+        requested: 1,
+        retry_after: Duration::from_mins(61),
+    };
+    assert_eq!(exhausted, expected);
+    for (unassignment, had, why) in [
+        (include(&["a", "b", "c"]), 0, "more than an hour allows, whenever"),
+        (include(&["z"]), 2, "the customer is missing too"),
+    ] {
+        let PolicyRefusal::Denied(denied) = refusal(&unassignment, had) else { panic!("{why}") };
+        assert!(denied.lacks().iter().any(|lack| matches!(lack, Lack::CustomersPerHour { .. })), "{why}: {denied}");
+    }
 }
 
 // Few names, so that most requests meet an entry.
-const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+const SAMPLE_NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 fn some_of<T: Clone + Eq + Hash + fmt::Debug + 'static>(all: Vec<T>) -> impl Strategy<Value = HashSet<T>> {
     let most = all.len();
@@ -361,7 +376,7 @@ fn some_of<T: Clone + Eq + Hash + fmt::Debug + 'static>(all: Vec<T>) -> impl Str
 }
 
 fn names<T: Clone + Ord + Hash + fmt::Debug + 'static>(of: fn(&str) -> T) -> impl Strategy<Value = Names<T>> {
-    let all: Vec<_> = NAMES.iter().map(|name| of(name)).collect();
+    let all: Vec<_> = SAMPLE_NAMES.iter().map(|name| of(name)).collect();
     prop_oneof![1 => Just(Names::Any), 2 => some_of(all).prop_map(|some| Names::Only(some.into_iter().collect()))]
 }
 
@@ -385,6 +400,7 @@ fn rules() -> impl Strategy<Value = CallerRules> {
                 customers,
                 max_customers_per_request,
                 max_customers_per_hour,
+                max_reads_per_hour: CallerRules::DEFAULT_READS_PER_HOUR,
             }
         },
     )
@@ -399,7 +415,7 @@ fn identity() -> impl Strategy<Value = Identity> {
 }
 
 fn unassignment() -> impl Strategy<Value = Unassignment> {
-    let list = || hash_set(proptest::sample::select(&NAMES[..]), 1..=3);
+    let list = || hash_set(proptest::sample::select(&SAMPLE_NAMES[..]), 1..=3);
     let scope = (0..4, list()).prop_map(|(kind, ids)| {
         let ids: Vec<_> = ids.into_iter().collect();
         match kind {

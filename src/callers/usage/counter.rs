@@ -1,7 +1,7 @@
-//! Lets callers in whose customers are counted: one task that decides and counts in one step.
+//! Admits the requests of callers that have an hourly quota: one task decides and counts in one step.
 //!
-//! Between processes the step is the store's compare-and-swap: whoever comes second decides again. Within a process the
-//! task has one such step under way, and all who ask meanwhile share the next. Whatever is not clear is refused, and
+//! Between processes the step is the store's compare-and-swap: the second one decides again. Within a process the
+//! task has one such step under way, and requests that arrive meanwhile share the next. What is not clear is refused, and
 //! what may have been counted stays counted.
 
 use std::{
@@ -24,33 +24,33 @@ use super::{
     ledger::{Ledger, Unusable},
 };
 use crate::{
-    callers::policy::Denied,
+    callers::{NotAdmitted, policy::PolicyRefusal},
     token::{self, StoredUsage, UsageStore, UsageWrite},
 };
 
 /// How long a caller waits for the store: longer than a healthy one ever takes.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+const COUNT_TIMEOUT: Duration = Duration::from_secs(5);
 /// When what the store did not take is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Another process's write may come between so often; each means that the other one got ahead.
 const MOST_CONFLICTS: u32 = 50;
 /// More than all requests that a gateway takes at once: beyond it, a store that hangs would fill the memory.
-const MOST_WAITING: usize = 10_000;
+const MOST_PENDING: usize = 10_000;
 
 /// The decision on a request, given what its caller has had and the time.
-pub(in crate::callers) type Decide = Box<dyn Fn(&Hour, SystemTime) -> Result<(), Denied> + Send + Sync>;
+pub(in crate::callers) type Decide = Box<dyn Fn(&Hour, SystemTime) -> Result<(), PolicyRefusal> + Send + Sync>;
 
 /// Asks the task. Dropped, it ends the task.
 #[derive(Debug)]
 pub(in crate::callers) struct Counter {
-    asked: Arc<Asked>,
+    queue: Arc<CounterQueue>,
     task: AbortHandle,
 }
 
 /// Customers that were counted, and are given back when this is dropped, unless they are kept.
 #[derive(Debug)]
 pub(in crate::callers) struct Counted {
-    asked: Arc<Asked>,
+    queue: Arc<CounterQueue>,
     key: CallerKey,
     minute: Minute,
     customers: u64,
@@ -58,25 +58,16 @@ pub(in crate::callers) struct Counted {
     pub is_kept: bool,
 }
 
-/// Why a request is not let in.
-#[derive(Debug)]
-pub(in crate::callers) enum Refusal {
-    /// The decision.
-    Denied(Denied),
-    /// Nobody could count.
-    Unavailable,
-}
-
-/// What the task has to do.
+/// The requests for the task.
 #[derive(Debug, Default)]
-struct Asked {
-    waiting: Mutex<Waiting>,
-    came: Notify,
+struct CounterQueue {
+    pending: Mutex<PendingCounts>,
+    arrived: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
-    asks: Vec<Ask>,
+struct PendingCounts {
+    requests: Vec<CountRequest>,
     /// Until it is written. Lost with the process: then it stays counted.
     given_back: GivenBack,
     closing: Option<oneshot::Sender<()>>,
@@ -85,11 +76,11 @@ struct Waiting {
 type GivenBack = BTreeMap<(CallerKey, Minute), u64>;
 
 /// One request.
-struct Ask {
+struct CountRequest {
     key: CallerKey,
     customers: u64,
     decide: Decide,
-    answer: oneshot::Sender<Result<Counted, Refusal>>,
+    answer: oneshot::Sender<Result<Counted, NotAdmitted>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +88,7 @@ enum Error {
     #[error(transparent)]
     Store(#[from] token::StoreError),
     #[error(
-        "the customers of the hour in {place} cannot be used: {problem}; it was left as it is. Restore it, or move it \
+        "the count of hourly quotas in {place} cannot be used: {problem}; it was left as it is. Restore it, or move it \
          away: then every caller's hour begins anew"
     )]
     Unusable { place: String, problem: Unusable },
@@ -108,41 +99,41 @@ enum Error {
 impl Counter {
     /// Starts the task. `is_needed`: somebody has a limit, so that what is wrong with the store is worth saying at once.
     pub(in crate::callers) fn start(store: UsageStore, is_needed: bool) -> Self {
-        let asked = Arc::new(Asked::default());
+        let queue = Arc::new(CounterQueue::default());
         if is_needed {
-            asked.came.notify_one();
+            queue.arrived.notify_one();
         }
-        let task = Task { store, asked: Arc::clone(&asked), is_failing: false };
-        Self { asked, task: tokio::spawn(task.run()).abort_handle() }
+        let task = CounterTask { store, queue: Arc::clone(&queue), is_failing: false };
+        Self { queue, task: tokio::spawn(task.run()).abort_handle() }
     }
 
-    /// Decides on a request, and counts its customers if it is let in.
+    /// Decides on a request, and counts its customers if it is admitted.
     pub(in crate::callers) async fn take(
         &self,
         key: CallerKey,
         customers: u64,
         decide: Decide,
-    ) -> Result<Counted, Refusal> {
+    ) -> Result<Counted, NotAdmitted> {
         let (answer, answered) = oneshot::channel();
         {
-            let mut waiting = self.asked.waiting();
-            if waiting.asks.len() >= MOST_WAITING {
-                return Err(Refusal::Unavailable);
+            let mut pending = self.queue.pending();
+            if pending.requests.len() >= MOST_PENDING {
+                return Err(NotAdmitted::Uncounted);
             }
-            waiting.asks.push(Ask { key, customers, decide, answer });
+            pending.requests.push(CountRequest { key, customers, decide, answer });
         }
-        self.asked.came.notify_one();
-        match timeout(ANSWER_WITHIN, answered).await {
+        self.queue.arrived.notify_one();
+        match timeout(COUNT_TIMEOUT, answered).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) | Err(_) => Err(Refusal::Unavailable),
+            Ok(Err(_)) | Err(_) => Err(NotAdmitted::Uncounted),
         }
     }
 
-    /// Writes what was given back, and ends. Nobody is let in after that.
+    /// Writes what was given back, and ends. No request is admitted after that.
     pub(in crate::callers) async fn close(&self) {
         let (closing, closed) = oneshot::channel();
-        self.asked.waiting().closing = Some(closing);
-        self.asked.came.notify_one();
+        self.queue.pending().closing = Some(closing);
+        self.queue.arrived.notify_one();
         let _ = closed.await; // a task that has ended closes it too
     }
 }
@@ -157,97 +148,100 @@ impl Drop for Counted {
     fn drop(&mut self) {
         if !self.is_kept {
             let place = (self.key.clone(), self.minute);
-            *self.asked.waiting().given_back.entry(place).or_default() += self.customers;
-            self.asked.came.notify_one();
+            *self.queue.pending().given_back.entry(place).or_default() += self.customers;
+            self.queue.arrived.notify_one();
         }
     }
 }
 
-impl Asked {
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+impl CounterQueue {
+    fn pending(&self) -> MutexGuard<'_, PendingCounts> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl fmt::Debug for Ask {
+impl fmt::Debug for CountRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ask").field("key", &self.key).field("customers", &self.customers).finish_non_exhaustive()
+        f.debug_struct("CountRequest")
+            .field("key", &self.key)
+            .field("customers", &self.customers)
+            .finish_non_exhaustive()
     }
 }
 
-struct Task {
+struct CounterTask {
     store: UsageStore,
-    asked: Arc<Asked>,
+    queue: Arc<CounterQueue>,
     is_failing: bool,
 }
 
 /// What became of a step.
-enum Step {
+enum CountStep {
     /// These are the decisions, and all of it is written.
-    Done(Vec<Result<Minute, Refusal>>),
+    Done(Vec<Result<Minute, NotAdmitted>>),
     /// Nothing was written: what is given back is owed.
     Failed(Error),
     /// It may be written: giving back a second time would let too many in.
     Unclear(Error),
 }
 
-impl Task {
+impl CounterTask {
     async fn run(mut self) {
         loop {
-            self.asked.came.notified().await;
-            let Waiting { asks, given_back, closing } = mem::take(&mut *self.asked.waiting());
-            let owes = !self.turn(asks, given_back).await;
+            self.queue.arrived.notified().await;
+            let PendingCounts { requests, given_back, closing } = mem::take(&mut *self.queue.pending());
+            let owes = !self.run_step(requests, given_back).await;
             if let Some(closing) = closing {
-                let _ = closing.send(()); // whoever waits may have lost patience
+                let _ = closing.send(()); // the receiver may have timed out
                 return;
             }
             if owes {
-                let asked = Arc::clone(&self.asked);
+                let queue = Arc::clone(&self.queue);
                 tokio::spawn(async move {
                     sleep(PAUSE).await;
-                    asked.came.notify_one();
+                    queue.arrived.notify_one();
                 });
             }
         }
     }
 
-    /// One step for all who ask; whether nothing is owed.
-    async fn turn(&mut self, asks: Vec<Ask>, given_back: GivenBack) -> bool {
-        let (error, is_owed) = match self.step(&asks, &given_back).await {
-            Step::Done(decided) => {
-                for (ask, decided) in asks.into_iter().zip(decided) {
-                    let asked = Arc::clone(&self.asked);
-                    let Ask { key, customers, answer, .. } = ask;
-                    let counted = decided.map(|minute| Counted { asked, key, minute, customers, is_kept: false });
-                    // Whoever does not wait any more gives it back by dropping it.
+    /// One step for all requests. True: nothing is owed.
+    async fn run_step(&mut self, requests: Vec<CountRequest>, given_back: GivenBack) -> bool {
+        let (error, is_owed) = match self.step(&requests, &given_back).await {
+            CountStep::Done(decided) => {
+                for (request, decided) in requests.into_iter().zip(decided) {
+                    let queue = Arc::clone(&self.queue);
+                    let CountRequest { key, customers, answer, .. } = request;
+                    let counted = decided.map(|minute| Counted { queue, key, minute, customers, is_kept: false });
+                    // A caller that has left gives it back by dropping it.
                     let _ = answer.send(counted);
                 }
                 if mem::take(&mut self.is_failing) {
-                    info!("the customers of the hour are counted again");
+                    info!("hourly quotas are counted again");
                 }
                 return true;
             }
-            Step::Failed(error) => (error, !given_back.is_empty()),
-            Step::Unclear(error) => (error, false),
+            CountStep::Failed(error) => (error, !given_back.is_empty()),
+            CountStep::Unclear(error) => (error, false),
         };
-        for ask in asks {
-            let _ = ask.answer.send(Err(Refusal::Unavailable));
+        for request in requests {
+            let _ = request.answer.send(Err(NotAdmitted::Uncounted));
         }
         // Once for each time that it begins; a metric counts the requests that are refused, by their reason.
         if !mem::replace(&mut self.is_failing, true) {
             let error = &error as &(dyn std::error::Error + 'static);
-            error!(error, "the customers of the hour cannot be counted; callers who have a limit are refused");
+            error!(error, "hourly quotas cannot be counted; requests of callers that have one are refused");
         }
         if is_owed {
-            let mut waiting = self.asked.waiting();
+            let mut pending = self.queue.pending();
             for (place, customers) in given_back {
-                *waiting.given_back.entry(place).or_default() += customers;
+                *pending.given_back.entry(place).or_default() += customers;
             }
         }
         !is_owed
     }
 
-    async fn step(&self, asks: &[Ask], given_back: &GivenBack) -> Step {
+    async fn step(&self, requests: &[CountRequest], given_back: &GivenBack) -> CountStep {
         for conflicts in 0..MOST_CONFLICTS {
             if conflicts > 1 {
                 // Out of step with the others.
@@ -255,24 +249,24 @@ impl Task {
             }
             let (kept, mut ledger) = match self.read().await {
                 Ok(read) => read,
-                Err(error) => return Step::Failed(error),
+                Err(error) => return CountStep::Failed(error),
             };
             let mut is_changed = false;
             for ((key, minute), customers) in given_back {
                 is_changed |= ledger.give_back(key, *minute, *customers);
             }
-            let decided: Vec<_> = asks.iter().map(|ask| decide(&mut ledger, ask)).collect();
+            let decided: Vec<_> = requests.iter().map(|request| decide(&mut ledger, request)).collect();
             if !is_changed && decided.iter().all(Result::is_err) {
-                return Step::Done(decided);
+                return CountStep::Done(decided);
             }
             match self.store.put(&kept, ledger.write()).await {
-                Ok(UsageWrite::Stored) => return Step::Done(decided),
+                Ok(UsageWrite::Stored) => return CountStep::Done(decided),
                 Ok(UsageWrite::Conflict) => {}
-                Ok(UsageWrite::Unclear(error)) => return Step::Unclear(error.into()),
-                Err(error) => return Step::Failed(error.into()),
+                Ok(UsageWrite::Unclear(error)) => return CountStep::Unclear(error.into()),
+                Err(error) => return CountStep::Failed(error.into()),
             }
         }
-        Step::Failed(Error::Conflicts)
+        CountStep::Failed(Error::Conflicts)
     }
 
     async fn read(&self) -> Result<(StoredUsage, Ledger), Error> {
@@ -283,15 +277,15 @@ impl Task {
     }
 }
 
-fn decide(ledger: &mut Ledger, ask: &Ask) -> Result<Minute, Refusal> {
+fn decide(ledger: &mut Ledger, request: &CountRequest) -> Result<Minute, NotAdmitted> {
     // Their deadline has passed.
-    if ask.answer.is_closed() {
-        return Err(Refusal::Unavailable);
+    if request.answer.is_closed() {
+        return Err(NotAdmitted::Uncounted);
     }
-    (ask.decide)(&ledger.hour(&ask.key), ledger.now()).map_err(Refusal::Denied)?;
-    let minute = ledger.take(&ask.key, ask.customers);
+    (request.decide)(&ledger.hour(&request.key), ledger.now()).map_err(NotAdmitted::Policy)?;
+    let minute = ledger.take(&request.key, request.customers);
     minute.ok_or_else(|| {
         warn!("more callers than it takes have had customers within the hour; one more is refused");
-        Refusal::Unavailable
+        NotAdmitted::Uncounted
     })
 }

@@ -1,7 +1,7 @@
 //! The hours of all callers as they are written down: pure.
 //!
 //! Time never goes back here: what was written at a later time than the clock shows holds the clock up. So a clock that
-//! is set back, or replicas whose clocks differ, let nobody in too early; only a clock that goes ahead does.
+//! is set back, or replicas whose clocks differ, admit nothing too early; only a clock that goes ahead does.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::{HOUR, Hour, Minute};
 
 /// The only schema so far. A newer one is refused, never overwritten.
-const SCHEMA: u32 = 1;
+const LEDGER_SCHEMA: u32 = 1;
 /// As many callers as may be counted within an hour: with 62 minutes each, they stay below the megabyte of a Secret.
 const MOST_CALLERS: usize = 500;
 
@@ -39,9 +39,9 @@ pub(super) enum Unusable {
     #[error("it is damaged or was edited by hand")]
     Damaged,
     /// A newer version wrote it.
-    #[error("its schema is {0} and this version knows {SCHEMA}; a newer version wrote it")]
+    #[error("its schema is {0} and this version knows {LEDGER_SCHEMA}; a newer version wrote it")]
     Schema(u32),
-    /// The clock is far behind whoever wrote it.
+    /// The clock is far behind the one of the process that wrote it.
     #[error("it was written {0:?} later than this clock shows; one of the clocks is wrong")]
     Ahead(Duration),
 }
@@ -49,7 +49,7 @@ pub(super) enum Unusable {
 /// What stands in the store.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Envelope {
+struct LedgerEnvelope {
     /// Over `write` and exactly the bytes of `ledger`.
     sha256: String,
     /// Differs for every write, so that no two are taken for one another.
@@ -60,7 +60,7 @@ struct Envelope {
 /// The ledger's own JSON. Times are seconds since 1970.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct LedgerJson {
     schema: u32,
     /// When it was written.
     latest: u64,
@@ -79,21 +79,21 @@ impl Ledger {
     /// What stands in the store, read at `now`. None: nobody was counted yet.
     pub(super) fn read(text: Option<&[u8]>, now: SystemTime) -> Result<Self, Unusable> {
         #[derive(Deserialize)]
-        struct Schema {
+        struct LedgerSchema {
             schema: u32,
         }
 
         let now = seconds(now);
         let Some(text) = text else { return Ok(Self { callers: BTreeMap::new(), now: time(now) }) };
-        let Envelope { sha256, write, ledger } = serde_json::from_slice(text).map_err(|_| Unusable::Damaged)?;
+        let LedgerEnvelope { sha256, write, ledger } = serde_json::from_slice(text).map_err(|_| Unusable::Damaged)?;
         if checksum(write, &ledger) != sha256 {
             return Err(Unusable::Damaged);
         }
-        let Schema { schema } = serde_json::from_str(&ledger).map_err(|_| Unusable::Damaged)?;
-        if schema != SCHEMA {
+        let LedgerSchema { schema } = serde_json::from_str(&ledger).map_err(|_| Unusable::Damaged)?;
+        if schema != LEDGER_SCHEMA {
             return Err(Unusable::Schema(schema));
         }
-        let Written { latest, callers, .. } = serde_json::from_str(&ledger).map_err(|_| Unusable::Damaged)?;
+        let LedgerJson { latest, callers, .. } = serde_json::from_str(&ledger).map_err(|_| Unusable::Damaged)?;
         let ahead = Duration::from_secs(latest.saturating_sub(now));
         if ahead > HOUR {
             return Err(Unusable::Ahead(ahead));
@@ -119,10 +119,10 @@ impl Ledger {
         self.callers.retain(|_, hour| !hour.0.is_empty());
         let minutes = |hour: &Hour| hour.0.iter().map(|(minute, count)| (seconds(minute.0), *count)).collect();
         let callers = self.callers.iter().map(|(key, hour)| (key.clone(), minutes(hour))).collect();
-        let ledger = Written { schema: SCHEMA, latest: seconds(now), callers };
+        let ledger = LedgerJson { schema: LEDGER_SCHEMA, latest: seconds(now), callers };
         let ledger = serde_json::to_string(&ledger).expect("texts and numbers are always JSON");
         let write = Uuid::new_v4();
-        let envelope = Envelope { sha256: checksum(write, &ledger), write, ledger };
+        let envelope = LedgerEnvelope { sha256: checksum(write, &ledger), write, ledger };
         serde_json::to_vec(&envelope).expect("texts and ids are always JSON")
     }
 
@@ -203,7 +203,7 @@ mod tests {
         // Given back by somebody who reads it anew.
         let mut ledger = Ledger::read(Some(&text), at(80)).unwrap();
         assert!(ledger.give_back(&key("a"), minute, 1));
-        assert!(!ledger.give_back(&key("c"), minute, 1), "a caller whom nobody counted");
+        assert!(!ledger.give_back(&key("c"), minute, 1), "a caller that was not counted");
         assert_eq!(taken(&ledger.write(), at(80)), 6);
         // Nobody is there for ever.
         let late = String::from_utf8(Ledger::read(Some(&text), at(10_000)).unwrap().write()).unwrap();
@@ -216,7 +216,8 @@ mod tests {
         let flipped = String::from_utf8(good.clone()).unwrap().replace(",3]", ",2]");
         let sealed = |ledger: &str| {
             let write = Uuid::new_v4();
-            serde_json::to_vec(&Envelope { sha256: checksum(write, ledger), write, ledger: ledger.to_owned() }).unwrap()
+            serde_json::to_vec(&LedgerEnvelope { sha256: checksum(write, ledger), write, ledger: ledger.to_owned() })
+                .unwrap()
         };
         let table: [(&[u8], Unusable); 9] = [
             (b"", Unusable::Damaged),
@@ -234,11 +235,11 @@ mod tests {
         }
     }
 
-    /// Replicas whose clocks differ, or one whose clock is set: nobody is let in too early for that.
+    /// Replicas whose clocks differ, or one whose clock is set: nothing is admitted too early for that.
     #[test]
     fn time_does_not_go_back() {
         let text = with(3, at(3_000));
-        // Written by somebody whose clock is ahead of ours: our own entries are no older than theirs.
+        // LedgerJson by somebody whose clock is ahead of ours: our own entries are no older than theirs.
         let mut behind = Ledger::read(Some(&text), at(0)).unwrap();
         assert_eq!(behind.now(), at(3_000));
         behind.take(&key("a"), 4).unwrap();
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn it_has_room_for_so_many_callers_and_they_fit_into_a_secret() {
+    fn it_takes_so_many_callers_and_they_fit_into_a_secret() {
         let mut ledger = Ledger::read(None, at(0)).unwrap();
         let keys: Vec<_> = (0..MOST_CALLERS).map(|caller| key(&caller.to_string())).collect();
         for minute in 0..62 {

@@ -14,6 +14,7 @@ services = ["advanced_ap"]
 customers = ["c1", "c2"]
 max_customers_per_request = 5
 max_customers_per_hour = 1_00
+max_reads_per_hour = 50
 
 [[callers]]
 identity = "anonymous"
@@ -50,6 +51,7 @@ fn policy_is_read_into_every_field() {
         customers: Names::Only(["c1", "c2"].map(|id| CustomerId::new(id.to_owned()).unwrap()).into()),
         max_customers_per_request: Some(5),
         max_customers_per_hour: Some(100),
+        max_reads_per_hour: 50,
         ..rules(
             named("spiffe://msp.test/offboarding"),
             &[Rpc::UnassignLicenses, Rpc::PreviewUnassignLicenses],

@@ -301,7 +301,7 @@ async fn what_makes_tokens_unsafe_or_useless_is_said_at_the_start_and_stops_noth
     assert!(process.exit().await.0.success());
 
     let mut process = Process::serve_file(&config, &[]).await;
-    let useless = "a [[callers]] entry has a token_subject, and tokens are not looked at: there is no section jwt";
+    let useless = "a [[callers]] entry has a token_subject, and tokens are ignored: there is no section jwt";
     process.said(useless).await;
     process.terminate();
     let (_, log) = process.exit().await;

@@ -1,4 +1,4 @@
-//! The customers of the hour: over restarts, among replicas, and when the store is in trouble. However it is raced, no
+//! The hourly quota of customers: over restarts, among replicas, and when the store is in trouble. However it is raced, no
 //! more of them reach Central than the policy says.
 
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
@@ -89,9 +89,9 @@ async fn survives(sandbox: &Sandbox, dir: &Path, more: &[(&str, &str)]) {
         }
     }
     let (process, channel) = process(sandbox, dir, more).await;
-    denied(&ask(&channel, include(&[&customer(sandbox, 0), &customer(sandbox, 1)])).await.unwrap_err());
+    quota_exhausted(&ask(&channel, include(&[&customer(sandbox, 0), &customer(sandbox, 1)])).await.unwrap_err());
     ask(&channel, include(&[&customer(sandbox, 2)])).await.expect("one is left");
-    denied(&ask(&channel, include(&[&customer(sandbox, 3)])).await.unwrap_err());
+    quota_exhausted(&ask(&channel, include(&[&customer(sandbox, 3)])).await.unwrap_err());
     assert_eq!(reached(sandbox), MAX as usize);
     drop(channel);
     process.terminate();
@@ -261,13 +261,13 @@ async fn what_surely_was_not_done_is_free_again_for_another_replica() {
         async move { ask(&channel, include(&[&id])).await }
     });
     sandbox.wait_for_held("answer", 1).await;
-    denied(&gateways[1].unassign(&customer(&sandbox, 1)).await.unwrap_err());
+    quota_exhausted(&gateways[1].unassign(&customer(&sandbox, 1)).await.unwrap_err());
     sandbox.release("answer");
     assert_eq!(held.await.unwrap().unwrap_err().reason, "CUSTOMER_NOT_FOUND");
     let_in(&gateways[1].channel, &customer(&sandbox, 1)).await;
     // What may have been done is not given back, whoever asks.
     for gateway in &gateways {
-        denied(&gateway.unassign(&customer(&sandbox, 1)).await.unwrap_err());
+        quota_exhausted(&gateway.unassign(&customer(&sandbox, 1)).await.unwrap_err());
     }
     for gateway in gateways {
         gateway.stop().await;
@@ -304,7 +304,7 @@ async fn while_the_store_is_away_those_who_are_counted_are_refused_and_nobody_el
     assert!(!server.writes().iter().any(|write| write.iter().any(|part| part.ends_with(b":usage"))));
     // What one has had is nobody else's.
     ask(&carol, include(&[&id(0), &id(1)])).await.unwrap();
-    denied(&ask(&carol, include(&[&id(0)])).await.unwrap_err());
+    quota_exhausted(&ask(&carol, include(&[&id(0)])).await.unwrap_err());
     // One is on its way, and will not be done.
     sandbox.fault(Fault::hold("answer").on(Operation::Unassign));
     let held = tokio::spawn({
@@ -333,7 +333,7 @@ async fn while_the_store_is_away_those_who_are_counted_are_refused_and_nobody_el
         assert!(Instant::now() < deadline, "{failure:?}");
         sleep(Duration::from_millis(50)).await;
     }
-    denied(&ask(&alice, include(&[&id(2)])).await.unwrap_err());
+    quota_exhausted(&ask(&alice, include(&[&id(2)])).await.unwrap_err());
 
     server.pause();
     sandbox.clear_calls();
@@ -346,7 +346,7 @@ async fn while_the_store_is_away_those_who_are_counted_are_refused_and_nobody_el
     ask(&bob, include(&[&id(2)])).await.expect("not counted");
     server.resume();
     let deadline = Instant::now() + PATIENCE;
-    while ask(&alice, include(&[&id(2)])).await.unwrap_err().reason != "POLICY_DENIED" {
+    while ask(&alice, include(&[&id(2)])).await.unwrap_err().reason != "CALLER_QUOTA_EXHAUSTED" {
         assert!(Instant::now() < deadline, "it is never counted again");
     }
     drop((alice, bob, carol));
@@ -361,7 +361,7 @@ async fn a_count_that_cannot_be_read_is_refused_and_left_as_it_is() {
     fs::write(&path, "{\"schema\":1").unwrap();
     let (mut process, channel) = process(&sandbox, dir.path(), &[]).await;
     // Before anybody asks.
-    let line = process.line("the customers of the hour cannot be counted; callers who have a limit are refused").await;
+    let line = process.line("hourly quotas cannot be counted; requests of callers that have one are refused").await;
     let error = line["error"].to_string();
     for part in [path.to_str().unwrap(), "damaged", "left as it is", "move it away"] {
         assert!(error.contains(part), "{part} is not in {line}");
@@ -371,7 +371,7 @@ async fn a_count_that_cannot_be_read_is_refused_and_left_as_it_is() {
     assert_eq!(fs::read_to_string(&path).unwrap(), "{\"schema\":1");
     fs::rename(&path, dir.path().join("away")).unwrap();
     ask(&channel, include(&[&customer(&sandbox, 0)])).await.expect("counted from the beginning");
-    process.said("the customers of the hour are counted again").await;
+    process.said("hourly quotas are counted again").await;
     drop(channel);
     process.terminate();
     assert!(process.exit().await.0.success());
@@ -426,9 +426,9 @@ async fn nothing_is_given_back_twice() {
     api.cluster.next("update", Trouble::CutAfter);
     sandbox.release("answer");
     held.await.unwrap().unwrap_err();
-    process.said("the customers of the hour cannot be counted; callers who have a limit are refused").await;
+    process.said("hourly quotas cannot be counted; requests of callers that have one are refused").await;
     // Longer than what the store did not take waits to be tried again.
     sleep(Duration::from_secs(2)).await;
     ask(&channel, include(&[&customer(&sandbox, 0)])).await.expect("it was given back");
-    denied(&ask(&channel, include(&[&customer(&sandbox, 0)])).await.unwrap_err());
+    quota_exhausted(&ask(&channel, include(&[&customer(&sandbox, 0)])).await.unwrap_err());
 }
