@@ -205,6 +205,12 @@ impl Callers {
         }
     }
 
+    /// Whether the policy that holds now allows this, the hourly quota aside: that was counted when the request was
+    /// admitted.
+    pub fn still_allows(&self, identity: &Identity, asked: Asked<'_>) -> Result<(), Denied> {
+        policy::decide(&self.policy(), identity, asked, &Hour::default(), SystemTime::now())
+    }
+
     /// Before the process ends: what was given back is written.
     pub async fn close(&self) {
         self.counter.close().await;
@@ -216,17 +222,17 @@ impl Callers {
 pub struct Admission(Option<Counted>);
 
 impl Admission {
-    /// From now on something may be sent: what becomes of it counts, unless somebody says otherwise.
+    /// From now on something may be sent: all of its customers count, until more is known.
     pub fn begin(&mut self) {
         if let Some(counted) = &mut self.0 {
-            counted.is_kept = true;
+            counted.keep_all();
         }
     }
 
-    /// Surely nothing was done: its customers do not count.
-    pub fn give_back(mut self) {
+    /// Surely nothing was done for the others: only so many customers count.
+    pub fn keep_only(&mut self, customers: usize) {
         if let Some(counted) = &mut self.0 {
-            counted.is_kept = false;
+            counted.keep_only(customers as u64);
         }
     }
 }

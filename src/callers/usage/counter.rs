@@ -47,15 +47,15 @@ pub(in crate::callers) struct Counter {
     task: AbortHandle,
 }
 
-/// Customers that were counted, and are given back when this is dropped, unless they are kept.
+/// Customers that were counted. Those that are not kept are given back when this is dropped.
 #[derive(Debug)]
 pub(in crate::callers) struct Counted {
     asked: Arc<Asked>,
     key: CallerKey,
     minute: Minute,
     customers: u64,
-    /// Something may be done for them.
-    pub is_kept: bool,
+    /// For so many of them something may be done.
+    kept: u64,
 }
 
 /// Why a request is not let in.
@@ -155,11 +155,22 @@ impl Drop for Counter {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        if !self.is_kept {
+        let unused = self.customers - self.kept;
+        if unused > 0 {
             let place = (self.key.clone(), self.minute);
-            *self.asked.waiting().given_back.entry(place).or_default() += self.customers;
+            *self.asked.waiting().given_back.entry(place).or_default() += unused;
             self.asked.came.notify_one();
         }
+    }
+}
+
+impl Counted {
+    pub(in crate::callers) fn keep_all(&mut self) {
+        self.kept = self.customers;
+    }
+
+    pub(in crate::callers) fn keep_only(&mut self, customers: u64) {
+        self.kept = customers.min(self.customers);
     }
 }
 
@@ -218,7 +229,7 @@ impl Task {
                 for (ask, decided) in asks.into_iter().zip(decided) {
                     let asked = Arc::clone(&self.asked);
                     let Ask { key, customers, answer, .. } = ask;
-                    let counted = decided.map(|minute| Counted { asked, key, minute, customers, is_kept: false });
+                    let counted = decided.map(|minute| Counted { asked, key, minute, customers, kept: 0 });
                     // Whoever does not wait any more gives it back by dropping it.
                     let _ = answer.send(counted);
                 }
