@@ -204,15 +204,16 @@ impl Callers {
         }
     }
 
-    /// How many calls to Central this caller's previews may still make within the hour: at least one.
-    pub fn reads_left(&self, identity: &Identity, now: Instant) -> Result<u32, CallerQuotaExhausted> {
+    /// Counts one more call to Central that only reads, or says that this caller may cause no more within the hour.
+    pub fn take_read(&self, identity: &Identity, now: Instant) -> Result<(), CallerQuotaExhausted> {
         let max = policy::rules_of(&self.policy(), identity).map(|rules| rules.max_reads_per_hour);
-        self.reads.left(identity, max.unwrap_or(CallerRules::DEFAULT_READS_PER_HOUR), now)
+        self.reads.take(identity, max.unwrap_or(CallerRules::DEFAULT_READS_PER_HOUR), now)
     }
 
-    /// Counts calls to Central that a preview of this caller has made.
-    pub fn charge_reads(&self, identity: &Identity, reads: u32, now: Instant) {
-        self.reads.charge(identity, reads, now);
+    /// Whether the policy that holds now allows this, the hourly quota aside: that was counted when the request was
+    /// admitted.
+    pub fn still_allows(&self, identity: &Identity, asked: Asked<'_>) -> Result<(), PolicyRefusal> {
+        policy::decide(&self.policy(), identity, asked, &Hour::default(), SystemTime::now())
     }
 
     /// Before the process ends: what was given back is written.
@@ -226,17 +227,17 @@ impl Callers {
 pub struct Admission(Option<Counted>);
 
 impl Admission {
-    /// From now on something may be sent: what becomes of it counts, unless somebody says otherwise.
+    /// From now on something may be sent: all of its customers count, until more is known.
     pub fn begin(&mut self) {
         if let Some(counted) = &mut self.0 {
-            counted.is_kept = true;
+            counted.keep_all();
         }
     }
 
-    /// Surely nothing was done: its customers do not count.
-    pub fn give_back(mut self) {
+    /// Surely nothing was done for the others: only so many customers count.
+    pub fn keep_only(&mut self, customers: usize) {
         if let Some(counted) = &mut self.0 {
-            counted.is_kept = false;
+            counted.keep_only(customers as u64);
         }
     }
 }

@@ -30,9 +30,13 @@ pub const MAX_ANSWER_BYTES: usize = 1024 * 1024;
 /// The bound on connecting, TLS included: within it we know that nothing was sent.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Idle connections are closed by us before Central's side does it: a request that meets a closing connection ends
-/// with an unknown outcome.
+/// Idle connections are closed by us before Central's side does it.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long ago a connection was used for it to be known to be open. A peer may close an idle one at any time, and a
+/// change that meets the close on its way ends with an unknown outcome although it never arrived. Nobody closes so soon;
+/// what comes later pays for a new connection.
+const JUST_USED: Duration = Duration::from_millis(50);
 
 /// The word for traces of a bound that passed.
 const TIMED_OUT: &str = "timeout";
@@ -49,8 +53,10 @@ pub struct HttpClient {
 /// Whether connections are kept for the next exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Connections {
-    /// Kept alive for some seconds.
+    /// Kept alive for some seconds: for reads, which may be repeated.
     Kept,
+    /// Used again only if it was used just now: for calls whose outcome must be known.
+    JustUsed,
     /// A new one every time: for exchanges that must never meet a connection that is just being closed.
     Fresh,
 }
@@ -157,11 +163,12 @@ impl HttpClient {
             .referer(false)
             .retry(retry::never())
             .connect_timeout(CONNECT_TIMEOUT.min(settings.timeout))
-            .pool_idle_timeout(IDLE_TIMEOUT)
             .tcp_nodelay(true);
-        if connections == Connections::Fresh {
-            builder = builder.pool_max_idle_per_host(0);
-        }
+        builder = match connections {
+            Connections::Kept => builder.pool_idle_timeout(IDLE_TIMEOUT),
+            Connections::JustUsed => builder.pool_idle_timeout(JUST_USED),
+            Connections::Fresh => builder.pool_max_idle_per_host(0),
+        };
         if let Some(path) = &settings.ca_file {
             let pem = fs::read(path).map_err(|source| SetupError::CaUnreadable { path: path.clone(), source })?;
             match Certificate::from_pem_bundle(&pem) {

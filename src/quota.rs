@@ -1,6 +1,6 @@
-//! Our share of Central's calls: whoever wants to make a call asks here for a turn first.
+//! Our share of Central's calls: a call to Central needs a [`Permit`] first.
 //!
-//! Used by [`crate::central`] for calls and by [`crate::token`] for the exchange of tokens. When there is a turn is
+//! Used by [`crate::central`] for calls and by [`crate::token`] for the exchange of tokens. When there is a permit is
 //! decided by the pure [`pace::Pace`]; this file only waits, and sees to it that the more urgent go first.
 
 mod headers;
@@ -19,34 +19,34 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-pub use self::headers::Heard;
-use self::pace::{Pace, Turn};
+pub use self::headers::RateLimitHeaders;
+use self::pace::{Availability, Pace, Taken};
 use crate::{config, telemetry::metrics};
 
-/// What a call is for. Whoever stands first goes first.
+/// What a call is for, the most urgent first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Purpose {
-    /// The exchange of tokens. Never waits: it takes its turn, and the others wait longer. (Our share leaves Central's
+    /// The exchange of tokens. Never waits: it takes its permit, and the others wait longer. (Our share leaves Central's
     /// seventh call of a second free for it, and `quota.reserve` some of the day.)
     Exchange,
-    /// A call that was sent before and did not run.
+    /// A call that was sent before and did not run, or a change whose pre-send check is done.
     Again,
-    /// A read: rare, and people wait for it.
-    Read,
-    /// A change.
+    /// A change, and what has to be read for it.
     Change,
+    /// A read of a preview: a part of the day is kept for changes.
+    Preview,
 }
 
-/// Why there is no turn.
+/// Why there is no permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum NoTurn {
-    /// Turns of this second and the next ones are spent for longer than the asker waits.
+pub enum NoPermit {
+    /// The next one comes later than the asker waits.
     #[error("the next call to Central may be made in {wait:?}")]
     TooLate {
-        /// Until the next turn.
+        /// Until the next permit.
         wait: Duration,
     },
-    /// The calls of the day are spent, but for the reserve.
+    /// The calls of the day are spent, but for what is kept.
     #[error("Central's calls of this day are spent")]
     DaySpent {
         /// Until 00:00 UTC.
@@ -60,40 +60,48 @@ pub struct Quota(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    state: Mutex<State>,
-    /// A turn was taken or given back, or something was learned.
+    state: Mutex<QuotaState>,
+    /// A permit was taken or given back, or something was learned.
     changed: Notify,
 }
 
 #[derive(Debug)]
-struct State {
+struct QuotaState {
     pace: Pace,
-    /// Who waits: the more urgent first, and of the same purpose whoever came first. Without that order somebody who makes
-    /// call after call could take every turn.
-    waiting: BTreeSet<Place>,
+    /// Who waits: the more urgent first, and of the same purpose in order of arrival. Without that order somebody who
+    /// makes call after call could take every permit.
+    waiting: BTreeSet<Ticket>,
     /// How many have waited so far.
     tickets: u64,
 }
 
 /// A place among those who wait, in the order of its fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
+struct Ticket {
     purpose: Purpose,
-    ticket: u64,
+    number: u64,
+}
+
+/// The right to make one call now. Dropped without being used, it is given back.
+#[derive(Debug)]
+#[must_use]
+pub struct Permit {
+    quota: Quota,
+    taken: Option<Taken>,
 }
 
 /// How things stand, for people and machines that watch.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Standing {
+pub struct QuotaStatus {
     /// How many calls a second this process allows itself now.
     pub per_second: f64,
-    /// What was left of a second by Central's last word.
+    /// What was left of a second by Central's last answer.
     pub second_remaining: Option<u64>,
-    /// The limit of a second, by Central's last word.
+    /// The limit of a second, by Central's last answer.
     pub second_limit: Option<u64>,
-    /// What is left of the day, by Central's last word; none where it has not said.
+    /// What is left of the day, by Central's last answer; none where it has not said.
     pub day_remaining: Option<u64>,
-    /// The day's limit, by Central's last word.
+    /// The day's limit, by Central's last answer.
     pub day_limit: Option<u64>,
     /// Whether calls are refused until the day ends.
     pub is_day_spent: bool,
@@ -102,80 +110,72 @@ pub struct Standing {
 impl Quota {
     /// With nothing learned yet.
     pub fn new(settings: &config::Quota) -> Self {
-        let state = State { pace: Pace::new(settings), waiting: BTreeSet::new(), tickets: 0 };
+        let state = QuotaState { pace: Pace::new(settings), waiting: BTreeSet::new(), tickets: 0 };
         Self(Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }))
     }
 
-    /// Waits for a turn, until `give_up` at most: if it is plain that none comes by then, this says so at once.
+    /// Waits for a permit, until `give_up` at most: if it is plain that none comes by then, this says so at once.
     /// Dropping the future gives up the place.
-    pub async fn turn(&self, purpose: Purpose, give_up: Instant) -> Result<(), NoTurn> {
-        let waiting = Waiting::new(&self.0, purpose);
+    pub async fn permit(&self, purpose: Purpose, give_up: Instant) -> Result<Permit, NoPermit> {
+        let place = Place::new(&self.0, purpose);
         loop {
             let changed = self.0.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
+            let now = Instant::now();
             let at = {
                 let mut state = self.0.lock();
-                let now = Instant::now();
-                let is_ahead = |place: &&Place| **place < waiting.place;
-                if let Some(ahead) = state.waiting.first().filter(is_ahead) {
-                    match state.pace.next(now) {
-                        // Whoever is ahead takes that turn: there is none for us before it.
-                        Turn::At(at) if ahead.purpose == purpose && at > give_up => {
-                            return Err(NoTurn::TooLate { wait: at - now });
-                        }
-                        _ => None,
+                if state.waiting.first().is_some_and(|first| *first < place.ticket) {
+                    match state.pace.next(purpose, now) {
+                        // Those ahead take the permits before it.
+                        Availability::At(at) if at > give_up => return Err(NoPermit::TooLate { wait: at - now }),
+                        _ if now >= give_up => return Err(NoPermit::TooLate { wait: Duration::ZERO }),
+                        _ => give_up,
                     }
                 } else {
                     match state.pace.ask(purpose, now) {
-                        Turn::Now => return Ok(()),
-                        Turn::At(at) if at > give_up => return Err(NoTurn::TooLate { wait: at - now }),
-                        Turn::At(at) => Some(at),
-                        Turn::NotToday { ends_at } => return Err(NoTurn::DaySpent { wait: ends_at - now }),
+                        Availability::Now(taken) => {
+                            drop(state);
+                            return Ok(Permit { quota: self.clone(), taken: Some(taken) });
+                        }
+                        Availability::At(at) if at > give_up => return Err(NoPermit::TooLate { wait: at - now }),
+                        Availability::At(at) => at,
+                        Availability::NotToday { ends_at } => return Err(NoPermit::DaySpent { wait: ends_at - now }),
                     }
                 }
             };
-            match at {
-                Some(at) => tokio::select! {
-                    () = sleep_until(at) => {}
-                    () = changed => {}
-                },
-                None => changed.await,
+            tokio::select! {
+                () = sleep_until(at) => {}
+                () = changed => {}
             }
         }
     }
 
-    /// Takes the turn of an exchange: it does not wait, the others do.
+    /// Takes the permit of an exchange: it does not wait, the others do.
     pub fn exchange(&self) {
         let taken = self.0.lock().pace.ask(Purpose::Exchange, Instant::now());
-        debug_assert_eq!(taken, Turn::Now, "an exchange is never refused");
+        debug_assert!(matches!(taken, Availability::Now(_)), "an exchange is never refused");
     }
 
-    /// A turn that was not used after all.
-    pub fn give_back(&self) {
-        self.0.lock().pace.give_back(Instant::now());
-        self.0.changed.notify_waiters();
-    }
-
-    /// Learns from an answer of Central. The token endpoint may not be part of the quota: what it says without saying
-    /// anything of the quota, but for a 429, teaches nothing.
-    pub fn heard(&self, purpose: Purpose, status: u16, headers: &HeaderMap) {
-        let heard = Heard::read(headers, SystemTime::now());
-        if purpose == Purpose::Exchange && heard.is_silent() && status != 429 {
+    /// Learns from an answer of Central. The token endpoint may not be part of the quota: an answer of it that says
+    /// nothing of the quota teaches nothing, a 429 neither.
+    pub fn learn(&self, purpose: Purpose, status: u16, headers: &HeaderMap) {
+        let headers = RateLimitHeaders::read(headers, SystemTime::now());
+        if purpose == Purpose::Exchange && headers.is_silent() {
             return;
         }
         let (before, after) = {
             let mut state = self.0.lock();
-            let before = state.pace.standing(Instant::now());
-            state.pace.heard(status, &heard, Instant::now());
-            (before, state.pace.standing(Instant::now()))
+            let before = state.pace.status(Instant::now());
+            state.pace.learn(status, &headers, Instant::now());
+            (before, state.pace.status(Instant::now()))
         };
         self.0.changed.notify_waiters();
         match (before.is_day_spent, after.is_day_spent) {
             (false, true) => {
                 warn!(
                     day_limit = after.day_limit,
-                    "Central's calls of this day are spent; there are new ones at 00:00 UTC"
+                    "Central's daily quota is exhausted; there are new calls at 00:00 UTC"
                 );
             }
             (true, false) => info!("Central takes calls again"),
@@ -183,59 +183,75 @@ impl Quota {
         }
     }
 
-    /// When the next turn will be if nobody else takes it, and how many there will be a second after that.
-    pub fn outlook(&self) -> Result<(Instant, f64), NoTurn> {
+    /// When the next permit will be if nobody else takes it, and how many there will be a second after that.
+    pub fn outlook(&self, purpose: Purpose) -> Result<(Instant, f64), NoPermit> {
         let now = Instant::now();
         let state = self.0.lock();
-        match state.pace.next(now) {
-            Turn::Now => Ok((now, state.pace.standing(now).per_second)),
-            Turn::At(at) => Ok((at, state.pace.standing(now).per_second)),
-            Turn::NotToday { ends_at } => Err(NoTurn::DaySpent { wait: ends_at - now }),
+        match state.pace.next(purpose, now) {
+            Availability::Now(_) => Ok((now, state.pace.status(now).per_second)),
+            Availability::At(at) => Ok((at, state.pace.status(now).per_second)),
+            Availability::NotToday { ends_at } => Err(NoPermit::DaySpent { wait: ends_at - now }),
         }
     }
 
     /// How things stand.
-    pub fn standing(&self) -> Standing {
-        self.0.lock().pace.standing(Instant::now())
+    pub fn status(&self) -> QuotaStatus {
+        self.0.lock().pace.status(Instant::now())
     }
 }
 
-impl From<Standing> for metrics::QuotaReadings {
-    fn from(standing: Standing) -> Self {
+impl Permit {
+    /// The call is made.
+    pub fn spend(mut self) {
+        self.taken = None;
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if let Some(taken) = self.taken {
+            self.quota.0.lock().pace.give_back(taken);
+            self.quota.0.changed.notify_waiters();
+        }
+    }
+}
+
+impl From<QuotaStatus> for metrics::QuotaReadings {
+    fn from(status: QuotaStatus) -> Self {
         let window = |remaining, limit| metrics::WindowQuota { remaining, limit };
         Self {
-            second: window(standing.second_remaining, standing.second_limit),
-            day: window(standing.day_remaining, standing.day_limit),
+            second: window(status.second_remaining, status.second_limit),
+            day: window(status.day_remaining, status.day_limit),
         }
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, QuotaState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Holds a place among those who wait.
-struct Waiting<'a> {
+struct Place<'a> {
     shared: &'a Shared,
-    place: Place,
+    ticket: Ticket,
 }
 
-impl<'a> Waiting<'a> {
+impl<'a> Place<'a> {
     fn new(shared: &'a Shared, purpose: Purpose) -> Self {
         let mut state = shared.lock();
         state.tickets += 1;
-        let place = Place { purpose, ticket: state.tickets };
-        state.waiting.insert(place);
+        let ticket = Ticket { purpose, number: state.tickets };
+        state.waiting.insert(ticket);
         drop(state);
-        Self { shared, place }
+        Self { shared, ticket }
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.shared.lock().waiting.remove(&self.place);
+        self.shared.lock().waiting.remove(&self.ticket);
         // Those who stood behind look again.
         self.shared.changed.notify_waiters();
     }
@@ -256,13 +272,13 @@ mod tests {
     async fn the_more_urgent_go_first() {
         let quota = quota(1);
         let give_up = Instant::now() + Duration::from_mins(1);
-        quota.turn(Purpose::Change, give_up).await.unwrap();
+        quota.permit(Purpose::Change, give_up).await.unwrap().spend();
         let (order, came) = mpsc::channel();
         let mut tasks = Vec::new();
-        for purpose in [Purpose::Change, Purpose::Read, Purpose::Change, Purpose::Again] {
+        for purpose in [Purpose::Preview, Purpose::Change, Purpose::Change, Purpose::Again] {
             let (quota, order) = (quota.clone(), order.clone());
             tasks.push(tokio::spawn(async move {
-                quota.turn(purpose, give_up).await.unwrap();
+                quota.permit(purpose, give_up).await.unwrap().spend();
                 order.send(purpose).unwrap();
             }));
             tokio::task::yield_now().await;
@@ -273,7 +289,7 @@ mod tests {
             task.await.unwrap();
         }
         let order: Vec<_> = came.try_iter().collect();
-        assert_eq!(order, [Purpose::Again, Purpose::Read, Purpose::Change, Purpose::Change]);
+        assert_eq!(order, [Purpose::Again, Purpose::Change, Purpose::Change, Purpose::Preview]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -281,15 +297,15 @@ mod tests {
         let quota = quota(1);
         let began = Instant::now();
         let soon = began + Duration::from_millis(500);
-        quota.turn(Purpose::Change, soon).await.unwrap();
-        let refused = quota.turn(Purpose::Change, soon).await;
-        assert_eq!(refused, Err(NoTurn::TooLate { wait: Duration::from_secs(1) }));
+        quota.permit(Purpose::Change, soon).await.unwrap().spend();
+        let refused = quota.permit(Purpose::Change, soon).await;
+        assert_eq!(refused.unwrap_err(), NoPermit::TooLate { wait: Duration::from_secs(1) });
         assert_eq!(began.elapsed(), Duration::ZERO);
 
         let later = began + Duration::from_mins(1);
-        let left = tokio::time::timeout(Duration::from_millis(10), quota.turn(Purpose::Read, later)).await;
+        let left = tokio::time::timeout(Duration::from_millis(10), quota.permit(Purpose::Preview, later)).await;
         assert!(left.is_err(), "it was still waiting");
-        quota.turn(Purpose::Change, later).await.unwrap();
+        quota.permit(Purpose::Change, later).await.unwrap().spend();
         assert_eq!(began.elapsed(), Duration::from_secs(1));
     }
 }

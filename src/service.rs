@@ -9,12 +9,9 @@ pub mod status;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, timeout_at},
-};
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::task::TaskTracker;
-use tonic::{Extensions, Request, Response, Status, metadata::MetadataValue};
+use tonic::{Request, Response, Status, metadata::MetadataValue};
 use tracing::{debug, info, warn};
 
 use self::status::{Failure, Violation};
@@ -23,8 +20,9 @@ use crate::{
         AuditTrail, Operation, Receipt,
         record::{Ended, PartIds},
     },
-    callers::{Callers, Identity, policy::Asked},
-    central::{self, Accepted, Catalogue, CentralClient, Failed, SendGate},
+    callers::{Admission, Callers, Identity, policy::Asked},
+    central::{self, Accepted, Catalogue, CentralClient, Failed, Member, Rights, SentMark, Unsent},
+    deadline::within,
     license::{Caller, Etag, OperationId, Outcome, Scope, Unassignment},
     proto::{
         ListServicesRequest, ListServicesResponse, PreviewUnassignLicensesRequest, PreviewUnassignLicensesResponse,
@@ -61,6 +59,17 @@ pub struct Deadline(pub Instant);
 #[derive(Debug, Clone)]
 pub struct Room(pub Arc<OwnedSemaphorePermit>);
 
+/// One RPC: its caller, and when it must be answered.
+struct Rpc {
+    identity: Identity,
+    operation_id: OperationId,
+    deadline: Option<Instant>,
+    from: Option<SocketAddr>,
+    /// What is sent and not answered takes up room, also when its caller has gone.
+    room: Option<Room>,
+    mark: SentMark,
+}
+
 impl Licensing {
     /// The service over one Central, for these callers, recorded in `trail`. What it sets in motion is tracked by `work`.
     pub fn new(
@@ -74,101 +83,112 @@ impl Licensing {
         Self { central, catalogue, callers, allow_open_scopes, trail, work }
     }
 
-    async fn unassign(
-        &self,
-        message: UnassignLicensesRequest,
-        identity: &Identity,
-        from: Option<SocketAddr>,
-        extensions: &Extensions,
-    ) -> Result<UnassignLicensesResponse, Failure> {
-        let (operation_id, deadline) = (operation_id(extensions), deadline(extensions));
+    /// Identifies the caller: by the token of the request or the certificate of the connection.
+    async fn begin<T>(&self, request: Request<T>) -> Result<(Rpc, T), Status> {
+        let certificates = request.peer_certs();
+        let from = request.remote_addr();
+        let (metadata, extensions, message) = request.into_parts();
+        let certificate = certificates.as_ref().and_then(|chain| chain.first()).map(AsRef::as_ref);
+        let authorization = metadata.get_all("authorization");
+        let authorization: Vec<_> = authorization.iter().map(MetadataValue::as_encoded_bytes).collect();
+        let operation_id = extensions.get().copied().unwrap_or_else(OperationId::new);
+        let deadline = extensions.get().map(|Deadline(at)| *at);
+        // It may have to wait for the keys of tokens.
+        let identity = match within(deadline, self.callers.identify(certificate, &authorization)).await {
+            Ok(identified) => identified.map_err(Failure::CallerUnauthenticated),
+            Err(_) => Err(Failure::DeadlineExceeded { nothing_was_sent: true }),
+        };
+        match identity {
+            Ok(identity) => {
+                let (room, mark) = (extensions.get().cloned(), extensions.get().cloned().unwrap_or_default());
+                Ok((Rpc { identity, operation_id, deadline, from, room, mark }, message))
+            }
+            Err(failure) => Err(status::respond(&failure, operation_id)),
+        }
+    }
+
+    async fn unassign(&self, rpc: &Rpc, message: UnassignLicensesRequest) -> Result<UnassignLicensesResponse, Failure> {
         let unassignment = Unassignment::try_from(message).map_err(Failure::InvalidRequest)?;
         let asked = Asked::Unassign(&unassignment);
-        let mut admission = self.callers.admit(identity, asked, deadline).await?;
+        let admission = self.callers.admit(&rpc.identity, asked, rpc.deadline).await?;
         if unassignment.scope.is_open() && !self.allow_open_scopes {
             return Err(Failure::OpenScopeDenied);
         }
         if unassignment.scope.is_open() && unassignment.etag.is_none() {
             return Err(Failure::PreviewRequired);
         }
-        self.check_services_by(&unassignment, deadline).await?;
+        self.check_services(&unassignment, rpc.deadline).await?;
 
-        let gate = Arc::new(SendGate::new());
-        let _leave = ShutOnDrop(Arc::clone(&gate));
-        let origin = Origin::current();
-        let trace_id = origin.trace_id();
-        let operation = Arc::new(Operation {
-            id: operation_id,
-            caller: caller(identity, from),
-            identified_by: identity.proved_by(),
-            from,
-            unassignment,
-            trace_id,
-        });
-        let work = self.work.spawn(origin.run({
-            let (central, gate, operation) = (Arc::clone(&self.central), Arc::clone(&gate), Arc::clone(&operation));
-            let unfinished = Unfinished::new(&operation, self.trail.clone());
-            // What was sent and is not answered takes up room, also when its caller has gone.
-            let room = extensions.get::<Room>().cloned();
-            async move {
-                let _room = room;
-                admission.begin();
-                let result = central.unassign(&operation, &gate, deadline).await;
-                if matches!(&result, Err(failed) if failed.outcome() == Outcome::NotApplied) {
-                    admission.give_back();
-                }
-                record(unfinished, &result).await;
-                result
-            }
-        }));
-        let finished = match deadline {
-            Some(deadline) => match timeout_at(deadline, work).await {
-                Ok(finished) => finished,
-                Err(_) => return Err(Failure::DeadlineExceeded { nothing_was_sent: gate.shut() }),
-            },
-            None => work.await,
+        let (member, unsent) = self.request(rpc, unassignment);
+        let _leave = GiveUpOnDrop(Arc::clone(&member));
+        let work = self.clone().carry_out(Arc::clone(&member.operation), unsent, admission, rpc.room.clone());
+        let work = self.work.spawn(member.origin().run(work));
+        let result = match within(rpc.deadline, work).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_panic)) => return Err(Failure::Bug { nothing_was_sent: !rpc.mark.is_set() }),
+            Err(_) => member.give_up(),
         };
-        match finished {
-            Ok(Ok(accepted)) => {
+        match result {
+            Ok(accepted) => {
                 rpc::report(RpcOutcome { outcome: Outcome::Applied.as_str(), reason: None });
-                Ok(response(operation_id, &operation.unassignment, accepted))
+                Ok(response(&member.operation, accepted))
             }
-            Ok(Err(failed)) => Err(Failure::Change(failed)),
-            Err(_) => Err(Failure::Bug { nothing_was_sent: gate.shut() }),
+            Err(failed) => Err(Failure::Change(failed)),
         }
     }
 
-    /// Who is calling, by the token of the request or the certificate of the connection.
-    async fn identify<T>(&self, request: &Request<T>) -> Result<Identity, Failure> {
-        let certificates = request.peer_certs();
-        let certificate = certificates.as_ref().and_then(|chain| chain.first()).map(AsRef::as_ref);
-        let authorization = request.metadata().get_all("authorization");
-        let authorization: Vec<_> = authorization.iter().map(MetadataValue::as_encoded_bytes).collect();
-        // It may have to wait for the keys of tokens.
-        let identified = self.callers.identify(certificate, &authorization);
-        let identified = match deadline(request.extensions()) {
-            Some(deadline) => match timeout_at(deadline, identified).await {
-                Ok(identified) => identified,
-                Err(_) => return Err(Failure::DeadlineExceeded { nothing_was_sent: true }),
-            },
-            None => identified.await,
+    /// Sends a request and records its end, whatever becomes of its caller.
+    async fn carry_out(
+        self,
+        operation: Arc<Operation>,
+        unsent: Unsent,
+        mut admission: Admission,
+        _room: Option<Room>,
+    ) -> Result<Accepted, Failed> {
+        let unfinished = Unfinished::new(&operation, self.trail.clone());
+        admission.begin();
+        let result = self.central.unassign(unsent).await;
+        if let Err(failed) = &result {
+            match (failed.outcome, &failed.parts) {
+                (Outcome::NotApplied, _) => admission.keep_only(0),
+                (_, Some(parts)) => admission.keep_only(parts.applied.len() + parts.unknown.len()),
+                _ => {}
+            }
+        }
+        record(unfinished, &result).await;
+        result
+    }
+
+    /// A request of this caller, with what the moment of sending asks of the policy again.
+    fn request(&self, rpc: &Rpc, unassignment: Unassignment) -> (Arc<Member>, Unsent) {
+        let operation = Arc::new(Operation {
+            id: rpc.operation_id,
+            caller: caller(&rpc.identity, rpc.from),
+            identified_by: rpc.identity.proved_by(),
+            from: rpc.from,
+            unassignment,
+            trace_id: Origin::current().trace_id(),
+        });
+        let may_send = {
+            let (callers, identity, operation) =
+                (Arc::clone(&self.callers), rpc.identity.clone(), Arc::clone(&operation));
+            move || {
+                let asked = Asked::Unassign(&operation.unassignment);
+                callers.still_allows(&identity, asked).map_err(|denied| denied.to_string())
+            }
         };
-        identified.map_err(Failure::CallerUnauthenticated)
+        let may_read = {
+            let (callers, identity) = (Arc::clone(&self.callers), rpc.identity.clone());
+            move || callers.take_read(&identity, Instant::now()).map_err(|exhausted| exhausted.retry_after)
+        };
+        let rights = Rights { may_send: Box::new(may_send), may_read: Box::new(may_read) };
+        Unsent::new(operation, rpc.deadline, rights, rpc.mark.clone())
     }
 
     /// Refuses names that Central does not list, where the list can be had before the deadline.
-    async fn check_services_by(&self, unassignment: &Unassignment, deadline: Option<Instant>) -> Result<(), Failure> {
-        let check = self.check_services(unassignment);
-        match deadline {
-            Some(deadline) => {
-                timeout_at(deadline, check).await.map_err(|_| Failure::DeadlineExceeded { nothing_was_sent: true })?
-            }
-            None => check.await,
-        }
-    }
-
-    async fn check_services(&self, unassignment: &Unassignment) -> Result<(), Failure> {
-        let unknown = self.catalogue.unknown(&unassignment.services).await;
+    async fn check_services(&self, unassignment: &Unassignment, deadline: Option<Instant>) -> Result<(), Failure> {
+        let unknown = within(deadline, self.catalogue.unknown(&unassignment.services)).await;
+        let unknown = unknown.map_err(|_| Failure::DeadlineExceeded { nothing_was_sent: true })?;
         if unknown.is_empty() {
             return Ok(());
         }
@@ -179,6 +199,16 @@ impl Licensing {
         };
         Err(Failure::InvalidRequest(unknown.into_iter().map(violation).collect()))
     }
+
+    async fn services(&self, rpc: &Rpc) -> Result<ListServicesResponse, Failure> {
+        self.callers.admit(&rpc.identity, Asked::ListServices, None).await?;
+        let list = within(rpc.deadline, self.catalogue.list()).await.map_err(|_| Failure::ReadDeadlineExceeded)?;
+        let list = list.map_err(Failure::Read)?;
+        Ok(ListServicesResponse {
+            services: list.names.iter().map(|name| Service { name: name.to_string() }).collect(),
+            fetched_at: Some(list.fetched_at.into()),
+        })
+    }
 }
 
 #[tonic::async_trait]
@@ -187,68 +217,34 @@ impl LicensingService for Licensing {
         &self,
         request: Request<UnassignLicensesRequest>,
     ) -> Result<Response<UnassignLicensesResponse>, Status> {
-        let identity = self.identify(&request).await;
-        let from = request.remote_addr();
-        let (_, extensions, message) = request.into_parts();
-        let operation_id = operation_id(&extensions);
-        let result = match identity {
-            Ok(identity) => self.unassign(message, &identity, from, &extensions).await,
-            Err(failure) => Err(failure),
-        };
-        match result {
-            Ok(response) => Ok(Response::new(response)),
-            Err(failure) => Err(status::respond(&failure, operation_id)),
-        }
+        let (rpc, message) = self.begin(request).await?;
+        rpc.respond(self.unassign(&rpc, message).await)
     }
 
     async fn preview_unassign_licenses(
         &self,
         request: Request<PreviewUnassignLicensesRequest>,
     ) -> Result<Response<PreviewUnassignLicensesResponse>, Status> {
-        let identity = self.identify(&request).await;
-        let (_, extensions, message) = request.into_parts();
-        let result = match identity {
-            Ok(identity) => self.preview(message, &identity, &extensions).await,
-            Err(failure) => Err(failure),
-        };
-        match result {
-            Ok(response) => Ok(Response::new(response)),
-            Err(failure) => Err(status::respond(&failure, operation_id(&extensions))),
-        }
+        let (rpc, message) = self.begin(request).await?;
+        rpc.respond(self.preview(&rpc, message).await)
     }
 
     async fn list_services(
         &self,
         request: Request<ListServicesRequest>,
     ) -> Result<Response<ListServicesResponse>, Status> {
-        let operation_id = operation_id(request.extensions());
-        let admitted = match self.identify(&request).await {
-            Ok(identity) => self.callers.admit(&identity, Asked::ListServices, None).await.map_err(Failure::from),
-            Err(failure) => Err(failure),
-        };
-        if let Err(failure) = admitted {
-            return Err(status::respond(&failure, operation_id));
-        }
-        let list = self.catalogue.list();
-        let result = match deadline(request.extensions()) {
-            Some(deadline) => timeout_at(deadline, list).await.map_err(|_| Failure::ReadDeadlineExceeded),
-            None => Ok(list.await),
-        };
-        match result.and_then(|list| list.map_err(Failure::Read)) {
-            Ok(list) => Ok(Response::new(ListServicesResponse {
-                services: list.names.iter().map(|name| Service { name: name.to_string() }).collect(),
-                fetched_at: Some(list.fetched_at.into()),
-            })),
-            Err(failure) => Err(status::respond(&failure, operation_id)),
-        }
+        let (rpc, _) = self.begin(request).await?;
+        rpc.respond(self.services(&rpc).await)
     }
 }
 
-fn operation_id(extensions: &Extensions) -> OperationId {
-    extensions.get().copied().unwrap_or_else(OperationId::new)
+impl Rpc {
+    fn respond<T>(&self, result: Result<T, Failure>) -> Result<Response<T>, Status> {
+        result.map(Response::new).map_err(|failure| status::respond(&failure, self.operation_id))
+    }
 }
 
-/// Whoever has an identity takes turns as one; of the others, every connection is a caller.
+/// Callers with an identity take turns as one; of the others, every connection is a caller.
 fn caller(identity: &Identity, address: Option<SocketAddr>) -> Caller {
     match identity {
         Identity::Certificate(name) => Caller::new(name),
@@ -257,14 +253,11 @@ fn caller(identity: &Identity, address: Option<SocketAddr>) -> Caller {
     }
 }
 
-fn deadline(extensions: &Extensions) -> Option<Instant> {
-    extensions.get().map(|Deadline(at)| *at)
-}
-
-fn response(operation_id: OperationId, unassignment: &Unassignment, accepted: Accepted) -> UnassignLicensesResponse {
+fn response(operation: &Operation, accepted: Accepted) -> UnassignLicensesResponse {
+    let unassignment = &operation.unassignment;
     let customer_count = unassignment.scope.listed().and_then(|customers| u32::try_from(customers.count()).ok());
     UnassignLicensesResponse {
-        operation_id: operation_id.to_string(),
+        operation_id: operation.id.to_string(),
         scope: scope_kind(&unassignment.scope).into(),
         services: unassignment.services.names().iter().map(ToString::to_string).collect(),
         customer_count,
@@ -318,10 +311,10 @@ async fn record(unfinished: Unfinished, result: &Result<Accepted, Failed>) {
             "unassign finished"
         ),
         Err(failed) if is_refused => {
-            debug!(outcome = failed.outcome().as_str(), scope, services, reason, "unassign refused");
+            debug!(outcome = failed.outcome.as_str(), scope, services, reason, "unassign refused");
         }
         Err(failed) => warn!(
-            outcome = failed.outcome().as_str(),
+            outcome = failed.outcome.as_str(),
             caller,
             identified_by,
             scope,
@@ -373,7 +366,7 @@ impl Unfinished {
         let (outcome, cause, http_status, calls, parts) = match result {
             Ok(accepted) => (Outcome::Applied, None, Some(accepted.http_status), accepted.calls, None),
             Err(failed) => (
-                failed.outcome(),
+                failed.outcome,
                 Some(status::reason(failed)),
                 failed.error.http_status(),
                 failed.calls,
@@ -409,11 +402,11 @@ impl Drop for Unfinished {
 }
 
 /// Gives up on behalf of a caller who has gone: what was not sent by then will not be.
-struct ShutOnDrop(Arc<SendGate>);
+struct GiveUpOnDrop(Arc<Member>);
 
-impl Drop for ShutOnDrop {
+impl Drop for GiveUpOnDrop {
     fn drop(&mut self) {
-        self.0.shut();
+        let _ = self.0.give_up(); // nobody is there to be told
     }
 }
 

@@ -1,6 +1,6 @@
-//! Who travels together: requests that wait for the same slot, with the same services, in one call.
+//! Requests that wait for the same slot, with the same services, in one call.
 //!
-//! Pure but for telling the members what became of them. The queue they wait in is [`super::queue`].
+//! Pure but for settling the pieces that it holds. The queue they wait in is [`super::queue`].
 
 use std::{
     borrow::Cow,
@@ -9,63 +9,37 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
-use tokio::{sync::oneshot, time::Instant};
+use tokio::time::Instant;
 
-use super::{Accepted, Error, Failed, Parts, SendGate};
+use super::{
+    Error,
+    fate::{Member, Piece, Settlement},
+};
 use crate::{
     audit::{Operation, record::Intent},
     license::{Caller, Customers, MAX_CUSTOMERS, Scope, ServiceName, Services, Unassignment},
     telemetry::{Origin, queue::QueueWait},
 };
 
-/// A call with less time than this left would almost surely end as unknown: not even a round trip within a region.
-const SHORTEST_CALL: Duration = Duration::from_millis(10);
-
-/// So many requests refused one by one, and none accepted: the refusal is not about one of them. (An unknown customer
-/// is: those are asked about to the end.)
+/// After this many requests refused one by one, and none accepted, the refusal is not about one of them. (An unknown
+/// customer is: those are asked about to the end.)
 const UNIFORM_AFTER: u32 = 4;
 
-/// One request that waits for its call, or is on its way.
+/// A piece in a batch, with its wait for the first call.
 #[derive(Debug)]
-pub(super) struct Member {
-    pub(super) caller: Caller,
-    /// What the audit trail says of it.
-    pub(super) operation: Arc<Operation>,
-    pub(super) gate: Arc<SendGate>,
-    pub(super) origin: Origin,
-    /// Its wait, until it is on its way for the first time.
-    pub(super) waiting: Option<QueueWait>,
-    /// When the caller stops waiting.
-    pub(super) deadline: Option<Instant>,
-    /// When waiting ends, for callers without a deadline too.
-    pub(super) give_up: Instant,
-    pub(super) answer: oneshot::Sender<Result<Accepted, Failed>>,
-    /// How many calls carried it so far.
-    pub(super) calls: u32,
+struct Entry {
+    piece: Piece,
+    waiting: Option<QueueWait>,
 }
 
-impl Member {
-    fn tell(self, error: &Arc<Error>, parts: Option<Box<Parts>>) {
-        // Whoever has gone does not hear it.
-        let _ = self.answer.send(Err(Failed { error: Arc::clone(error), calls: self.calls, parts }));
-    }
-}
-
-/// One scope, and everybody who asks for exactly that. Never empty in a queue.
+/// One set of customers, and every piece that asks for exactly that. Never empty in a queue.
 #[derive(Debug)]
 struct Place {
-    /// What the first of them asked for.
-    wanted: Arc<Operation>,
-    members: Vec<Member>,
-}
-
-impl Place {
-    fn scope(&self) -> &Scope {
-        &self.wanted.unassignment.scope
-    }
+    /// None: an open scope.
+    customers: Option<Customers>,
+    entries: Vec<Entry>,
 }
 
 /// What goes out as one call.
@@ -73,9 +47,11 @@ impl Place {
 pub(super) struct Batch {
     /// The services, sorted: what requests must have in common.
     key: Vec<ServiceName>,
+    /// What the first request asked for.
+    wanted: Arc<Operation>,
     /// Never empty in a queue. More than one only if all scopes are `include`.
     places: Vec<Place>,
-    /// How many customers there are at most: those whom several places name count several times.
+    /// How many customers there are at most: a customer that several places name counts several times.
     customer_count: usize,
     /// Whether others may join.
     is_open: bool,
@@ -91,117 +67,115 @@ struct Tally {
     /// Refusals of a single place.
     refused: AtomicU32,
     /// The refusal that holds for all of them.
-    verdict: OnceLock<Arc<Error>>,
+    uniform: OnceLock<Arc<Error>>,
 }
 
 /// What happens after a batch was refused.
 #[derive(Debug)]
 pub(super) enum AfterRefusal {
-    /// Everybody is told this.
-    Tell(Batch, Arc<Error>),
-    /// Both halves are sent, to find out whom the refusal is about.
+    /// All of it failed.
+    Fail(Batch, Arc<Error>),
+    /// Both halves are sent: to find out which request the refusal is about, or because together they are too large.
     Halve(Batch, Batch),
-    /// The one scope in it is sent in parts.
-    Split(Batch, Customers),
 }
 
 impl Batch {
     /// A batch of one request.
-    pub(super) fn new(member: Member) -> Self {
-        let wanted = Arc::clone(&member.operation);
+    pub(super) fn new(piece: Piece, waiting: Option<QueueWait>) -> Self {
+        let wanted = Arc::clone(&piece.member().operation);
         let unassignment = &wanted.unassignment;
+        let customers = unassignment.scope.listed().cloned();
         Self {
             key: key(&unassignment.services),
             is_open: may_share(unassignment),
-            customer_count: customer_count(&unassignment.scope),
+            customer_count: customers.as_ref().map_or(0, Customers::count),
             resolved: None,
-            places: vec![Place { wanted: Arc::clone(&wanted), members: vec![member] }],
+            places: vec![Place { customers, entries: vec![Entry { piece, waiting }] }],
             tally: Arc::default(),
+            wanted,
         }
     }
 
     /// Whether a request may join.
     pub(super) fn takes(&self, wanted: &Unassignment, key: &[ServiceName]) -> bool {
-        let scope = &wanted.scope;
+        let Some(customers) = wanted.scope.listed() else { return false };
         self.is_open
             && may_share(wanted)
             && self.key == key
-            && (self.customer_count + customer_count(scope) <= MAX_CUSTOMERS
-                || self.places.iter().any(|place| is_same(place.scope(), scope)))
+            && (self.customer_count + customers.count() <= MAX_CUSTOMERS
+                || self.places.iter().any(|place| place.is_of(customers)))
     }
 
-    /// Adds a request that it [`takes`](Self::takes). Who asks for the same as somebody else shares their place.
-    pub(super) fn add(&mut self, member: Member) {
-        let wanted = Arc::clone(&member.operation);
-        let scope = &wanted.unassignment.scope;
-        let same = self.places.iter_mut().find(|place| is_same(place.scope(), scope));
+    /// Adds a request that it [`takes`](Self::takes). Requests for the same customers share a place.
+    pub(super) fn add(&mut self, piece: Piece, waiting: Option<QueueWait>) {
+        let customers = piece.member().operation.unassignment.scope.listed().cloned();
+        let same = customers.as_ref().and_then(|customers| self.places.iter_mut().find(|place| place.is_of(customers)));
         if let Some(place) = same {
-            place.members.push(member);
+            place.entries.push(Entry { piece, waiting });
         } else {
-            self.customer_count += customer_count(scope);
-            self.places.push(Place { wanted: Arc::clone(&wanted), members: vec![member] });
+            self.customer_count += customers.as_ref().map_or(0, Customers::count);
+            self.places.push(Place { customers, entries: vec![Entry { piece, waiting }] });
         }
     }
 
-    /// Whose turn it uses.
+    /// The caller in whose lane it waits.
     pub(super) fn caller(&self) -> Option<&Caller> {
-        self.places.first()?.members.first().map(|member| &member.caller)
+        self.pieces().next().map(Piece::caller)
     }
 
-    /// Before sending: whoever has given up, or has too little time left for a call, stays behind.
-    pub(super) fn board(&mut self, now: Instant) {
-        let late = Arc::new(Error::DeadlineBeforeSending);
-        let left = Arc::new(Error::Abandoned);
-        self.leave(|member| {
-            if member.deadline.is_some_and(|deadline| deadline < now + SHORTEST_CALL) {
-                Some(Arc::clone(&late))
-            } else if member.gate.pass() {
-                None
-            } else {
-                Some(Arc::clone(&left))
-            }
-        });
-        for member in self.members_mut() {
-            member.calls += 1;
-            if let Some(waiting) = member.waiting.take() {
+    /// The moment of sending: pieces that may not be sent any more stay behind, the others are on their way.
+    pub(super) fn depart(&mut self, now: Instant) {
+        self.leave(|entry| {
+            let departed = entry.piece.depart(now);
+            if departed.is_ok()
+                && let Some(waiting) = entry.waiting.take()
+            {
                 waiting.ended();
             }
-        }
+            departed.err()
+        });
     }
 
-    /// What the call that they have boarded is meant to do for each of them.
-    pub(super) fn intents(&self, part: Option<&Customers>) -> Vec<Intent> {
-        let travelling = self.count();
-        self.members().map(|member| member.operation.intent(member.calls, travelling, part, self.resolved)).collect()
+    /// Pieces that could not be sent as things stand leave now.
+    pub(super) fn leave_if_refused(&mut self, now: Instant) {
+        self.leave(|entry| entry.piece.may_depart(now).err());
     }
 
-    /// The call is not made after all: everybody gets out, and callers may still give up.
-    pub(super) fn alight(&mut self) {
-        self.members_mut().for_each(|member| member.calls -= 1);
-        self.reopen();
-    }
-
-    /// Those who cannot wait until `at` are told the error now.
+    /// Pieces that cannot wait until `at` leave with this error.
     pub(super) fn leave_before(&mut self, at: Instant, error: &Arc<Error>) {
-        self.leave(|member| (member.give_up <= at).then(|| Arc::clone(error)));
+        self.leave(|entry| entry.piece.until().is_some_and(|until| until <= at).then(|| Arc::clone(error)));
     }
 
-    /// Those whose caller has gone leave.
-    pub(super) fn leave_if_shut(&mut self) {
-        let left = Arc::new(Error::Abandoned);
-        self.leave(|member| member.gate.is_shut().then(|| Arc::clone(&left)));
-    }
-
-    fn leave(&mut self, mut why: impl FnMut(&Member) -> Option<Arc<Error>>) {
+    fn leave(&mut self, mut why: impl FnMut(&mut Entry) -> Option<Arc<Error>>) {
         for place in &mut self.places {
-            for member in std::mem::take(&mut place.members) {
-                match why(&member) {
-                    Some(error) => member.tell(&error, None),
-                    None => place.members.push(member),
+            for mut entry in std::mem::take(&mut place.entries) {
+                match why(&mut entry) {
+                    Some(error) => entry.piece.settle(&Settlement::Failed(error)),
+                    None => place.entries.push(entry),
                 }
             }
         }
-        self.places.retain(|place| !place.members.is_empty());
+        self.places.retain(|place| !place.entries.is_empty());
+    }
+
+    /// What the call is meant to do for each request in it.
+    pub(super) fn intents(&self) -> Vec<Intent> {
+        let travelling = self.count();
+        let intent = |place: &Place, entry: &Entry| {
+            let piece = &entry.piece;
+            piece.member().operation.intent(piece.next_intent(), travelling, place.customers.as_ref(), self.resolved)
+        };
+        self.places.iter().flat_map(|place| place.entries.iter().map(move |entry| intent(place, entry))).collect()
+    }
+
+    /// The call surely did not run: callers may give up again.
+    pub(super) fn did_not_run(&self) {
+        self.pieces().for_each(Piece::did_not_run);
+    }
+
+    /// The call was not made after all.
+    pub(super) fn was_not_sent(&self) {
+        self.pieces().for_each(Piece::was_not_sent);
     }
 
     /// Whether nobody is left.
@@ -211,177 +185,177 @@ impl Batch {
 
     /// How many requests are in it.
     pub(super) fn count(&self) -> usize {
-        self.places.iter().map(|place| place.members.len()).sum()
+        self.pieces().count()
     }
 
-    /// When the last of them stops waiting.
-    pub(super) fn give_up(&self) -> Option<Instant> {
-        self.members().map(|member| member.give_up).max()
+    /// When the last of them stops waiting; none: one of them has no deadline.
+    pub(super) fn until(&self) -> Option<Instant> {
+        self.pieces().map(Piece::until).max_by_key(|until| (until.is_none(), *until)).flatten()
     }
 
-    /// What is sent, for everybody who is left: the union of their customers. None if nobody is.
+    /// What is sent: the union of all customers. None if nobody is left.
     pub(super) fn scope(&self) -> Option<Cow<'_, Scope>> {
         let (first, others) = self.places.split_first()?;
-        if others.is_empty() {
-            return Some(Cow::Borrowed(first.scope()));
+        let scope = &self.wanted.unassignment.scope;
+        match &first.customers {
+            Some(customers) if others.is_empty() && scope.listed() == Some(customers) => Some(Cow::Borrowed(scope)),
+            Some(_) => {
+                let customers = self.places.iter().filter_map(|place| place.customers.as_ref());
+                Customers::together(customers).map(|customers| Cow::Owned(Scope::Include(customers)))
+            }
+            None => Some(Cow::Borrowed(scope)),
         }
-        let closed = self.places.iter().filter_map(|place| match place.scope() {
-            Scope::Include(customers) => Some(customers),
-            Scope::Exclude(_) | Scope::All(_) => None,
-        });
-        Customers::together(closed).map(|customers| Cow::Owned(Scope::Include(customers)))
     }
 
-    /// The services of all, as the first of them spelled their order. None if nobody is left.
-    pub(super) fn services(&self) -> Option<&Services> {
-        self.places.first().map(|place| &place.wanted.unassignment.services)
+    /// The services of all, in the order of the first request.
+    pub(super) fn services(&self) -> &Services {
+        &self.wanted.unassignment.services
     }
 
-    /// Whether it may be sent only to those whom a preview has shown. An open scope always: it does not get here without
-    /// an etag, and if one did, it would match nobody's.
+    /// Whether it may be sent only to the customers of a preview. An open scope always: it does not get here without
+    /// an etag, and if one did, it would match no preview.
     pub(super) fn is_bound(&self) -> bool {
-        self.places.first().is_some_and(|place| place.scope().is_open() || place.wanted.unassignment.etag.is_some())
+        !may_share(&self.wanted.unassignment)
     }
 
-    /// The one request in it, for what travels alone; none if it has left.
-    pub(super) fn sole(&self) -> Option<(Arc<Operation>, Arc<SendGate>, Option<Instant>)> {
-        let member = self.members().next()?;
-        Some((Arc::clone(&member.operation), Arc::clone(&member.gate), member.deadline))
+    /// The one request in it, for what is never shared; none if it has left.
+    pub(super) fn sole(&self) -> Option<&Arc<Member>> {
+        self.pieces().next().map(Piece::member)
     }
 
-    /// So many customers are in scope, as previewed. Who waits has time until `give_up` for the call itself.
-    pub(super) fn confirmed(&mut self, resolved: usize, give_up: Instant) {
+    /// So many customers are in scope, as previewed.
+    pub(super) fn confirmed(&mut self, resolved: usize) {
         self.resolved = Some(resolved);
-        self.members_mut().for_each(|member| member.give_up = give_up);
+        self.pieces().for_each(|piece| piece.member().resolved(resolved));
     }
 
-    /// Whose work it is.
+    /// The requests' traces.
     pub(super) fn origins(&self) -> Vec<Origin> {
-        self.members().map(|member| member.origin.clone()).collect()
+        self.pieces().map(|piece| piece.member().origin().clone()).collect()
     }
 
-    /// What was sent surely did not run: callers may still give up.
-    pub(super) fn reopen(&self) {
-        self.members().for_each(|member| member.gate.reopen());
-    }
-
-    /// A part of the scope was applied.
-    pub(super) fn keep(&self) {
-        self.members().for_each(|member| member.gate.keep());
-    }
-
-    /// Central accepted it, with this status: everybody is told.
-    pub(super) fn accepted(self, http_status: u16) {
-        self.tally.accepted.fetch_add(1, Relaxed);
-        let resolved = self.resolved;
-        for member in self.places.into_iter().flat_map(|place| place.members) {
-            let _ = member.answer.send(Ok(Accepted { calls: member.calls, http_status, resolved }));
+    /// The end of all of it.
+    pub(super) fn settle(self, settlement: &Settlement) {
+        if let Settlement::Applied { .. } = settlement {
+            self.tally.accepted.fetch_add(1, Relaxed);
+        }
+        for entry in self.places.into_iter().flat_map(|place| place.entries) {
+            entry.piece.settle(settlement);
         }
     }
 
-    /// It failed: everybody is told.
-    pub(super) fn failed(self, error: impl Into<Arc<Error>>, parts: Option<&Parts>) {
-        let error = error.into();
-        for member in self.places.into_iter().flat_map(|place| place.members) {
-            member.tell(&error, parts.cloned().map(Box::new));
-        }
+    /// All of it failed.
+    pub(super) fn fail(self, error: impl Into<Arc<Error>>) {
+        self.settle(&Settlement::Failed(error.into()));
     }
 
-    /// What its siblings have shown to hold for it too: it need not be sent.
-    pub(super) fn verdict(&self) -> Option<Arc<Error>> {
-        self.tally.verdict.get().cloned()
+    /// A refusal of its siblings that holds for it too: it need not be sent.
+    pub(super) fn uniform_refusal(&self) -> Option<Arc<Error>> {
+        self.tally.uniform.get().cloned()
     }
 
-    /// What to do about a refusal: who is it about?
+    /// What to do about a refusal: it may be about one of several requests, or about their size.
     pub(super) fn after(self, error: Error) -> AfterRefusal {
         let error = Arc::new(error);
-        let may_be_one_members = match *error {
+        let may_be_one_requests = match *error {
             Error::CustomerNotFound | Error::TooLarge { .. } => true,
             Error::ArgumentRejected { .. } | Error::PermissionDenied | Error::Conflict => !self.is_uniform(&error),
             _ => false,
         };
-        if !may_be_one_members {
-            return AfterRefusal::Tell(self, error);
+        if may_be_one_requests && self.places.len() > 1 {
+            return self.halves();
         }
-        if self.places.len() > 1 {
-            let (left, right) = self.halves();
-            return AfterRefusal::Halve(left, right);
-        }
-        match (&*error, self.scope().map(Cow::into_owned)) {
-            (Error::TooLarge { .. }, Some(Scope::Include(customers))) if customers.count() > 1 => {
-                AfterRefusal::Split(self, customers)
-            }
-            _ => AfterRefusal::Tell(self, error),
+        // A closed scope only: each half of an `exclude` list would reach the customers that the other half spares.
+        let halves = match (&*error, self.places.first()) {
+            (Error::TooLarge { .. }, Some(place)) => place.customers.as_ref().and_then(Customers::halves),
+            _ => None,
+        };
+        match halves {
+            Some((left, right)) => self.split(left, right),
+            None => AfterRefusal::Fail(self, error),
         }
     }
 
-    /// Whether a refusal plainly holds for all who were refused together.
+    /// Whether a refusal plainly holds for all that were refused together.
     fn is_uniform(&self, error: &Arc<Error>) -> bool {
         let single = u32::from(self.places.len() == 1);
         let refused = self.tally.refused.fetch_add(single, Relaxed) + single;
         let is_uniform = refused >= UNIFORM_AFTER && self.tally.accepted.load(Relaxed) == 0;
         if is_uniform {
-            let _ = self.tally.verdict.set(Arc::clone(error));
+            let _ = self.tally.uniform.set(Arc::clone(error));
         }
         is_uniform
     }
 
-    /// Nobody joins a half: it is to find out whom of its members a refusal is about.
-    fn halves(mut self) -> (Self, Self) {
+    /// Half of the places each.
+    fn halves(mut self) -> AfterRefusal {
         let right = self.places.split_off(self.places.len() / 2);
-        let right = Self {
+        let left = std::mem::take(&mut self.places);
+        AfterRefusal::Halve(self.part(left), self.part(right))
+    }
+
+    /// Half of the customers of its only place each.
+    fn split(mut self, left: Customers, right: Customers) -> AfterRefusal {
+        let entries = self.places.drain(..).flat_map(|place| place.entries);
+        let (lefts, rights) = entries
+            .map(|Entry { piece, waiting }| {
+                let (one, other) = piece.split(&left, &right);
+                (Entry { piece: one, waiting }, Entry { piece: other, waiting: None })
+            })
+            .unzip();
+        let left = vec![Place { customers: Some(left), entries: lefts }];
+        let right = vec![Place { customers: Some(right), entries: rights }];
+        AfterRefusal::Halve(self.part(left), self.part(right))
+    }
+
+    /// A batch of these places, which nobody joins.
+    fn part(&self, places: Vec<Place>) -> Self {
+        Self {
             key: self.key.clone(),
-            places: right,
+            wanted: places.first().map_or(&self.wanted, |place| &place.entries[0].piece.member().operation).clone(),
+            places,
             customer_count: 0, // nobody asks
             is_open: false,
-            resolved: None, // halves are of batches that nobody's preview binds
+            resolved: self.resolved,
             tally: Arc::clone(&self.tally),
-        };
-        (Self { is_open: false, ..self }, right)
+        }
     }
 
-    fn members(&self) -> impl Iterator<Item = &Member> {
-        self.places.iter().flat_map(|place| &place.members)
-    }
-
-    fn members_mut(&mut self) -> impl Iterator<Item = &mut Member> {
-        self.places.iter_mut().flat_map(|place| &mut place.members)
+    fn pieces(&self) -> impl Iterator<Item = &Piece> {
+        self.places.iter().flat_map(|place| place.entries.iter().map(|entry| &entry.piece))
     }
 }
 
-/// Whether a request may travel with others. An open scope travels alone: a call has room for one of them, and a mistake
-/// in it must not be another caller's. So does what is bound to a preview: its last look is its own.
+impl Place {
+    /// Whether it is for the same customers, in any order.
+    fn is_of(&self, customers: &Customers) -> bool {
+        let (one, other) = match &self.customers {
+            Some(own) => (own.ids(), customers.ids()),
+            None => return false,
+        };
+        if one.len() != other.len() {
+            return false;
+        }
+        if one.len() == 1 || one == other {
+            return one == other;
+        }
+        if !other.contains(&one[0]) {
+            return false; // the usual case, without a set
+        }
+        let one: HashSet<_> = one.iter().collect();
+        other.iter().all(|id| one.contains(id))
+    }
+}
+
+/// Whether a request may share a call. An open scope does not: a call has room for one of them, and a mistake in it must
+/// not be another caller's. Nor does what is bound to a preview: its pre-send check is its own.
 fn may_share(wanted: &Unassignment) -> bool {
     matches!(wanted.scope, Scope::Include(_)) && wanted.etag.is_none()
 }
 
-/// What requests must have in common to travel together.
+/// What requests must have in common to share a call.
 pub(super) fn key(services: &Services) -> Vec<ServiceName> {
     let mut names = services.names().to_vec();
     names.sort();
     names
-}
-
-fn customer_count(scope: &Scope) -> usize {
-    match scope {
-        Scope::Include(customers) => customers.count(),
-        Scope::Exclude(_) | Scope::All(_) => 0,
-    }
-}
-
-/// Whether both name the same customers, in any order.
-fn is_same(one: &Scope, other: &Scope) -> bool {
-    let (Scope::Include(one), Scope::Include(other)) = (one, other) else { return false };
-    if one.count() != other.count() {
-        return false;
-    }
-    let first = &one.ids()[0];
-    if one.count() == 1 || one.ids() == other.ids() {
-        return one.ids() == other.ids();
-    }
-    if !other.ids().contains(first) {
-        return false; // the usual case, told without a set
-    }
-    let one: HashSet<_> = one.ids().iter().collect();
-    other.ids().iter().all(|id| one.contains(id))
 }

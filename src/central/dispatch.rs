@@ -3,8 +3,6 @@
 mod reads;
 
 use std::{
-    borrow::Cow,
-    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -18,11 +16,11 @@ use tracing::{debug, info, warn};
 
 pub(super) use self::reads::{Read, Reads};
 use super::{
-    Error, Parts,
-    batch::{AfterRefusal, Batch, Member},
+    Error,
+    batch::{AfterRefusal, Batch},
     breaker::{Breaker, Change},
-    customers,
-    queue::{Queue, expected_wait},
+    fate::{Piece, Settlement},
+    queue::{Next, Prospect, Queue, expected_wait},
     retry::{self, Attempts, Budget},
     wire::{self, Complaint},
 };
@@ -30,8 +28,8 @@ use crate::{
     audit::AuditTrail,
     config,
     exchange::{self, Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},
-    license::{Customers, Outcome, Resolved, Scope},
-    quota::{Heard, Purpose, Quota},
+    license::{Outcome, Resolved},
+    quota::{Permit, Purpose, Quota, RateLimitHeaders},
     telemetry::{
         Origin, Tracing,
         metrics::{Shed, Window},
@@ -49,7 +47,10 @@ const LONGEST_RETRY: Duration = Duration::from_mins(1);
 /// The queue, and all that decides when something leaves it.
 #[derive(Debug)]
 pub(super) struct Dispatch {
-    http: HttpClient,
+    /// For calls that change something.
+    changes: HttpClient,
+    /// For calls that only read.
+    reads: HttpClient,
     tracing: Tracing,
     tokens: TokenCache,
     quota: Quota,
@@ -67,7 +68,7 @@ pub(super) struct Dispatch {
     call_time: Mutex<Duration>,
 }
 
-/// What is sent, and for whom.
+/// What is sent, and for which requests.
 struct Call<'a> {
     method: Method,
     path: &'static str,
@@ -76,6 +77,7 @@ struct Call<'a> {
     body: Body,
     token: &'a AccessToken,
     origins: &'a [Origin],
+    permit: Permit,
     /// When the last of them stops waiting.
     give_up: Instant,
 }
@@ -107,10 +109,11 @@ impl Dispatch {
         });
         metrics.observe_quota({
             let quota = quota.clone();
-            move || quota.standing().into()
+            move || quota.status().into()
         });
         Ok(Self {
-            http: HttpClient::new(settings, Connections::Kept, tracing.clone())?,
+            changes: HttpClient::new(settings, Connections::JustUsed, tracing.clone())?,
+            reads: HttpClient::new(settings, Connections::Kept, tracing.clone())?,
             tracing,
             tokens,
             quota,
@@ -126,20 +129,15 @@ impl Dispatch {
         })
     }
 
-    /// How long a request may wait for its call.
-    pub(super) fn max_wait(&self) -> Duration {
-        self.max_wait
-    }
-
     /// Refuses while Central takes no calls today.
-    pub(super) fn today(&self) -> Result<(), Error> {
-        self.quota.outlook()?;
+    pub(super) fn today(&self, purpose: Purpose) -> Result<(), Error> {
+        self.quota.outlook(purpose)?;
         Ok(())
     }
 
-    /// Central's calls of a day, by its last word.
+    /// Central's calls of a day, by its last answer.
     pub(super) fn day_limit(&self) -> Option<u64> {
-        self.quota.standing().day_limit
+        self.quota.status().day_limit
     }
 
     /// Waits for a valid token.
@@ -147,141 +145,143 @@ impl Dispatch {
         Ok(self.tokens.newer_than(None, &[Origin::current()]).await?)
     }
 
-    /// Takes a request into the queue, or says at once why not.
-    pub(super) fn join(&self, mut member: Member, now: Instant) -> Result<(), Error> {
+    /// Takes a request into the queue. One that would wait too long ends here.
+    pub(super) fn join(&self, mut piece: Piece, now: Instant) {
+        piece.patience = Some(now + self.max_wait);
+        let mut queue = lock(&self.queue);
+        match self.admit(&queue, &piece, now) {
+            Ok(prospect) => {
+                let waiting = QueueWait::start(&self.tracing, piece.member().origin());
+                queue.join(prospect, piece, Some(waiting));
+                drop(queue);
+                self.joined.notify_one();
+            }
+            Err(error) => {
+                drop(queue);
+                piece.settle(&Settlement::Failed(error));
+            }
+        }
+    }
+
+    /// Whether a request will have its call in time, and where it waits for it.
+    fn admit(&self, queue: &Queue, piece: &Piece, now: Instant) -> Result<Prospect, Arc<Error>> {
+        piece.may_depart(now)?;
         if let Err(retry_after) = lock(&self.breaker).look(now) {
             self.tracing.metrics().shed(Shed::BreakerOpen);
-            return Err(Error::Down { retry_after });
+            return Err(Arc::new(Error::Down { retry_after }));
         }
         lock(&self.budget).offered();
-        let patience = member.give_up.min(now + self.max_wait);
-        let (next_turn, per_second) = self.quota.outlook()?;
-        if next_turn > patience {
-            return Err(Error::RateLimited { wait: next_turn - now, is_answer: false });
+        let until = piece.until().unwrap_or(now + self.max_wait);
+        let (next_permit, per_second) = self.quota.outlook(Purpose::Change).map_err(Error::from)?;
+        if next_permit > until {
+            return Err(Arc::new(Error::RateLimited { wait: next_permit - now, is_answer: false }));
         }
-        let wanted = &member.operation.unassignment;
-        let mut queue = lock(&self.queue);
-        let prospect = queue.prospect(&member.caller, wanted);
-        let at = next_turn + expected_wait(prospect.turns_ahead, per_second.min(self.calls_per_second()));
-        // Who must wait needs time for the call after it, or the wait was for nothing. (Who need not is sent at once.)
-        let call_time = if at > now { (*lock(&self.call_time) * 2).min((patience - now) / 2) } else { Duration::ZERO };
-        if at + call_time > patience {
+        let prospect = queue.prospect(piece.caller(), &piece.member().operation.unassignment);
+        let at = next_permit + expected_wait(prospect.calls_ahead, per_second.min(self.calls_per_second()));
+        // A request that waits also needs time for its own call. (One that need not wait is sent at once.)
+        let call_time = if at > now { (*lock(&self.call_time) * 2).min((until - now) / 2) } else { Duration::ZERO };
+        if at + call_time > until {
             self.tracing.metrics().shed(Shed::QueueFull);
-            let retry_after = (at - patience).min(LONGEST_RETRY);
-            return Err(Error::Overloaded { retry_after });
+            let retry_after = (at - until).min(LONGEST_RETRY);
+            return Err(Arc::new(Error::Overloaded { retry_after }));
         }
-        member.waiting = Some(QueueWait::start(&self.tracing, &member.origin));
-        queue.join(prospect, member);
-        drop(queue);
-        self.joined.notify_one();
-        Ok(())
+        Ok(prospect)
     }
 
     /// Empties the queue, for ever.
     pub(super) async fn run(self: Arc<Self>) {
         loop {
-            while lock(&self.queue).is_empty() {
-                self.joined.notified().await;
-            }
-            // Whoever joins until there is a turn travels along.
-            let slot = self.slot().await;
-            if let Err(none) = self.quota.turn(Purpose::Change, Instant::now() + self.max_wait).await {
-                let all = lock(&self.queue).take_all();
-                all.for_each(|batch| batch.failed(Error::from(none), None));
-                continue;
-            }
-            let next = lock(&self.queue).next(Instant::now());
-            match next {
-                Some(batch) => drop(tokio::spawn(Arc::clone(&self).carry(batch, slot))),
-                None => self.quota.give_back(),
+            let slot = self.something_waits().await;
+            // Requests that join until there is a permit share the call.
+            let permit = match self.quota.permit(Purpose::Change, Instant::now() + self.max_wait).await {
+                Ok(permit) => permit,
+                Err(why) => {
+                    lock(&self.queue).refuse_all(why);
+                    continue;
+                }
+            };
+            let next = lock(&self.queue).next(slot.is_some(), Instant::now());
+            match (next, slot) {
+                (Some(Next::Change(batch)), Some(slot)) => {
+                    drop(tokio::spawn(Arc::clone(&self).carry(batch, slot, permit)));
+                }
+                (Some(Next::Change(batch)), None) => lock(&self.queue).put_back([batch]),
+                // A reader who has left gives the permit back by dropping it.
+                (Some(Next::Read(reader)), _) => drop(reader.send(Ok(permit))),
+                (None, _) => {}
             }
         }
     }
 
-    /// Takes a batch to Central, and its members their answers. It has its turn.
-    async fn carry(self: Arc<Self>, mut batch: Batch, slot: OwnedSemaphorePermit) {
-        let error = match self.send(&mut batch, None, Some(slot)).await {
-            Ok(answer) => return batch.accepted(answer.status),
-            Err(error) => error,
+    /// Waits until a permit is of use: for a change, which needs a slot too, or for a read, which does not: calls that
+    /// hang must not stop reads too.
+    async fn something_waits(&self) -> Option<OwnedSemaphorePermit> {
+        loop {
+            let (has_changes, has_reads) = {
+                let queue = lock(&self.queue);
+                (queue.has_changes(), queue.has_reads())
+            };
+            if has_changes && let Ok(slot) = Arc::clone(&self.in_flight).try_acquire_owned() {
+                return Some(slot);
+            }
+            if has_reads {
+                return None;
+            }
+            tokio::select! {
+                slot = self.slot(), if has_changes => return Some(slot),
+                () = self.joined.notified() => {}
+            }
+        }
+    }
+
+    /// Takes a batch to Central, and settles what was in it.
+    async fn carry(self: Arc<Self>, mut batch: Batch, slot: OwnedSemaphorePermit, permit: Permit) {
+        let refusal = match self.send(&mut batch, slot, permit).await {
+            Ok(answer) => return batch.settle(&Settlement::Applied { http_status: answer.status }),
+            Err(refusal) => refusal,
         };
-        match batch.after(error) {
-            AfterRefusal::Tell(batch, error) => batch.failed(error, None),
+        match batch.after(refusal) {
+            AfterRefusal::Fail(batch, error) => batch.fail(error),
             AfterRefusal::Halve(left, right) => {
                 lock(&self.queue).put_back([left, right]);
                 self.joined.notify_one();
             }
-            AfterRefusal::Split(batch, customers) => self.carry_in_parts(batch, customers).await,
         }
     }
 
-    /// Takes a scope that is too large for Central there in halves, and those in halves if need be.
-    ///
-    /// Only a closed scope: each half of an `exclude` list would hit the customers that the other half spares.
-    async fn carry_in_parts(&self, mut batch: Batch, customers: Customers) {
-        let mut waiting: VecDeque<Customers> = halves(&customers).into();
-        let (mut parts, mut http_status) = (Parts::default(), 200);
-        while let Some(part) = waiting.pop_front() {
-            match self.send(&mut batch, Some(&part), None).await {
-                Ok(answer) => {
-                    batch.keep();
-                    http_status = answer.status;
-                    parts.applied.extend_from_slice(part.ids());
-                }
-                Err(Error::TooLarge { .. }) if part.count() > 1 => {
-                    halves(&part).into_iter().rev().for_each(|half| waiting.push_front(half));
-                }
-                Err(error) => {
-                    let parts = parts.after(&error, &part, &waiting);
-                    return batch.failed(error, parts.as_deref());
-                }
-            }
-        }
-        batch.accepted(http_status);
-    }
-
-    /// Sends a batch, or a part of its only scope, until there is an answer that stands. Repeats only what surely did
-    /// not run. `slot`: it has a turn already.
-    async fn send(
-        &self,
-        batch: &mut Batch,
-        part: Option<&Customers>,
-        mut slot: Option<OwnedSemaphorePermit>,
-    ) -> Result<Answer, Error> {
+    /// Sends a batch until there is an answer that stands. Repeats only what surely did not run.
+    async fn send(&self, batch: &mut Batch, slot: OwnedSemaphorePermit, permit: Permit) -> Result<Answer, Error> {
         let mut attempts = Attempts::default();
+        let mut first = Some((slot, permit));
         loop {
-            let mut has_turn = slot.is_some();
-            let slot = match slot.take() {
-                Some(slot) => slot,
-                None => self.slot().await,
+            let (slot, permit) = match first.take() {
+                Some((slot, permit)) => (slot, Some(permit)),
+                None => (self.slot().await, None),
             };
-            if batch.is_bound() {
-                if std::mem::take(&mut has_turn) {
-                    self.quota.give_back(); // reads take turns of their own
-                }
-                // Again for every repeat and every part: each of them would act on who is a customer by then.
+            let permit = if batch.is_bound() {
+                drop(permit); // what is read takes permits of its own
+                // Again for every repeat and every part: each of them would act on the customers of that moment.
                 self.confirm(batch).await?;
-            }
-            if !has_turn {
-                let give_up = batch.give_up().ok_or(Error::Abandoned)?;
-                self.quota.turn(Purpose::Again, give_up).await?;
-            }
-            // Turn before token: a token fetched first could be an old one by the time there is a turn.
-            let token = self.tokens.newer_than(attempts.refused_generation, &batch.origins()).await;
-            let token = token.inspect_err(|_| self.quota.give_back())?;
-            batch.board(Instant::now());
-            let (Some(scope), Some(services), Some(give_up)) = (batch.scope(), batch.services(), batch.give_up())
-            else {
-                self.quota.give_back();
-                return Err(Error::Abandoned);
+                None
+            } else {
+                permit
             };
-            let scope = part.map_or(scope, |part| Cow::Owned(Scope::Include(part.clone())));
-            let body = Body::Json(wire::unassign_body(&scope, services));
-            // Durable before anything is sent. Nobody boards or leaves meanwhile: the gates are passed.
-            if self.trail.intend(batch.intents(part)).await.is_err() {
-                batch.alight();
-                self.quota.give_back();
-                return Err(Error::AuditUnavailable);
+            let permit = match permit {
+                Some(permit) => permit,
+                None => self.quota.permit(Purpose::Again, self.give_up(batch)).await?,
+            };
+            // Permit before token: a token fetched first could be an old one by the time there is a permit.
+            let token = self.tokens.newer_than(attempts.refused_generation, &batch.origins()).await?;
+            if let Err(retry_after) = lock(&self.breaker).look(Instant::now()) {
+                return Err(Error::Down { retry_after });
             }
+            batch.leave_if_refused(Instant::now());
+            // Durable before anything is sent.
+            self.trail.intend(batch.intents()).await.map_err(|_| Error::AuditUnavailable)?;
+            // The moment of sending. Requests that may not be sent any more stay behind.
+            batch.depart(Instant::now());
+            let Some(scope) = batch.scope() else { return Err(Error::Deadline { nothing_was_sent: true }) };
+            let body = Body::Json(wire::unassign_body(&scope, batch.services()));
             let origins = batch.origins();
             self.tracing.metrics().members_per_call(origins.len());
             let call = Call {
@@ -292,53 +292,56 @@ impl Dispatch {
                 body,
                 token: &token,
                 origins: &origins,
-                give_up,
+                permit,
+                give_up: self.give_up(batch),
             };
-            let refused = match self.call(call, &mut attempts).await {
+            let refused = match self.call(&self.changes, call, &mut attempts).await {
                 Ok(answer) => return Ok(answer),
                 Err(refused) => refused,
             };
             drop(slot);
             if let Error::Down { .. } = refused.error {
-                batch.alight(); // no call was made
+                batch.was_not_sent();
             } else if refused.error.outcome() == Outcome::NotApplied {
-                batch.reopen();
+                batch.did_not_run();
             }
             let Some(wait) = refused.repeat_after else { return Err(refused.error) };
-            if !wait.is_zero() && part.is_none() {
+            if !wait.is_zero() {
                 batch.leave_before(Instant::now() + wait, &Arc::new(refused.error));
             }
             sleep(wait).await;
         }
     }
 
-    /// Asks Central who is in scope now. Whoever is bound to a preview of others is not sent.
+    /// Until when a batch can wait for whatever it needs next.
+    fn give_up(&self, batch: &Batch) -> Instant {
+        batch.until().unwrap_or_else(|| Instant::now() + self.max_wait)
+    }
+
+    /// The pre-send check of a change that is bound to a preview: if other customers are in scope now, it is not sent.
     ///
-    /// What comes after this and before the call is kept short: a turn, in front of all others who wait, and a record in
-    /// the trail. Who becomes a customer in between is not seen.
+    /// What comes after this and before the call is kept short: a permit, in front of all others who wait, and a record in
+    /// the audit trail. A customer who appears in between is not seen.
     async fn confirm(&self, batch: &mut Batch) -> Result<(), Error> {
-        let Some((operation, gate, deadline)) = batch.sole() else { return Err(Error::Abandoned) };
-        let wanted = &operation.unassignment;
-        let origins = batch.origins();
-        let mut reads = Reads::new(&origins, &gate, deadline, customers::MOST_CALLS).ahead_of_changes();
+        let Some(member) = batch.sole().cloned() else { return Err(Error::Deadline { nothing_was_sent: true }) };
+        let wanted = &member.operation.unassignment;
+        let mut reads = Reads::for_change(&member);
         let listed = self.list_customers(&mut reads).await.map_err(|error| Error::Unresolved(Box::new(error)))?;
         let resolved = Resolved::of(&wanted.scope, listed);
         if wanted.etag.as_ref() != Some(&resolved.etag(&wanted.scope, &wanted.services)) {
             return Err(Error::PreviewStale);
         }
-        // Reading may have taken longer than a wait for one call.
-        let longest = Instant::now() + self.max_wait;
-        batch.confirmed(resolved.customers.len(), deadline.map_or(longest, |deadline| deadline.min(longest)));
+        batch.confirmed(resolved.customers.len());
         Ok(())
     }
 
     /// One call. What it teaches about the quota and about Central's health is kept.
-    async fn call(&self, call: Call<'_>, attempts: &mut Attempts) -> Result<Answer, Refused> {
+    async fn call(&self, client: &HttpClient, call: Call<'_>, attempts: &mut Attempts) -> Result<Answer, Refused> {
         let began = Instant::now();
-        let pass = lock(&self.breaker).ask(began).map_err(|retry_after| {
-            self.quota.give_back();
-            Refused { error: Error::Down { retry_after }, repeat_after: None }
-        })?;
+        let pass = lock(&self.breaker)
+            .ask(began)
+            .map_err(|retry_after| Refused { error: Error::Down { retry_after }, repeat_after: None })?;
+        call.permit.spend();
         let request = Request {
             method: call.method,
             path: call.path,
@@ -349,11 +352,11 @@ impl Dispatch {
             resend_count: attempts.sent,
             on_behalf: OnBehalf::Members(call.origins),
         };
-        let result = self.http.send(request).await;
+        let result = client.send(request).await;
         let now = Instant::now();
         attempts.sent += 1;
         self.took(now - began);
-        let result = self.judge(result, call.token);
+        let result = self.classify(result, call.token);
         let is_alive = !matches!(&result, Err(error) if error.is_outage());
         match lock(&self.breaker).ended(pass, is_alive, now) {
             Some(Change::Opened(pause)) => warn!(?pause, "Central is down: no calls are made for a while"),
@@ -371,9 +374,9 @@ impl Dispatch {
     }
 
     /// What came back, and what is to be learned from it.
-    fn judge(&self, result: Result<Answer, exchange::Error>, token: &AccessToken) -> Result<Answer, Error> {
+    fn classify(&self, result: Result<Answer, exchange::Error>, token: &AccessToken) -> Result<Answer, Error> {
         let answer = result?;
-        self.quota.heard(Purpose::Change, answer.status, &answer.headers);
+        self.quota.learn(Purpose::Change, answer.status, &answer.headers);
         if answer.status != 401 {
             token.mark_accepted();
         }
@@ -386,7 +389,7 @@ impl Dispatch {
             "Central did not accept a call"
         );
         match error {
-            Error::RateLimited { .. } if Heard::read(&answer.headers, SystemTime::now()).is_silent() => {
+            Error::RateLimited { .. } if RateLimitHeaders::read(&answer.headers, SystemTime::now()).is_silent() => {
                 self.tracing.metrics().throttled(Window::Unknown);
             }
             Error::RateLimited { .. } => self.tracing.metrics().throttled(Window::Second),
@@ -394,11 +397,11 @@ impl Dispatch {
             _ => {}
         }
         if answer.status == 429
-            && let Ok((next_turn, _)) = self.quota.outlook()
+            && let Ok((next_permit, _)) = self.quota.outlook(Purpose::Change)
         {
-            let wait = next_turn.saturating_duration_since(Instant::now());
+            let wait = next_permit.saturating_duration_since(Instant::now());
             let error = Arc::new(Error::RateLimited { wait, is_answer: false });
-            lock(&self.queue).leave_before(next_turn, &error);
+            lock(&self.queue).leave_before(next_permit, &error);
         }
         Err(error)
     }
@@ -418,10 +421,6 @@ impl Dispatch {
         let mut call_time = lock(&self.call_time);
         *call_time = if call_time.is_zero() { time } else { *call_time * 7 / 8 + time / 8 };
     }
-}
-
-fn halves(customers: &Customers) -> Vec<Customers> {
-    customers.halves().map_or_else(Vec::new, |(left, right)| vec![left, right])
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

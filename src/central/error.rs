@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Flaw;
-use crate::{exchange, license::Outcome, quota::NoTurn, token};
+use crate::{exchange, license::Outcome, quota::NoPermit, token};
 
 /// Why a call to Central did not succeed. One variant per line of the failure table (`service/status.rs`).
 #[derive(Debug, thiserror::Error)]
@@ -130,12 +130,27 @@ pub enum Error {
     /// Nothing was sent: the audit trail did not take what was about to be.
     #[error("the audit trail cannot be written, and nothing is sent without it")]
     AuditUnavailable,
-    /// The caller gave up before anything was sent; nobody hears this.
-    #[error("the caller gave up before anything was sent to Central")]
-    Abandoned,
-    /// The caller's deadline leaves no time to send.
-    #[error("the caller's deadline passed before anything was sent to Central")]
-    DeadlineBeforeSending,
+    /// The caller's deadline passed, or the caller left.
+    #[error("the caller's deadline passed {}", if *nothing_was_sent { "before anything was sent to Central" } else { "while Central was at work" })]
+    Deadline {
+        /// Whether that was before anything was sent.
+        nothing_was_sent: bool,
+    },
+    /// Nothing was sent: the policy has changed while the request waited.
+    #[error("the policy does not allow this any more: {why}")]
+    NotPermitted {
+        /// The policy's words.
+        why: String,
+    },
+    /// The caller may cause no more reads of Central in this hour.
+    #[error("the caller has used up the reads of Central that it may cause in an hour")]
+    ReadsSpent {
+        /// When there is one again.
+        retry_after: Duration,
+    },
+    /// The gateway itself failed.
+    #[error("the gateway itself failed")]
+    Bug,
 }
 
 impl Error {
@@ -164,14 +179,17 @@ impl Error {
             | Self::PreviewStale
             | Self::Unresolved(_)
             | Self::AuditUnavailable
-            | Self::Abandoned
-            | Self::DeadlineBeforeSending => Outcome::NotApplied,
+            | Self::NotPermitted { .. }
+            | Self::ReadsSpent { .. }
+            | Self::Deadline { nothing_was_sent: true } => Outcome::NotApplied,
             Self::Unavailable { .. }
             | Self::Internal { .. }
             | Self::ReportedFailure { .. }
             | Self::Unreadable { .. }
             | Self::ConnectionLost(_)
-            | Self::TimedOut(_) => Outcome::Unknown,
+            | Self::TimedOut(_)
+            | Self::Deadline { nothing_was_sent: false }
+            | Self::Bug => Outcome::Unknown,
         }
     }
 
@@ -203,8 +221,10 @@ impl Error {
             | Self::PreviewStale
             | Self::Unresolved(_)
             | Self::AuditUnavailable
-            | Self::Abandoned
-            | Self::DeadlineBeforeSending => false,
+            | Self::Deadline { .. }
+            | Self::NotPermitted { .. }
+            | Self::ReadsSpent { .. }
+            | Self::Bug => false,
         }
     }
 
@@ -234,8 +254,10 @@ impl Error {
             | Self::TimedOut(_)
             | Self::PreviewStale
             | Self::AuditUnavailable
-            | Self::Abandoned
-            | Self::DeadlineBeforeSending => None,
+            | Self::Deadline { .. }
+            | Self::NotPermitted { .. }
+            | Self::ReadsSpent { .. }
+            | Self::Bug => None,
         }
     }
 }
@@ -250,11 +272,11 @@ impl From<exchange::Error> for Error {
     }
 }
 
-impl From<NoTurn> for Error {
-    fn from(none: NoTurn) -> Self {
+impl From<NoPermit> for Error {
+    fn from(none: NoPermit) -> Self {
         match none {
-            NoTurn::TooLate { wait } => Self::RateLimited { wait, is_answer: false },
-            NoTurn::DaySpent { wait } => Self::QuotaExhausted { wait, is_answer: false },
+            NoPermit::TooLate { wait } => Self::RateLimited { wait, is_answer: false },
+            NoPermit::DaySpent { wait } => Self::QuotaExhausted { wait, is_answer: false },
         }
     }
 }

@@ -2,17 +2,16 @@
 
 use std::time::SystemTime;
 
-use tokio::time::Instant;
 use tracing::debug;
 
 use super::{
-    CentralClient, DeviceCount, Error, SendGate, customers,
+    CentralClient, DeviceCount, Error, Member,
     dispatch::{Dispatch, Read, Reads},
     wire::listings,
 };
 use crate::{
     license::{CustomerId, Etag, Resolved, Unassignment},
-    telemetry::Origin,
+    quota::Purpose,
 };
 
 /// Tells which services Central assigns to a customer's devices by itself.
@@ -40,20 +39,13 @@ pub struct Preview {
 }
 
 impl CentralClient {
-    /// Looks whom this would hit, with at most `max_device_calls` calls to count devices. Stops at the next call when
-    /// `gate` is shut.
-    pub async fn preview(
-        &self,
-        wanted: &Unassignment,
-        max_device_calls: u32,
-        gate: &SendGate,
-        deadline: Option<Instant>,
-    ) -> Result<Preview, Error> {
-        let dispatch = &self.dispatch;
+    /// Reads which customers the member's scope would affect now, with at most `max_device_calls` calls to count devices.
+    /// Stops at the next call when the caller has gone.
+    pub async fn preview(&self, member: &Member, max_device_calls: u32) -> Result<Preview, Error> {
+        let (dispatch, wanted) = (&self.dispatch, &member.operation.unassignment);
         // A spent day first: without calls, nobody needs a token.
-        dispatch.today()?;
-        let origins = [Origin::current()];
-        let mut reads = Reads::new(&origins, gate, deadline, customers::MOST_CALLS);
+        dispatch.today(Purpose::Preview)?;
+        let mut reads = Reads::for_preview(member);
         let listed = dispatch.list_customers(&mut reads).await?;
         let resolved_at = SystemTime::now();
         let resolved = Resolved::of(&wanted.scope, listed);

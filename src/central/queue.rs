@@ -1,31 +1,55 @@
-//! Where requests wait for a slot. The queue is the batch: whoever waits for the same slot with the same services
-//! travels together.
+//! Where requests wait for a permit to call Central.
 //!
-//! Every caller has a lane, and slots go round the lanes in turn, so that one caller's flood does not starve another.
+//! Every caller has a lane, and permits go round the lanes, so that one caller's flood does not starve another. Changes
+//! and reads have lanes apart and take turns where both wait: nobody's change waits longer than one call for all the
+//! previews of others. Changes that wait for the same permit with the same services share a call.
+//!
 //! Pure: the loop that empties it is [`super::dispatch`].
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     Error,
-    batch::{self, Batch, Member},
+    batch::{self, Batch},
+    fate::Piece,
 };
-use crate::license::{Caller, Unassignment};
+use crate::{
+    license::{Caller, Unassignment},
+    quota::{NoPermit, Permit},
+    telemetry::queue::QueueWait,
+};
 
-/// The requests that wait.
+/// What waits.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    /// In the order of their turns.
-    lanes: VecDeque<Lane>,
+    changes: Lanes<Batch>,
+    reads: Lanes<Reader>,
+    /// Whether the last permit went to a read.
+    was_read: bool,
 }
 
-/// What one caller waits for. Never empty.
+/// Where the permit for a read goes.
+pub(super) type Reader = oneshot::Sender<Result<Permit, NoPermit>>;
+
+/// What gets a permit.
 #[derive(Debug)]
-struct Lane {
+pub(super) enum Next {
+    /// A call that changes something.
+    Change(Batch),
+    /// A read.
+    Read(Reader),
+}
+
+/// What the callers wait for, in the order of their turns. No lane is empty.
+#[derive(Debug)]
+struct Lanes<T>(VecDeque<Lane<T>>);
+
+#[derive(Debug)]
+struct Lane<T> {
     caller: Caller,
-    batches: VecDeque<Batch>,
+    waiting: VecDeque<T>,
 }
 
 /// Where a request stands, or would stand.
@@ -41,7 +65,7 @@ pub(super) struct Prospect {
     /// The batch it can join.
     joins: Option<Spot>,
     /// How many calls go out before its own.
-    pub(super) turns_ahead: usize,
+    pub(super) calls_ahead: usize,
     /// Whether the batch comes sooner in the joining caller's own lane.
     moves: bool,
 }
@@ -49,125 +73,172 @@ pub(super) struct Prospect {
 impl Queue {
     /// Where a request would go, and how many calls go out before it.
     pub(super) fn prospect(&self, caller: &Caller, wanted: &Unassignment) -> Prospect {
-        let own = match self.lanes.iter().position(|lane| lane.caller == *caller) {
-            Some(lane) => Spot { lane, position: self.lanes[lane].batches.len() },
-            None => Spot { lane: self.lanes.len(), position: 0 },
+        let own = match self.changes.position(caller) {
+            Some(lane) => Spot { lane, position: self.changes.0[lane].waiting.len() },
+            None => Spot { lane: self.changes.0.len(), position: 0 },
         };
-        let own_turns = self.turns_ahead(own);
+        let own_calls = self.calls_ahead(own);
         let key = batch::key(&wanted.services);
-        let joins = self.lanes.iter().enumerate().find_map(|(lane, waiting)| {
-            let position = waiting.batches.iter().position(|batch| batch.takes(wanted, &key))?;
+        let joins = self.changes.0.iter().enumerate().find_map(|(lane, batches)| {
+            let position = batches.waiting.iter().position(|batch| batch.takes(wanted, &key))?;
             Some(Spot { lane, position })
         });
-        let its_turns = joins.map_or(own_turns, |spot| self.turns_ahead(spot));
-        Prospect { joins, turns_ahead: own_turns.min(its_turns), moves: own_turns < its_turns }
+        let its_calls = joins.map_or(own_calls, |spot| self.calls_ahead(spot));
+        Prospect { joins, calls_ahead: own_calls.min(its_calls), moves: own_calls < its_calls }
     }
 
     /// Takes a request in, where `prospect` says.
-    pub(super) fn join(&mut self, prospect: Prospect, member: Member) {
-        let caller = member.caller.clone();
+    pub(super) fn join(&mut self, prospect: Prospect, piece: Piece, waiting: Option<QueueWait>) {
+        let caller = piece.caller().clone();
         let Some(spot) = prospect.joins else {
-            return self.lane(&caller).push_back(Batch::new(member));
+            return self.changes.lane(&caller).push_back(Batch::new(piece, waiting));
         };
         if !prospect.moves {
-            return self.lanes[spot.lane].batches[spot.position].add(member);
+            return self.changes.0[spot.lane].waiting[spot.position].add(piece, waiting);
         }
-        if let Some(mut batch) = self.lanes[spot.lane].batches.remove(spot.position) {
-            batch.add(member);
-            self.lane(&caller).push_back(batch);
-            self.lanes.retain(|lane| !lane.batches.is_empty());
+        if let Some(mut batch) = self.changes.0[spot.lane].waiting.remove(spot.position) {
+            batch.add(piece, waiting);
+            self.changes.lane(&caller).push_back(batch);
+            self.changes.0.retain(|lane| !lane.waiting.is_empty());
         }
     }
 
-    /// What is to be sent next. Those whose callers have gone, who have waited too long after all, or whose answer is
-    /// known, are not in it.
-    pub(super) fn next(&mut self, now: Instant) -> Option<Batch> {
-        loop {
-            let mut lane = self.lanes.pop_front()?;
-            let batch = lane.batches.pop_front();
-            if !lane.batches.is_empty() {
-                self.lanes.push_back(lane);
-            }
-            let Some(mut batch) = batch else { continue };
-            batch.leave_if_shut();
+    /// Takes in somebody who wants to read. `is_next`: before everything else in their own lane.
+    pub(super) fn join_reads(&mut self, caller: &Caller, reader: Reader, is_next: bool) {
+        let lane = self.reads.lane(caller);
+        if is_next { lane.push_front(reader) } else { lane.push_back(reader) }
+    }
+
+    /// What gets the permit that there is now; `may_change`: a change may be sent too. Requests whose callers have gone,
+    /// that have waited too long, or whose answer is known, are not in it.
+    pub(super) fn next(&mut self, may_change: bool, now: Instant) -> Option<Next> {
+        let read_first = !self.was_read || !may_change;
+        let next = if read_first {
+            self.next_read().or_else(|| self.next_change(may_change, now))
+        } else {
+            self.next_change(may_change, now).or_else(|| self.next_read())
+        };
+        self.was_read = matches!(next, Some(Next::Read(_)));
+        next
+    }
+
+    fn next_read(&mut self) -> Option<Next> {
+        std::iter::from_fn(|| self.reads.pop()).find(|reader| !reader.is_closed()).map(Next::Read)
+    }
+
+    fn next_change(&mut self, may_change: bool, now: Instant) -> Option<Next> {
+        while may_change {
+            let mut batch = self.changes.pop()?;
+            batch.leave_if_refused(now);
             batch.leave_before(now, &Arc::new(Error::Overloaded { retry_after: Duration::from_secs(1) }));
-            match batch.verdict() {
+            match batch.uniform_refusal() {
                 _ if batch.is_empty() => {}
-                Some(error) => batch.failed(error, None),
-                None => return Some(batch),
+                Some(error) => batch.fail(error),
+                None => return Some(Next::Change(batch)),
             }
         }
+        None
     }
 
     /// Halves of a batch come next in their caller's lane.
-    pub(super) fn put_back(&mut self, batches: [Batch; 2]) {
+    pub(super) fn put_back<const N: usize>(&mut self, batches: [Batch; N]) {
         for batch in batches.into_iter().rev() {
             if let Some(caller) = batch.caller().cloned() {
-                self.lane(&caller).push_front(batch);
+                self.changes.lane(&caller).push_front(batch);
             }
         }
     }
 
-    /// Those who cannot wait until `at` are told the error now.
+    /// Requests that cannot wait until `at` are told the error now.
     pub(super) fn leave_before(&mut self, at: Instant, error: &Arc<Error>) {
-        for lane in &mut self.lanes {
-            for batch in &mut lane.batches {
-                batch.leave_before(at, error);
-            }
-            lane.batches.retain(|batch| !batch.is_empty());
+        for lane in &mut self.changes.0 {
+            lane.waiting.iter_mut().for_each(|batch| batch.leave_before(at, error));
+            lane.waiting.retain(|batch| !batch.is_empty());
         }
-        self.lanes.retain(|lane| !lane.batches.is_empty());
+        self.changes.0.retain(|lane| !lane.waiting.is_empty());
     }
 
-    /// Everybody leaves.
-    pub(super) fn take_all(&mut self) -> impl Iterator<Item = Batch> + use<> {
-        std::mem::take(&mut self.lanes).into_iter().flat_map(|lane| lane.batches)
+    /// No permit comes for anybody.
+    pub(super) fn refuse_all(&mut self, why: NoPermit) {
+        while let Some(batch) = self.changes.pop() {
+            batch.fail(Error::from(why));
+        }
+        while let Some(reader) = self.reads.pop() {
+            let _ = reader.send(Err(why)); // the reader may have left
+        }
     }
 
-    /// Whether nobody waits.
-    pub(super) fn is_empty(&self) -> bool {
-        self.lanes.is_empty()
+    /// Whether a change waits.
+    pub(super) fn has_changes(&self) -> bool {
+        !self.changes.0.is_empty()
     }
 
-    /// How many requests wait.
+    /// Whether a read waits.
+    pub(super) fn has_reads(&self) -> bool {
+        !self.reads.0.is_empty()
+    }
+
+    /// How many changes wait.
     pub(super) fn count(&self) -> usize {
-        self.lanes.iter().flat_map(|lane| &lane.batches).map(Batch::count).sum()
-    }
-
-    fn lane(&mut self, caller: &Caller) -> &mut VecDeque<Batch> {
-        let index = self.lanes.iter().position(|lane| lane.caller == *caller).unwrap_or_else(|| {
-            self.lanes.push_back(Lane { caller: caller.clone(), batches: VecDeque::new() });
-            self.lanes.len() - 1
-        });
-        &mut self.lanes[index].batches
+        self.changes.0.iter().flat_map(|lane| &lane.waiting).map(Batch::count).sum()
     }
 
     /// How many calls go out before the one at this spot, if every caller who waits now keeps their lane full: whoever
-    /// is taken in must be served in time, whatever the others do meanwhile.
-    fn turns_ahead(&self, spot: Spot) -> usize {
-        let own_lane_is_new = usize::from(spot.lane == self.lanes.len());
-        (self.lanes.len() + own_lane_is_new) * spot.position + spot.lane
+    /// is admitted must be served in time, whatever the others do meanwhile. Where reads wait, each change has one
+    /// before it.
+    fn calls_ahead(&self, spot: Spot) -> usize {
+        let own_lane_is_new = usize::from(spot.lane == self.changes.0.len());
+        let changes = (self.changes.0.len() + own_lane_is_new) * spot.position + spot.lane;
+        if self.has_reads() { changes * 2 + 1 } else { changes }
     }
 }
 
-/// How long the last of `turns` calls waits, at a rate of `per_second`.
-pub(super) fn expected_wait(turns: usize, per_second: f64) -> Duration {
+impl<T> Lanes<T> {
+    fn position(&self, caller: &Caller) -> Option<usize> {
+        self.0.iter().position(|lane| lane.caller == *caller)
+    }
+
+    /// The caller's lane; a new one comes after all others.
+    fn lane(&mut self, caller: &Caller) -> &mut VecDeque<T> {
+        let index = self.position(caller).unwrap_or_else(|| {
+            self.0.push_back(Lane { caller: caller.clone(), waiting: VecDeque::new() });
+            self.0.len() - 1
+        });
+        &mut self.0[index].waiting
+    }
+
+    /// The first of the caller whose turn it is.
+    fn pop(&mut self) -> Option<T> {
+        let mut lane = self.0.pop_front()?;
+        let first = lane.waiting.pop_front();
+        if !lane.waiting.is_empty() {
+            self.0.push_back(lane);
+        }
+        first
+    }
+}
+
+impl<T> Default for Lanes<T> {
+    fn default() -> Self {
+        Self(VecDeque::new())
+    }
+}
+
+/// How long the last of `calls` waits, at a rate of `per_second`.
+pub(super) fn expected_wait(calls: usize, per_second: f64) -> Duration {
     #[allow(clippy::cast_precision_loss)] // nobody waits behind 2^52 calls
-    let seconds = turns as f64 / per_second;
+    let seconds = calls as f64 / per_second;
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)] // a test that cannot go on fails
 mod tests {
-    use tokio::sync::oneshot;
-
     use super::*;
     use crate::{
         audit::Operation,
-        central::{Accepted, Failed, SendGate, batch::AfterRefusal},
+        central::{Accepted, Failed, Member, Rights, SentMark, batch::AfterRefusal, fate::Settlement},
         license::{CustomerId, Customers, MAX_CUSTOMERS, OperationId, Outcome, Reason, Scope, ServiceName, Services},
-        telemetry::Origin,
     };
 
     type Answer = oneshot::Receiver<Result<Accepted, Failed>>;
@@ -194,31 +265,27 @@ mod tests {
         Arc::new(Operation { id, caller, identified_by: "connection", from: None, unassignment, trace_id: None })
     }
 
-    fn member(caller: &str, wanted: Unassignment, deadline: Option<Instant>) -> (Member, Answer, Arc<SendGate>) {
-        let (answer, answered) = oneshot::channel();
-        let gate = Arc::new(SendGate::new());
-        let give_up = deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(10));
-        let member = Member {
-            caller: Caller::new(caller),
-            operation: operation(caller, wanted),
-            gate: Arc::clone(&gate),
-            origin: Origin::none(),
-            waiting: None,
-            deadline,
-            give_up,
-            answer,
-            calls: 0,
-        };
-        (member, answered, gate)
+    fn piece(caller: &str, wanted: Unassignment, deadline: Option<Instant>) -> (Arc<Member>, Piece, Answer) {
+        let (member, mut piece, answered) =
+            Member::new(operation(caller, wanted), deadline, Rights::default(), SentMark::default());
+        piece.patience = Some(Instant::now() + Duration::from_secs(10));
+        (member, piece, answered)
+    }
+
+    fn next(queue: &mut Queue) -> Option<Batch> {
+        match queue.next(true, Instant::now())? {
+            Next::Change(batch) => Some(batch),
+            Next::Read(_) => panic!("nobody reads"),
+        }
     }
 
     /// Joins, and says how many calls go out before its own.
     fn join(queue: &mut Queue, caller: &str, scope: &Scope, names: &[&str]) -> (usize, Answer) {
         let wanted = wanted(scope.clone(), names);
         let prospect = queue.prospect(&Caller::new(caller), &wanted);
-        let (member, answered, _) = member(caller, wanted, None);
-        queue.join(prospect, member);
-        (prospect.turns_ahead, answered)
+        let (_, piece, answered) = piece(caller, wanted, None);
+        queue.join(prospect, piece, None);
+        (prospect.calls_ahead, answered)
     }
 
     fn ids(batch: &Batch) -> Vec<String> {
@@ -230,8 +297,8 @@ mod tests {
 
     /// What goes out, in order: the first service and how many requests share the call.
     fn order(queue: &mut Queue) -> Vec<(String, usize)> {
-        std::iter::from_fn(|| queue.next(Instant::now()))
-            .map(|batch| (batch.services().unwrap().names()[0].to_string(), batch.count()))
+        std::iter::from_fn(|| next(queue))
+            .map(|batch| (batch.services().names()[0].to_string(), batch.count()))
             .collect()
     }
 
@@ -246,11 +313,11 @@ mod tests {
         let (_, _second) = join(&mut queue, "b", &include([2, 3]), &["y", "x"]);
         let (_, _third) = join(&mut queue, "a", &include([4]), &["x"]);
         assert_eq!(queue.count(), 3);
-        let batch = queue.next(Instant::now()).unwrap();
+        let batch = next(&mut queue).unwrap();
         assert_eq!(ids(&batch), ["c1", "c2", "c3"], "each customer once");
-        assert_eq!(batch.services().unwrap().names().len(), 2);
-        assert_eq!(ids(&queue.next(Instant::now()).unwrap()), ["c4"]);
-        assert!(queue.is_empty());
+        assert_eq!(batch.services().names().len(), 2);
+        assert_eq!(ids(&next(&mut queue).unwrap()), ["c4"]);
+        assert!(!queue.has_changes());
     }
 
     #[test]
@@ -261,9 +328,8 @@ mod tests {
         let _third = join(&mut queue, "a", &Scope::Exclude(customers([1])), &["x"]);
         let _fourth = join(&mut queue, "a", &Scope::Exclude(customers([1])), &["x"]);
         let _fifth = join(&mut queue, "a", &include([1]), &["x"]);
-        let scopes: Vec<_> = std::iter::from_fn(|| queue.next(Instant::now()))
-            .map(|batch| batch.scope().unwrap().into_owned())
-            .collect();
+        let scopes: Vec<_> =
+            std::iter::from_fn(|| next(&mut queue)).map(|batch| batch.scope().unwrap().into_owned()).collect();
         let alone = [
             Scope::everyone(),
             Scope::everyone(),
@@ -286,8 +352,8 @@ mod tests {
         assert_eq!(ahead, 0, "the same customers share a place");
         let (ahead, _fifth) = join(&mut queue, "a", &include(0..599), &["x"]);
         assert_eq!(ahead, 1, "who is named twice is counted twice");
-        assert_eq!(ids(&queue.next(Instant::now()).unwrap()).len(), MAX_CUSTOMERS);
-        assert_eq!(ids(&queue.next(Instant::now()).unwrap()).len(), 1_000, "401 and 599");
+        assert_eq!(ids(&next(&mut queue).unwrap()).len(), MAX_CUSTOMERS);
+        assert_eq!(ids(&next(&mut queue).unwrap()).len(), 1_000, "401 and 599");
     }
 
     #[test]
@@ -332,16 +398,16 @@ mod tests {
         let mut queue = Queue::default();
         let mut answers: Vec<_> = (0..4).map(|id| join(&mut queue, "a", &include([id]), &["x"]).1).collect();
         answers.push(join(&mut queue, "a", &include([9]), &["z"]).1);
-        let AfterRefusal::Halve(left, right) = queue.next(Instant::now()).unwrap().after(refusal()) else {
+        let AfterRefusal::Halve(left, right) = next(&mut queue).unwrap().after(refusal()) else {
             panic!("four places")
         };
         queue.put_back([left, right]);
         let (ahead, _answer) = join(&mut queue, "a", &include([5]), &["x"]);
         assert_eq!(ahead, 3);
-        assert_eq!(ids(&queue.next(Instant::now()).unwrap()), ["c0", "c1"]);
-        assert_eq!(ids(&queue.next(Instant::now()).unwrap()), ["c2", "c3"]);
-        assert_eq!(ids(&queue.next(Instant::now()).unwrap()), ["c9"]);
-        assert_eq!(ids(&queue.next(Instant::now()).unwrap()), ["c5"]);
+        assert_eq!(ids(&next(&mut queue).unwrap()), ["c0", "c1"]);
+        assert_eq!(ids(&next(&mut queue).unwrap()), ["c2", "c3"]);
+        assert_eq!(ids(&next(&mut queue).unwrap()), ["c9"]);
+        assert_eq!(ids(&next(&mut queue).unwrap()), ["c5"]);
     }
 
     #[test]
@@ -350,17 +416,16 @@ mod tests {
             let mut queue = Queue::default();
             let mut answers: Vec<_> = (0..1_000).map(|id| join(&mut queue, "a", &include([id]), &["x"]).1).collect();
             let mut calls = 0;
-            while let Some(batch) = queue.next(Instant::now()) {
+            while let Some(batch) = next(&mut queue) {
                 calls += 1;
                 let is_refused = ids(&batch).iter().any(|id| unknown.contains(&id[1..].parse::<usize>().unwrap()));
                 if !is_refused {
-                    batch.accepted(200);
+                    batch.settle(&Settlement::Applied { http_status: 200 });
                     continue;
                 }
                 match batch.after(refusal()) {
-                    AfterRefusal::Tell(batch, error) => batch.failed(error, None),
+                    AfterRefusal::Fail(batch, error) => batch.fail(error),
                     AfterRefusal::Halve(left, right) => queue.put_back([left, right]),
-                    AfterRefusal::Split(..) => panic!("nothing is too large"),
                 }
             }
             for (id, answer) in answers.iter_mut().enumerate() {
@@ -376,12 +441,11 @@ mod tests {
         let mut queue = Queue::default();
         let mut answers: Vec<_> = (0..1_000).map(|id| join(&mut queue, "a", &include([id]), &["x"]).1).collect();
         let mut calls = 0;
-        while let Some(batch) = queue.next(Instant::now()) {
+        while let Some(batch) = next(&mut queue) {
             calls += 1;
             match batch.after(Error::PermissionDenied) {
-                AfterRefusal::Tell(batch, error) => batch.failed(error, None),
+                AfterRefusal::Fail(batch, error) => batch.fail(error),
                 AfterRefusal::Halve(left, right) => queue.put_back([left, right]),
-                AfterRefusal::Split(..) => panic!("nothing is too large"),
             }
         }
         assert!(calls <= 20, "{calls}");
@@ -389,48 +453,78 @@ mod tests {
     }
 
     #[test]
-    fn who_gave_up_stays_behind_and_is_not_sent() {
+    fn requests_given_up_stay_behind_and_are_not_sent() {
         let now = Instant::now();
         let mut queue = Queue::default();
         let mut add = |id, deadline| {
             let wanted = wanted(include([id]), &["x"]);
             let prospect = queue.prospect(&Caller::new("a"), &wanted);
-            let (member, answered, gate) = member("a", wanted, deadline);
-            queue.join(prospect, member);
-            (answered, gate)
+            let (member, piece, answered) = piece("a", wanted, deadline);
+            queue.join(prospect, piece, None);
+            (member, answered)
         };
-        let (_stays, gate) = add(1, None);
-        let (mut left, shut) = add(2, None);
-        let (mut late, _) = add(3, Some(now + Duration::from_millis(5)));
-        assert!(shut.shut(), "nothing was sent for it");
-        let mut batch = queue.next(Instant::now()).unwrap();
-        batch.board(now);
+        let (stays, _answer) = add(1, None);
+        let (left, mut left_answer) = add(2, None);
+        let (_late, mut late_answer) = add(3, Some(now + Duration::from_millis(5)));
+        assert_eq!(left.give_up().unwrap_err().outcome, Outcome::NotApplied, "nothing was sent for it");
+        let mut batch = next(&mut queue).unwrap();
+        batch.depart(now);
         assert_eq!(ids(&batch), ["c1"]);
-        assert!(!gate.shut(), "it is on its way");
+        assert_eq!(stays.give_up().unwrap_err().outcome, Outcome::Unknown, "it is on its way");
         let why = |answer: &mut Answer| answer.try_recv().unwrap().unwrap_err().error;
-        assert!(matches!(*why(&mut left), Error::Abandoned));
-        assert!(matches!(*why(&mut late), Error::DeadlineBeforeSending));
+        assert!(matches!(*why(&mut left_answer), Error::Deadline { nothing_was_sent: true }));
+        assert!(matches!(*why(&mut late_answer), Error::Deadline { nothing_was_sent: true }));
     }
 
     #[test]
-    fn who_cannot_wait_is_told_and_the_others_stay() {
+    fn requests_that_cannot_wait_are_told_and_the_others_stay() {
         let now = Instant::now();
         let mut queue = Queue::default();
         let mut answers: Vec<_> = [1, 3]
             .map(|seconds| {
                 let wanted = wanted(include([1]), &["x"]);
                 let prospect = queue.prospect(&Caller::new("a"), &wanted);
-                let (member, answered, _) = member("a", wanted, Some(now + Duration::from_secs(seconds)));
-                queue.join(prospect, member);
+                let (_, piece, answered) = piece("a", wanted, Some(now + Duration::from_secs(seconds)));
+                queue.join(prospect, piece, None);
                 answered
             })
             .into();
         let error = Arc::new(Error::RateLimited { wait: Duration::from_secs(2), is_answer: false });
         queue.leave_before(now + Duration::from_secs(2), &error);
         let failed = answers[0].try_recv().unwrap().unwrap_err();
-        assert_eq!((failed.outcome(), failed.calls), (Outcome::NotApplied, 0));
+        assert_eq!((failed.outcome, failed.calls), (Outcome::NotApplied, 0));
         assert!(answers[1].try_recv().is_err(), "still waiting");
         assert_eq!(queue.count(), 1);
+    }
+
+    #[test]
+    fn changes_and_reads_take_turns_and_each_goes_round_the_callers() {
+        let mut queue = Queue::default();
+        let _answers: Vec<_> =
+            (0..3).map(|index| join(&mut queue, "a", &include([0]), &[&format!("s{index}")]).1).collect();
+        let mut readers: Vec<_> = ["p", "p", "q", "q"]
+            .map(|caller| {
+                let (reader, permit) = oneshot::channel();
+                queue.join_reads(&Caller::new(caller), reader, false);
+                permit
+            })
+            .into();
+        drop(readers.remove(1)); // gone: the second of p
+        let mut order = Vec::new();
+        while let Some(next) = queue.next(true, Instant::now()) {
+            order.push(match next {
+                Next::Change(_) => "change",
+                Next::Read(reader) => {
+                    let _ = reader.send(Err(NoPermit::TooLate { wait: Duration::ZERO }));
+                    "read"
+                }
+            });
+        }
+        assert_eq!(order, ["read", "change", "read", "change", "read", "change"]);
+        let mut queue = Queue::default();
+        let _answer = join(&mut queue, "a", &include([0]), &["x"]).1;
+        assert!(queue.next(false, Instant::now()).is_none(), "no slot for a change, and nobody reads");
+        assert!(queue.has_changes());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use http::HeaderMap;
 use tokio::time::Instant;
 
 use super::{Error, wire};
-use crate::{exchange::Answer, quota::Heard};
+use crate::{exchange::Answer, quota::RateLimitHeaders};
 
 /// How often a call is sent again after a failure to connect. More would only make the caller wait: a Central that
 /// refuses three connections in a second is down.
@@ -42,7 +42,7 @@ pub(super) fn judge(answer: &Answer, now: SystemTime) -> Result<(), Error> {
 /// Which window a 429 is of: the one whose `X-RateLimit-Remaining-*` is 0. Without any header (a proxy's 429, say) it
 /// is taken for the short window; [`crate::quota`] finds out if that lasts.
 fn throttled(headers: &HeaderMap, now: SystemTime) -> Error {
-    let heard = Heard::read(headers, now);
+    let heard = RateLimitHeaders::read(headers, now);
     if heard.day_remaining == Some(0) {
         return Error::QuotaExhausted { wait: heard.until_midnight, is_answer: true };
     }

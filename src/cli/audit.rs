@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     audit::{
-        record::{Intent, ScopeKind},
+        record::{Intent, RecordedScope},
         show::{self, Filter, Shown},
         verify::{self, Remembered, Verification},
     },
@@ -231,10 +231,10 @@ fn row(operation: &Shown) -> [String; 10] {
     let ended = operation.ended.as_ref();
     let scope = first.map(|intent| match intent.scope {
         // Parts of a scope that was too large are halves of the first intent's.
-        ScopeKind::IncludeCustomers if intent.customers.len() == 1 => intent.customers[0].clone(),
-        ScopeKind::IncludeCustomers => format!("{} customers", intent.customers.len()),
-        ScopeKind::ExcludeCustomers => format!("all but {}", intent.customers.len()) + &previewed(intent),
-        ScopeKind::AllCustomers => "all".to_owned() + &previewed(intent),
+        RecordedScope::IncludeCustomers if intent.customers.len() == 1 => intent.customers[0].clone(),
+        RecordedScope::IncludeCustomers => format!("{} customers", intent.customers.len()),
+        RecordedScope::ExcludeCustomers => format!("all but {}", intent.customers.len()) + &previewed(intent),
+        RecordedScope::AllCustomers => "all".to_owned() + &previewed(intent),
     });
     let outcome = ended.map(|ended| match &ended.cause {
         Some(cause) => format!("{} ({cause})", ended.outcome),

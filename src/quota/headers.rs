@@ -14,9 +14,9 @@ use http::{
 
 const SECONDS_PER_DAY: u64 = 86_400;
 
-/// What one answer says.
+/// What one answer says of the quota.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Heard {
+pub struct RateLimitHeaders {
     /// The calls that Central allows in a second.
     pub second_limit: Option<u64>,
     /// What is left of the current second.
@@ -31,7 +31,7 @@ pub struct Heard {
     pub until_midnight: Duration,
 }
 
-impl Heard {
+impl RateLimitHeaders {
     /// Reads the headers. `now` serves where the answer has no `Date`.
     pub fn read(headers: &HeaderMap, now: SystemTime) -> Self {
         let number = |name| -> Option<u64> { headers.get(name)?.to_str().ok()?.trim().parse().ok() };
@@ -74,26 +74,26 @@ mod tests {
 
     use super::*;
 
-    fn read(headers: &[(&str, &str)]) -> Heard {
+    fn read(headers: &[(&str, &str)]) -> RateLimitHeaders {
         let headers = headers
             .iter()
             .map(|(name, value)| (HeaderName::try_from(*name).unwrap(), HeaderValue::try_from(*value).unwrap()))
             .collect();
         let noon = SystemTime::UNIX_EPOCH + Duration::from_secs(20_000 * SECONDS_PER_DAY + SECONDS_PER_DAY / 2);
-        Heard::read(&headers, noon)
+        RateLimitHeaders::read(&headers, noon)
     }
 
     #[test]
     fn numbers_are_read_in_any_case_and_nonsense_is_nothing() {
-        let heard = read(&[
+        let headers = read(&[
             ("X-RateLimit-Limit-second", "7"),
             ("X-RATELIMIT-REMAINING-SECOND", " 3 "),
             ("x-ratelimit-limit-day", "5000"),
             ("X-Ratelimit-Remaining-Day", "-1"),
         ]);
-        assert_eq!((heard.second_limit, heard.second_remaining), (Some(7), Some(3)));
-        assert_eq!((heard.day_limit, heard.day_remaining), (Some(5_000), None));
-        assert!(!heard.is_silent());
+        assert_eq!((headers.second_limit, headers.second_remaining), (Some(7), Some(3)));
+        assert_eq!((headers.day_limit, headers.day_remaining), (Some(5_000), None));
+        assert!(!headers.is_silent());
         assert!(read(&[("date", "Tue, 07 Oct 2025 23:59:50 GMT")]).is_silent());
     }
 

@@ -22,6 +22,7 @@ use tonic::{Code, Status};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
+    central::SentMark,
     deadline::within,
     license::OperationId,
     service::{
@@ -93,6 +94,8 @@ pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request
         };
         request.extensions_mut().insert(Room(Arc::new(permit)));
     }
+    let mark = SentMark::default();
+    request.extensions_mut().insert(mark.clone());
     let _unfinished = boundary.work.token();
     let deadline = grpc_timeout(request.headers()).map(|allowed| {
         let now = Instant::now();
@@ -104,9 +107,8 @@ pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request
     });
     match within(deadline, next.run(request)).await {
         Ok(response) if is_infrastructure => response,
-        Ok(response) => with_details(response, operation_id),
-        Err(_) if is_read => respond(&Failure::ReadDeadlineExceeded, operation_id),
-        Err(_) => respond(&Failure::DeadlineExceeded { nothing_was_sent: false }, operation_id),
+        Ok(response) => with_details(response, operation_id, &mark),
+        Err(_) => respond(&Failure::DeadlineExceeded { nothing_was_sent: !mark.is_set() }, operation_id),
     }
 }
 
@@ -124,7 +126,7 @@ pub(super) fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send + 'static>
 struct Panicked;
 
 /// Failures that tonic makes on its own have no details; ours always have.
-fn with_details(response: Response, operation_id: OperationId) -> Response {
+fn with_details(response: Response, operation_id: OperationId, mark: &SentMark) -> Response {
     let headers = response.headers();
     if headers.contains_key("grpc-status-details-bin") {
         return response;
@@ -134,7 +136,7 @@ fn with_details(response: Response, operation_id: OperationId) -> Response {
     };
     let failure = match code {
         Code::Ok => return response,
-        _ if response.extensions().get::<Panicked>().is_some() => Failure::Bug { nothing_was_sent: false },
+        _ if response.extensions().get::<Panicked>().is_some() => Failure::Bug { nothing_was_sent: !mark.is_set() },
         // tonic's code for a message over the limit; the protocol wants RESOURCE_EXHAUSTED.
         Code::OutOfRange | Code::ResourceExhausted => Failure::MessageTooLarge,
         Code::Unimplemented => Failure::NotImplemented,
@@ -241,10 +243,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_stays_inside_and_its_outcome_is_unknown() {
+    async fn a_panic_stays_inside_and_nothing_was_sent() {
         let status = through(&[], || async { panic!("on purpose") }).await;
         assert_eq!(status.code(), Code::Internal);
-        assert_eq!(reason_and_outcome(&status), ("GATEWAY_INTERNAL".to_owned(), "unknown".to_owned()));
+        assert_eq!(reason_and_outcome(&status), ("GATEWAY_INTERNAL".to_owned(), "not_applied".to_owned()));
     }
 
     #[tokio::test(start_paused = true)]
@@ -252,7 +254,7 @@ mod tests {
         let began = Instant::now();
         let status = through(&[("grpc-timeout", "300m")], std::future::pending).await;
         assert_eq!(status.code(), Code::DeadlineExceeded);
-        assert_eq!(reason_and_outcome(&status).1, "unknown");
+        assert_eq!(reason_and_outcome(&status).1, "not_applied");
         assert!(began.elapsed() < Duration::from_millis(300));
     }
 

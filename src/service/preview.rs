@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use tokio::time::timeout_at;
-use tonic::Extensions;
 use tracing::info;
 
-use super::{Licensing, Room, ShutOnDrop, deadline, request::Look, scope_in_words, scope_kind, status::Failure};
+use super::{GiveUpOnDrop, Licensing, Rpc, request::Look, scope_in_words, scope_kind, status::Failure};
 use crate::{
-    callers::{Identity, policy::Asked},
-    central::{Preview, SendGate},
+    callers::policy::Asked,
+    central::Preview,
+    deadline::within,
     license::{CustomerId, Scope, Unassignment},
     proto::{
         Customer, DeviceCount, PreviewUnassignLicensesRequest, PreviewUnassignLicensesResponse, PreviewWarning,
@@ -30,40 +29,35 @@ const MOST_NAMED: usize = 5;
 impl Licensing {
     pub(super) async fn preview(
         &self,
+        rpc: &Rpc,
         message: PreviewUnassignLicensesRequest,
-        identity: &Identity,
-        extensions: &Extensions,
     ) -> Result<PreviewUnassignLicensesResponse, Failure> {
-        let deadline = deadline(extensions);
         let Look { wanted, max_device_calls } = Look::try_from(message).map_err(Failure::InvalidRequest)?;
-        self.callers.admit(identity, Asked::Preview(&wanted), deadline).await?;
-        self.check_services_by(&wanted, deadline).await?;
+        self.callers.admit(&rpc.identity, Asked::Preview(&wanted), rpc.deadline).await?;
+        self.check_services(&wanted, rpc.deadline).await?;
 
         // In a task of its own: a call that was begun is finished, so that it is known whether Central is well. None is
         // begun for a caller who has gone.
-        let gate = Arc::new(SendGate::new());
-        let _leave = ShutOnDrop(Arc::clone(&gate));
+        let (member, _never_sent) = self.request(rpc, wanted);
+        let _leave = GiveUpOnDrop(Arc::clone(&member));
         let work = self.work.spawn(Origin::current().run({
-            let (central, wanted) = (Arc::clone(&self.central), wanted.clone());
-            let room = extensions.get::<Room>().cloned();
+            let (central, member, room) = (Arc::clone(&self.central), Arc::clone(&member), rpc.room.clone());
             async move {
                 let _room = room;
-                central.preview(&wanted, max_device_calls, &gate, deadline).await
+                central.preview(&member, max_device_calls).await
             }
         }));
-        let finished = match deadline {
-            Some(deadline) => timeout_at(deadline, work).await.map_err(|_| Failure::ReadDeadlineExceeded)?,
-            None => work.await,
-        };
-        match finished {
-            Ok(Ok(preview)) => {
+        match within(rpc.deadline, work).await {
+            Ok(Ok(Ok(preview))) => {
+                let wanted = &member.operation.unassignment;
                 let (scope, _) = scope_in_words(&wanted.scope);
-                let customers = preview.resolved.customers.len();
-                info!(caller = %identity, scope, resolved_customers = customers, calls = preview.calls, "preview finished");
-                Ok(response(&wanted, preview))
+                let (caller, customers) = (&rpc.identity, preview.resolved.customers.len());
+                info!(%caller, scope, resolved_customers = customers, calls = preview.calls, "preview finished");
+                Ok(response(wanted, preview))
             }
-            Ok(Err(error)) => Err(Failure::Read(Arc::new(error))),
-            Err(_) => Err(Failure::Bug { nothing_was_sent: true }),
+            Ok(Ok(Err(error))) => Err(Failure::Read(Arc::new(error))),
+            Ok(Err(_panic)) => Err(Failure::Bug { nothing_was_sent: true }),
+            Err(_) => Err(Failure::ReadDeadlineExceeded),
         }
     }
 }

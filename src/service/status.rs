@@ -211,7 +211,7 @@ fn row(failure: &Failure) -> Row {
             "the deadline passed before Central answered",
         ),
         Failure::Change(failed) => {
-            let row = Row { outcome: failed.outcome(), ..central_row(&failed.error) };
+            let row = Row { outcome: failed.outcome, ..central_row(&failed.error) };
             match &failed.parts {
                 Some(parts) => Row { repeat_after: None, ..row }
                     .detail("central.licensing.v1.PartialOutcome", &partial_outcome(parts)),
@@ -405,9 +405,27 @@ fn central_row(error: &central::Error) -> Row {
             "CENTRAL_TIMEOUT",
             "Central did not answer in time; look whether it was done before you repeat it",
         ),
-        Error::DeadlineBeforeSending | Error::Abandoned => {
+        Error::Deadline { nothing_was_sent: true } => {
             row(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the deadline passed before anything was sent to Central")
         }
+        Error::Deadline { nothing_was_sent: false } => row(
+            Code::DeadlineExceeded,
+            "DEADLINE_EXCEEDED",
+            "the deadline passed while Central was at work; look whether it was done before you repeat it",
+        ),
+        Error::NotPermitted { why } => row(Code::PermissionDenied, "POLICY_DENIED", why),
+        Error::ReadsSpent { retry_after } => row(
+            Code::ResourceExhausted,
+            "CALLER_QUOTA_EXHAUSTED",
+            "you have caused as many reads of Central as you may in an hour",
+        )
+        .detail("google.rpc.QuotaFailure", &quota_failure("reads per hour"))
+        .repeat_after((*retry_after).max(SOON)),
+        Error::Bug => row(
+            Code::Internal,
+            "GATEWAY_INTERNAL",
+            "the gateway failed; its log names the place under this operation id",
+        ),
     }
 }
 
@@ -549,7 +567,7 @@ mod tests {
     };
 
     fn change(error: Error) -> Failure {
-        Failure::Change(Failed { error: Arc::new(error), calls: 1, parts: None })
+        Failure::Change(Failed { outcome: error.outcome(), error: Arc::new(error), calls: 1, parts: None })
     }
 
     fn id(id: &str) -> CustomerId {
@@ -593,7 +611,12 @@ mod tests {
         let violation = Violation { field: "scope".to_owned(), problem: "is missing".to_owned() };
         let parts = Parts { applied: vec![id("a")], not_applied: vec![id("b")], unknown: vec![id("c")] };
         let throttled = |is_answer| Error::RateLimited { wait: ten, is_answer };
-        let partial = Failed { error: Arc::new(throttled(true)), calls: 3, parts: Some(Box::new(parts)) };
+        let partial = Failed {
+            error: Arc::new(throttled(true)),
+            outcome: Outcome::Partial,
+            calls: 3,
+            parts: Some(Box::new(parts)),
+        };
         let unavailable = token::Error::Stopping;
         let retry = &["RetryInfo"][..];
         let quota = &["QuotaFailure", "RetryInfo"][..];
@@ -738,10 +761,22 @@ mod tests {
             ),
             (change(Error::AuditUnavailable), (FailedPrecondition, "AUDIT_UNAVAILABLE", "not_applied", None, -1, &[])),
             (
-                change(Error::DeadlineBeforeSending),
+                change(Error::Deadline { nothing_was_sent: true }),
                 (DeadlineExceeded, "DEADLINE_EXCEEDED", "not_applied", None, -1, &[]),
             ),
-            (change(Error::Abandoned), (DeadlineExceeded, "DEADLINE_EXCEEDED", "not_applied", None, -1, &[])),
+            (
+                change(Error::Deadline { nothing_was_sent: false }),
+                (DeadlineExceeded, "DEADLINE_EXCEEDED", "unknown", None, -1, &[]),
+            ),
+            (
+                change(Error::NotPermitted { why: "read_only".to_owned() }),
+                (PermissionDenied, "POLICY_DENIED", "not_applied", None, -1, &[]),
+            ),
+            (
+                change(Error::ReadsSpent { retry_after: ten }),
+                (ResourceExhausted, "CALLER_QUOTA_EXHAUSTED", "not_applied", None, 10_000, quota),
+            ),
+            (change(Error::Bug), (Internal, "GATEWAY_INTERNAL", "unknown", None, -1, &[])),
             // Reads change nothing, whatever becomes of them.
             (
                 Failure::Read(Arc::new(Error::Unavailable { status: 502 })),
@@ -813,7 +848,12 @@ mod tests {
         let parts = Parts { applied: vec![id("a"), id("b")], not_applied: vec![], unknown: vec![id("c")] };
         let error = Error::Internal { status: 500 };
         let status = respond(
-            &Failure::Change(Failed { error: Arc::new(error), calls: 2, parts: Some(Box::new(parts)) }),
+            &Failure::Change(Failed {
+                error: Arc::new(error),
+                outcome: Outcome::Partial,
+                calls: 2,
+                parts: Some(Box::new(parts)),
+            }),
             OperationId::new(),
         );
         let details = pb::Status::decode(status.details()).unwrap().details;

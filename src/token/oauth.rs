@@ -216,9 +216,9 @@ impl TokenEndpoint {
         self.quota.exchange();
         match self.http.send_patiently(request).await {
             Some(Ok(answer)) => {
-                self.quota.heard(Purpose::Exchange, answer.status, &answer.headers);
+                self.quota.learn(Purpose::Exchange, answer.status, &answer.headers);
                 match classify(&answer) {
-                    Exchanged::Throttled { .. } if self.quota.standing().is_day_spent => {
+                    Exchanged::Throttled { .. } if self.quota.status().is_day_spent => {
                         Exchanged::Throttled { wait: DAY_SPENT_FOR }
                     }
                     exchanged => exchanged,

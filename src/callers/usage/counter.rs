@@ -47,15 +47,15 @@ pub(in crate::callers) struct Counter {
     task: AbortHandle,
 }
 
-/// Customers that were counted, and are given back when this is dropped, unless they are kept.
+/// Customers that were counted. Those that are not kept are given back when this is dropped.
 #[derive(Debug)]
 pub(in crate::callers) struct Counted {
     queue: Arc<CounterQueue>,
     key: CallerKey,
     minute: Minute,
     customers: u64,
-    /// Something may be done for them.
-    pub is_kept: bool,
+    /// For so many of them something may be done.
+    kept: u64,
 }
 
 /// The requests for the task.
@@ -146,11 +146,22 @@ impl Drop for Counter {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        if !self.is_kept {
+        let unused = self.customers - self.kept;
+        if unused > 0 {
             let place = (self.key.clone(), self.minute);
-            *self.queue.pending().given_back.entry(place).or_default() += self.customers;
+            *self.queue.pending().given_back.entry(place).or_default() += unused;
             self.queue.arrived.notify_one();
         }
+    }
+}
+
+impl Counted {
+    pub(in crate::callers) fn keep_all(&mut self) {
+        self.kept = self.customers;
+    }
+
+    pub(in crate::callers) fn keep_only(&mut self, customers: u64) {
+        self.kept = customers.min(self.customers);
     }
 }
 
@@ -212,7 +223,7 @@ impl CounterTask {
                 for (request, decided) in requests.into_iter().zip(decided) {
                     let queue = Arc::clone(&self.queue);
                     let CountRequest { key, customers, answer, .. } = request;
-                    let counted = decided.map(|minute| Counted { queue, key, minute, customers, is_kept: false });
+                    let counted = decided.map(|minute| Counted { queue, key, minute, customers, kept: 0 });
                     // A caller that has left gives it back by dropping it.
                     let _ = answer.send(counted);
                 }

@@ -28,35 +28,25 @@ impl ReadCounts {
         Self { started_at: now, hours: Mutex::default() }
     }
 
-    /// How many reads this caller has left of `max` an hour: at least one.
-    pub(in crate::callers) fn left(
+    /// Counts one read, if this caller has one left of `max` an hour.
+    pub(in crate::callers) fn take(
         &self,
         identity: &Identity,
         max: u32,
         now: Instant,
-    ) -> Result<u32, CallerQuotaExhausted> {
+    ) -> Result<(), CallerQuotaExhausted> {
         let (max, now) = (u64::from(max), self.time(now));
-        let hours = self.hours.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(hour) = hours.get(identity) else { return Ok(u32::try_from(max).unwrap_or(u32::MAX)) };
-        let used = hour.taken(now);
-        match u32::try_from(max.saturating_sub(used)) {
-            Ok(0) => {
-                let retry_after = hour.wait_for(1, max, now).unwrap_or(super::HOUR);
-                Err(CallerQuotaExhausted { quota: HourlyQuota::Reads, max, used, requested: 1, retry_after })
-            }
-            left => Ok(left.unwrap_or(u32::MAX)),
-        }
-    }
-
-    /// Counts reads that were made.
-    pub(in crate::callers) fn charge(&self, identity: &Identity, reads: u32, now: Instant) {
-        let now = self.time(now);
         let mut hours = self.hours.lock().unwrap_or_else(PoisonError::into_inner);
         // Entries of callers that the policy no longer has would stay for ever.
         hours.retain(|_, hour| hour.taken(now) > 0);
-        if reads > 0 {
-            hours.entry(identity.clone()).or_default().take(reads.into(), now);
+        let hour = hours.entry(identity.clone()).or_default();
+        let used = hour.taken(now);
+        if used >= max {
+            let retry_after = hour.wait_for(1, max, now).unwrap_or(super::HOUR);
+            return Err(CallerQuotaExhausted { quota: HourlyQuota::Reads, max, used, requested: 1, retry_after });
         }
+        hour.take(1, now);
+        Ok(())
     }
 
     fn time(&self, now: Instant) -> SystemTime {
@@ -66,6 +56,7 @@ impl ReadCounts {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)] // a test that cannot go on fails
 mod tests {
     use super::*;
 
@@ -79,42 +70,38 @@ mod tests {
         let at = |minutes| start + Duration::from_mins(minutes);
         let (alice, bob) = (caller("alice"), caller("bob"));
         let counts = ReadCounts::new(start);
-        assert_eq!(counts.left(&alice, 10, at(0)), Ok(10));
-        counts.charge(&alice, 4, at(0));
-        counts.charge(&alice, 6, at(30));
-        counts.charge(&bob, 1, at(30));
-        let exhausted = counts.left(&alice, 10, at(30)).unwrap_err();
+        let read = |caller, times, now| (0..times).try_for_each(|_| counts.take(caller, 10, now));
+        assert_eq!(read(&alice, 4, at(0)), Ok(()));
+        assert_eq!(read(&alice, 6, at(30)), Ok(()));
+        let exhausted = counts.take(&alice, 10, at(30)).unwrap_err();
         assert_eq!((exhausted.used, exhausted.retry_after), (10, Duration::from_mins(31)));
-        assert_eq!(counts.left(&bob, 10, at(30)), Ok(9));
+        assert_eq!(read(&bob, 10, at(30)), Ok(()));
         // The wait that was told is enough, and no more than enough.
-        assert!(counts.left(&alice, 10, at(61) - Duration::from_secs(1)).is_err());
-        assert_eq!(counts.left(&alice, 10, at(61)), Ok(4));
-        assert_eq!(counts.left(&alice, 10, at(91)), Ok(10));
+        assert!(counts.take(&alice, 10, at(61) - Duration::from_secs(1)).is_err());
+        assert_eq!(read(&alice, 4, at(61)), Ok(()));
+        assert!(counts.take(&alice, 10, at(61)).is_err());
     }
 
     #[test]
     fn a_quota_that_is_lowered_below_what_was_used_is_exhausted() {
         let now = Instant::now();
         let counts = ReadCounts::new(now);
-        counts.charge(&caller("a"), 20, now);
-        let exhausted = counts.left(&caller("a"), 10, now).unwrap_err();
+        (0..20).for_each(|_| counts.take(&caller("a"), 20, now).unwrap());
+        let exhausted = counts.take(&caller("a"), 10, now).unwrap_err();
         assert_eq!((exhausted.max, exhausted.used), (10, 20));
         assert_eq!(
             exhausted.to_string(),
             "your hourly quota of 10 reads of Central is exhausted: 20 are used, and this request needs 1 more; repeat \
              it after the wait"
         );
-        assert_eq!(counts.left(&caller("a"), 21, now), Ok(1));
     }
 
     #[test]
     fn counts_that_are_an_hour_old_are_dropped() {
         let start = Instant::now();
         let counts = ReadCounts::new(start);
-        for n in 0..100 {
-            counts.charge(&caller(&n.to_string()), 1, start);
-        }
-        counts.charge(&caller("b"), 0, start + Duration::from_mins(61));
-        assert!(counts.hours.lock().unwrap().is_empty());
+        (0..100).for_each(|n: u32| counts.take(&caller(&n.to_string()), 1, start).unwrap());
+        counts.take(&caller("b"), 1, start + Duration::from_mins(61)).unwrap();
+        assert_eq!(counts.hours.lock().unwrap().len(), 1);
     }
 }

@@ -1,14 +1,18 @@
-//! Calls that only read: they wait for no slot, for calls that hang must not stop them too.
+//! Calls that only read. They wait for their permits in their caller's own lane.
 
 use reqwest::Method;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
 
-use super::{Call, Dispatch, Refused};
+use super::{Call, Dispatch, Refused, lock};
 use crate::{
-    central::{Error, SendGate, retry::Attempts, wire},
+    central::{Error, customers, fate::Member, retry::Attempts, wire},
     exchange::{Answer, Body},
-    license::ServiceName,
-    quota::Purpose,
+    license::{Caller, ServiceName},
+    quota::{NoPermit, Permit, Purpose},
     telemetry::Origin,
 };
 
@@ -26,10 +30,10 @@ pub(in crate::central) struct Read<'a> {
 /// Reads that belong together: whose they are, and what they may cost.
 #[derive(Debug)]
 pub(in crate::central) struct Reads<'a> {
-    origins: &'a [Origin],
-    /// Shut when nobody wants to know any more; none: somebody always does.
-    gate: Option<&'a SendGate>,
-    deadline: Option<Instant>,
+    caller: Caller,
+    origin: Origin,
+    /// The request that they are for; none: whoever asks first reads for all, and nobody's leaving ends it.
+    member: Option<&'a Member>,
     purpose: Purpose,
     /// How many calls may still be made.
     pub(in crate::central) left: u32,
@@ -38,21 +42,21 @@ pub(in crate::central) struct Reads<'a> {
 }
 
 impl<'a> Reads<'a> {
-    /// For a caller who may leave, at a cost of so many calls at most. They take turns as changes do: there may be
-    /// hundreds of them, and nobody's change should wait for all.
-    pub(in crate::central) fn new(
-        origins: &'a [Origin],
-        gate: &'a SendGate,
-        deadline: Option<Instant>,
-        calls: u32,
-    ) -> Self {
-        Self { origins, gate: Some(gate), deadline, purpose: Purpose::Change, left: calls, made: 0 }
+    /// For a preview.
+    pub(in crate::central) fn for_preview(member: &'a Member) -> Self {
+        Self { purpose: Purpose::Preview, ..Self::for_change(member) }
     }
 
-    /// For a change that is about to be sent: it has had its turn to wait.
-    #[must_use]
-    pub(in crate::central) fn ahead_of_changes(self) -> Self {
-        Self { purpose: Purpose::Read, ..self }
+    /// For the pre-send check of a change.
+    pub(in crate::central) fn for_change(member: &'a Member) -> Self {
+        Self {
+            caller: member.operation.caller.clone(),
+            origin: member.origin().clone(),
+            member: Some(member),
+            purpose: Purpose::Change,
+            left: customers::MOST_CALLS,
+            made: 0,
+        }
     }
 
     /// From now on, so many calls at most.
@@ -60,46 +64,56 @@ impl<'a> Reads<'a> {
         self.left = calls;
     }
 
-    /// Whether it is of use to go on.
-    fn is_wanted(&self, now: Instant) -> Result<(), Error> {
-        if self.gate.is_some_and(SendGate::is_shut) {
-            return Err(Error::Abandoned);
-        }
-        match self.deadline {
-            Some(deadline) if deadline <= now => Err(Error::DeadlineBeforeSending),
-            _ => Ok(()),
-        }
-    }
-
     fn count(&mut self, calls: u32) {
         self.made += calls;
         self.left = self.left.saturating_sub(calls);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.member.and_then(|member| member.deadline)
+    }
+
+    /// Whether the next call may be made for its caller.
+    fn is_wanted(&self, now: Instant) -> Result<(), Error> {
+        let Some(member) = self.member else { return Ok(()) };
+        if member.gone().is_cancelled() || self.deadline().is_some_and(|deadline| deadline <= now) {
+            return Err(Error::Deadline { nothing_was_sent: true });
+        }
+        member.may_read()
     }
 }
 
 impl Dispatch {
     /// The services that Central knows now.
     pub(in crate::central) async fn read_services(&self) -> Result<Vec<ServiceName>, Error> {
-        let origins = [Origin::current()];
-        // Whoever asks first reads for all: nobody's leaving ends it.
-        let mut reads =
-            Reads { origins: &origins, gate: None, deadline: None, purpose: Purpose::Read, left: u32::MAX, made: 0 };
+        let mut reads = Reads {
+            caller: Caller::new(""), // a lane of its own
+            origin: Origin::current(),
+            member: None,
+            purpose: Purpose::Change,
+            left: u32::MAX,
+            made: 0,
+        };
         let answer = self.read(Read { path: SERVICES_CONFIG, query: &[], headers: &[] }, &mut reads).await?;
         wire::service_names(&answer.body).ok_or(Error::Unreadable { status: answer.status })
     }
 
-    /// One read, repeated like every call, as long as there are calls left for it. Whoever calls sees to it that there
-    /// is one.
+    /// One read, repeated like every call, as long as there are calls left for it. The caller of this sees to it that
+    /// there is one.
     pub(in crate::central) async fn read(&self, read: Read<'_>, reads: &mut Reads<'_>) -> Result<Answer, Error> {
         let longest = Instant::now() + self.max_wait;
-        let give_up = reads.deadline.map_or(longest, |deadline| deadline.min(longest));
+        let give_up = reads.deadline().map_or(longest, |deadline| deadline.min(longest));
+        let origins = [reads.origin.clone()];
         let mut attempts = Attempts::default();
         loop {
             reads.is_wanted(Instant::now())?;
-            // Without a token there is nothing to ask for a turn with.
-            let token = self.tokens.newer_than(attempts.refused_generation, reads.origins).await?;
-            let purpose = if attempts.sent == 0 { reads.purpose } else { Purpose::Again };
-            self.quota.turn(purpose, give_up).await?;
+            // Without a token there is nothing to ask for a permit with.
+            let token = self.tokens.newer_than(attempts.refused_generation, &origins).await?;
+            let permit = if attempts.sent == 0 {
+                self.wait_in_lane(reads, give_up).await?
+            } else {
+                self.quota.permit(Purpose::Again, give_up).await?
+            };
             let call = Call {
                 method: Method::GET,
                 path: read.path,
@@ -107,17 +121,36 @@ impl Dispatch {
                 headers: read.headers,
                 body: Body::Empty,
                 token: &token,
-                origins: reads.origins,
+                origins: &origins,
+                permit,
                 give_up,
             };
             let before = attempts.sent;
-            let result = self.call(call, &mut attempts).await;
+            let result = self.call(&self.reads, call, &mut attempts).await;
             reads.count(attempts.sent - before);
             match result {
                 Ok(answer) => return Ok(answer),
                 Err(Refused { repeat_after: Some(wait), .. }) if reads.left > 0 => sleep(wait).await,
                 Err(Refused { error, .. }) => return Err(error),
             }
+        }
+    }
+
+    async fn wait_in_lane(&self, reads: &Reads<'_>, give_up: Instant) -> Result<Permit, Error> {
+        self.today(reads.purpose)?;
+        let (reader, permit) = oneshot::channel();
+        // The request that a pre-send check is for has had its turn already.
+        lock(&self.queue).join_reads(&reads.caller, reader, reads.purpose == Purpose::Change);
+        self.joined.notify_one();
+        let never = CancellationToken::new();
+        let gone = reads.member.map_or(&never, Member::gone);
+        tokio::select! {
+            permit = permit => Ok(permit.unwrap_or(Err(NoPermit::TooLate { wait: self.max_wait }))?),
+            () = gone.cancelled() => Err(Error::Deadline { nothing_was_sent: true }),
+            () = sleep_until(give_up) => Err(match reads.deadline() {
+                Some(deadline) if deadline <= give_up => Error::Deadline { nothing_was_sent: true },
+                _ => Error::Overloaded { retry_after: self.max_wait },
+            }),
         }
     }
 }
