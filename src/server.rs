@@ -32,7 +32,7 @@ use crate::{
     audit::{OpenError, Trail},
     callers::{Callers, keys},
     central::CentralClient,
-    config::{CallerRules, Config, WhichCaller},
+    config::{CallerRules, Config, PolicySource, WhichCaller},
     exchange::SetupError,
     proto::{
         self,
@@ -164,14 +164,7 @@ impl Server {
         });
         drop(self.tokens);
 
-        let followed: Vec<_> = [
-            self.config.policy_source.map(|source| tokio::spawn(follow_policy(source, Arc::clone(&self.callers)))),
-            self.tls.clone().map(|tls| tokio::spawn(tls.follow())),
-            self.callers.keys().map(|keys| tokio::spawn(keys.follow())),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
+        let followed = follow_files(self.config.policy_source, self.tls.clone(), &self.callers);
         let licensing = Licensing::new(
             self.central,
             Arc::clone(&self.callers),
@@ -214,31 +207,57 @@ impl Server {
         closing.cancel();
         statuses.send_replace(None);
         let _ = end.send(());
-        work.close();
-        let drained = timeout(limit, async {
-            // Connections close by themselves when their last answer is out. One that never spoke does not.
-            let answered = async {
-                work.wait().await;
-                sleep(FLUSH_GRACE).await;
-            };
-            tokio::select! {
-                _ = &mut serving => {}
-                () = answered => serving.abort(),
-            }
-            work.wait().await;
-            // A token store that is down must not keep the trail from being closed, nor the keeper.
-            let closed = async {
-                self.trail.close().await;
-                self.keeper.stop().await
-            };
-            tokio::join!(closed, self.callers.close()).0
-        });
-        match drained.await {
-            Ok(Ok(())) => info!("drained"),
-            Ok(Err(panic)) => error!(error = &panic as &(dyn std::error::Error + 'static), "the token keeper failed"),
-            Err(_) => warn!(calls = work.len(), "not everything was finished within server.drain_timeout"),
-        }
+        finish(work, serving, self.trail, self.keeper, &self.callers, limit).await;
         Ok(())
+    }
+}
+
+/// Keeps up with the files that may change while the gateway runs.
+fn follow_files(
+    policy: Option<PolicySource>,
+    tls: Option<Arc<ServerTls>>,
+    callers: &Arc<Callers>,
+) -> Vec<JoinHandle<()>> {
+    let tasks = [
+        policy.map(|source| tokio::spawn(follow_policy(source, Arc::clone(callers)))),
+        tls.map(|tls| tokio::spawn(tls.follow())),
+        callers.keys().map(|keys| tokio::spawn(keys.follow())),
+    ];
+    tasks.into_iter().flatten().collect()
+}
+
+/// Lets what runs finish, and closes what keeps records, within `limit`.
+async fn finish(
+    work: TaskTracker,
+    mut serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    trail: Trail,
+    keeper: KeeperHandle,
+    callers: &Callers,
+    limit: Duration,
+) {
+    work.close();
+    let drained = timeout(limit, async {
+        // Connections close by themselves when their last answer is out. One that never spoke does not.
+        let answered = async {
+            work.wait().await;
+            sleep(FLUSH_GRACE).await;
+        };
+        tokio::select! {
+            _ = &mut serving => {}
+            () = answered => serving.abort(),
+        }
+        work.wait().await;
+        // A token store that is down must not keep the trail from being closed, nor the keeper.
+        let closed = async {
+            trail.close().await;
+            keeper.stop().await
+        };
+        tokio::join!(closed, callers.close()).0
+    });
+    match drained.await {
+        Ok(Ok(())) => info!("drained"),
+        Ok(Err(panic)) => error!(error = &panic as &(dyn std::error::Error + 'static), "the token keeper failed"),
+        Err(_) => warn!(calls = work.len(), "not everything was finished within server.drain_timeout"),
     }
 }
 

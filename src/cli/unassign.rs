@@ -67,9 +67,9 @@ pub(super) struct Unassign {
 const UNASSIGN_AFTER_HELP: &str = "\
 --exclude and --exclude-from and --all affect whatever customers there are when Central acts. The gateway refuses them
 unless central.allow_open_scopes is set, and without the etag of a preview. So this command previews first, shows the
-customers that it would affect,
-asks for the number of customers, and sends the etag: if anybody came or went meanwhile, nothing is changed. Where nobody
-can be asked, --yes goes on by itself, with --expect (the number that there must be) or --etag (of an earlier preview).
+customers that it would affect, asks for their number, and sends the etag: if they are others by then, nothing is
+changed. Where nobody can be asked, --yes goes on by itself, with --expect (the number that there must be) or --etag (of
+an earlier preview).
 
 Exit codes:
   0   applied: Central accepted it
