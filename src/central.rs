@@ -13,6 +13,7 @@ mod devices;
 mod dispatch;
 mod error;
 mod gate;
+mod list;
 mod preview;
 mod queue;
 mod retry;
@@ -25,10 +26,10 @@ use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
 use self::{batch::Member, dispatch::Dispatch};
 pub use self::{
     catalogue::{Catalogue, ServiceList},
-    customers::Flaw,
     devices::DeviceCount,
     error::Error,
     gate::SendGate,
+    list::Flaw,
     preview::Preview,
 };
 use crate::{

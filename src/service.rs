@@ -190,14 +190,14 @@ impl LicensingService for Licensing {
         let identity = self.identify(&request).await;
         let from = request.remote_addr();
         let (_, extensions, message) = request.into_parts();
-        let operation_id = operation_id(&extensions);
+        let (operation_id, deadline) = (operation_id(&extensions), deadline(&extensions));
         let result = match identity {
             Ok(identity) => self.unassign(message, &identity, from, &extensions).await,
             Err(failure) => Err(failure),
         };
         match result {
             Ok(response) => Ok(Response::new(response)),
-            Err(failure) => Err(status::respond(&failure, operation_id)),
+            Err(failure) => Err(status::respond(&failure, operation_id, deadline, Instant::now())),
         }
     }
 
@@ -213,7 +213,9 @@ impl LicensingService for Licensing {
         };
         match result {
             Ok(response) => Ok(Response::new(response)),
-            Err(failure) => Err(status::respond(&failure, operation_id(&extensions))),
+            Err(failure) => {
+                Err(status::respond(&failure, operation_id(&extensions), deadline(&extensions), Instant::now()))
+            }
         }
     }
 
@@ -221,16 +223,17 @@ impl LicensingService for Licensing {
         &self,
         request: Request<ListServicesRequest>,
     ) -> Result<Response<ListServicesResponse>, Status> {
-        let operation_id = operation_id(request.extensions());
+        let (operation_id, deadline) = (operation_id(request.extensions()), deadline(request.extensions()));
+        let respond = |failure: &Failure| status::respond(failure, operation_id, deadline, Instant::now());
         let admitted = match self.identify(&request).await {
             Ok(identity) => self.callers.admit(&identity, Asked::ListServices, None).await.map_err(Failure::from),
             Err(failure) => Err(failure),
         };
         if let Err(failure) = admitted {
-            return Err(status::respond(&failure, operation_id));
+            return Err(respond(&failure));
         }
         let list = self.catalogue.list();
-        let result = match deadline(request.extensions()) {
+        let result = match deadline {
             Some(deadline) => timeout_at(deadline, list).await.map_err(|_| Failure::ReadDeadlineExceeded),
             None => Ok(list.await),
         };
@@ -239,7 +242,7 @@ impl LicensingService for Licensing {
                 services: list.names.iter().map(|name| Service { name: name.to_string() }).collect(),
                 fetched_at: Some(list.fetched_at.into()),
             })),
-            Err(failure) => Err(status::respond(&failure, operation_id)),
+            Err(failure) => Err(respond(&failure)),
         }
     }
 }

@@ -21,9 +21,9 @@ use super::{
     Error, Parts,
     batch::{AfterRefusal, Batch, Member},
     breaker::{Breaker, Change},
-    customers,
+    list,
     queue::{Queue, expected_wait},
-    retry::{self, Attempts, Budget},
+    retry::{self, Attempts, Budget, Kind},
     wire::{self, Complaint},
 };
 use crate::{
@@ -320,7 +320,7 @@ impl Dispatch {
         let Some((operation, gate, deadline)) = batch.sole() else { return Err(Error::Abandoned) };
         let wanted = &operation.unassignment;
         let origins = batch.origins();
-        let mut reads = Reads::new(&origins, &gate, deadline, customers::MOST_CALLS).ahead_of_changes();
+        let mut reads = Reads::new(&origins, &gate, deadline, list::MOST_CALLS).ahead_of_changes();
         let listed = self.list_customers(&mut reads).await.map_err(|error| Error::Unresolved(Box::new(error)))?;
         let resolved = Resolved::of(&wanted.scope, listed);
         if wanted.etag.as_ref() != Some(&resolved.etag(&wanted.scope, &wanted.services)) {
@@ -339,6 +339,7 @@ impl Dispatch {
             self.quota.give_back();
             Refused { error: Error::Down { retry_after }, repeat_after: None }
         })?;
+        let kind = if call.method == Method::GET { Kind::Read } else { Kind::Change };
         let request = Request {
             method: call.method,
             path: call.path,
@@ -353,7 +354,7 @@ impl Dispatch {
         let now = Instant::now();
         attempts.sent += 1;
         self.took(now - began);
-        let result = self.judge(result, call.token);
+        let result = self.judge(kind, result, call.token);
         let is_alive = !matches!(&result, Err(error) if error.is_outage());
         match lock(&self.breaker).ended(pass, is_alive, now) {
             Some(Change::Opened(pause)) => warn!(?pause, "Central is down: no calls are made for a while"),
@@ -371,13 +372,13 @@ impl Dispatch {
     }
 
     /// What came back, and what is to be learned from it.
-    fn judge(&self, result: Result<Answer, exchange::Error>, token: &AccessToken) -> Result<Answer, Error> {
+    fn judge(&self, kind: Kind, result: Result<Answer, exchange::Error>, token: &AccessToken) -> Result<Answer, Error> {
         let answer = result?;
         self.quota.heard(Purpose::Change, answer.status, &answer.headers);
         if answer.status != 401 {
             token.mark_accepted();
         }
-        let Err(error) = retry::judge(&answer, SystemTime::now()) else { return Ok(answer) };
+        let Err(error) = retry::judge(kind, &answer, SystemTime::now()) else { return Ok(answer) };
         let complaint = Complaint::read(&answer.body);
         debug!(
             http_status = answer.status,

@@ -6,8 +6,9 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::{
-    CentralClient, DeviceCount, Error, SendGate, customers,
+    CentralClient, DeviceCount, Error, SendGate,
     dispatch::{Dispatch, Read, Reads},
+    list,
     wire::listings,
 };
 use crate::{
@@ -53,7 +54,7 @@ impl CentralClient {
         // A spent day first: without calls, nobody needs a token.
         dispatch.today()?;
         let origins = [Origin::current()];
-        let mut reads = Reads::new(&origins, gate, deadline, customers::MOST_CALLS);
+        let mut reads = Reads::new(&origins, gate, deadline, list::MOST_CALLS);
         let listed = dispatch.list_customers(&mut reads).await?;
         let resolved_at = SystemTime::now();
         let resolved = Resolved::of(&wanted.scope, listed);

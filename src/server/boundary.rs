@@ -83,15 +83,18 @@ pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request
     let operation_id = request.extensions().get().copied().unwrap_or_else(OperationId::new);
     let is_infrastructure = request.uri().path().starts_with("/grpc.");
     let is_read = request.uri().path().ends_with("/ListServices");
+    // Every other method reads: whatever becomes of it, nothing is changed.
+    let nothing_was_sent = !request.uri().path().ends_with("/UnassignLicenses");
     if boundary.is_draining.load(Relaxed) && !is_infrastructure {
         boundary.metrics.shed(Shed::Draining);
-        return respond(&Failure::Draining, operation_id);
+        return respond(&Failure::Draining, operation_id, None);
     }
     let room = if is_read { &boundary.reads } else { &boundary.changes };
     if !is_infrastructure {
         let Ok(room) = Arc::clone(room).try_acquire_owned() else {
             boundary.metrics.shed(Shed::QueueFull);
-            return respond(&Failure::Overloaded, operation_id);
+            let deadline = grpc_timeout(request.headers()).map(|allowed| Instant::now() + allowed);
+            return respond(&Failure::Overloaded, operation_id, deadline);
         };
         request.extensions_mut().insert(Room(Arc::new(room)));
     }
@@ -109,9 +112,9 @@ pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request
     };
     match answered {
         Ok(response) if is_infrastructure => response,
-        Ok(response) => in_our_words(response, operation_id),
-        Err(_) if is_read => respond(&Failure::ReadDeadlineExceeded, operation_id),
-        Err(_) => respond(&Failure::DeadlineExceeded { nothing_was_sent: false }, operation_id),
+        Ok(response) => in_our_words(response, operation_id, nothing_was_sent),
+        Err(_) if nothing_was_sent => respond(&Failure::ReadDeadlineExceeded, operation_id, None),
+        Err(_) => respond(&Failure::DeadlineExceeded { nothing_was_sent }, operation_id, None),
     }
 }
 
@@ -129,7 +132,7 @@ pub(super) fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send + 'static>
 struct Panicked;
 
 /// Failures that tonic makes on its own have no details; ours always have.
-fn in_our_words(response: Response, operation_id: OperationId) -> Response {
+fn in_our_words(response: Response, operation_id: OperationId, nothing_was_sent: bool) -> Response {
     let headers = response.headers();
     if headers.contains_key("grpc-status-details-bin") {
         return response;
@@ -139,17 +142,17 @@ fn in_our_words(response: Response, operation_id: OperationId) -> Response {
     };
     let failure = match code {
         Code::Ok => return response,
-        _ if response.extensions().get::<Panicked>().is_some() => Failure::Bug { nothing_was_sent: false },
+        _ if response.extensions().get::<Panicked>().is_some() => Failure::Bug { nothing_was_sent },
         // tonic's code for a message over the limit; the protocol wants RESOURCE_EXHAUSTED.
         Code::OutOfRange | Code::ResourceExhausted => Failure::MessageTooLarge,
         Code::Unimplemented => Failure::NotImplemented,
         _ => Failure::MessageMalformed,
     };
-    respond(&failure, operation_id)
+    respond(&failure, operation_id, None)
 }
 
-fn respond(failure: &Failure, operation_id: OperationId) -> Response {
-    status::respond(failure, operation_id).into_http()
+fn respond(failure: &Failure, operation_id: OperationId, deadline: Option<Instant>) -> Response {
+    status::respond(failure, operation_id, deadline, Instant::now()).into_http()
 }
 
 /// How long the caller waits, by the header of the gRPC protocol: up to eight digits and a unit.
@@ -222,6 +225,7 @@ mod tests {
 
     /// Sends one request through all that stands around a handler.
     async fn through<F: Future<Output = Response> + Send + 'static>(
+        method: &str,
         headers: &[(&'static str, &str)],
         handler: impl FnOnce() -> F + Clone + Send + Sync + 'static,
     ) -> Status {
@@ -230,7 +234,7 @@ mod tests {
             .fallback(handler)
             .layer(catch_panics())
             .layer(axum::middleware::from_fn_with_state(boundary, guard));
-        let mut request = Request::builder().uri("/central.licensing.v1.LicensingService/UnassignLicenses");
+        let mut request = Request::builder().uri(format!("/central.licensing.v1.LicensingService/{method}"));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -245,20 +249,28 @@ mod tests {
         (info.reason.clone(), info.metadata["outcome"].clone())
     }
 
+    /// The methods, and what is true of them when nobody knows what a handler did.
+    const OUTCOMES: [(&str, &str); 3] =
+        [("UnassignLicenses", "unknown"), ("PreviewUnassignLicenses", "not_applied"), ("ListServices", "not_applied")];
+
     #[tokio::test]
-    async fn a_panic_stays_inside_and_is_told_as_unknown() {
-        let status = through(&[], || async { panic!("on purpose") }).await;
-        assert_eq!(status.code(), Code::Internal);
-        assert_eq!(reason_and_outcome(&status), ("GATEWAY_INTERNAL".to_owned(), "unknown".to_owned()));
+    async fn a_panic_stays_inside_and_is_told_as_unknown_of_a_change() {
+        for (method, outcome) in OUTCOMES {
+            let status = through(method, &[], || async { panic!("on purpose") }).await;
+            assert_eq!(status.code(), Code::Internal);
+            assert_eq!(reason_and_outcome(&status), ("GATEWAY_INTERNAL".to_owned(), outcome.to_owned()), "{method}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_message_that_never_arrives_does_not_outlive_its_deadline() {
-        let began = Instant::now();
-        let status = through(&[("grpc-timeout", "300m")], std::future::pending).await;
-        assert_eq!(status.code(), Code::DeadlineExceeded);
-        assert_eq!(reason_and_outcome(&status).1, "unknown");
-        assert!(began.elapsed() < Duration::from_millis(300));
+        for (method, outcome) in OUTCOMES {
+            let began = Instant::now();
+            let status = through(method, &[("grpc-timeout", "300m")], std::future::pending).await;
+            assert_eq!(status.code(), Code::DeadlineExceeded);
+            assert_eq!(reason_and_outcome(&status).1, outcome, "{method}");
+            assert!(began.elapsed() < Duration::from_millis(300));
+        }
     }
 
     #[tokio::test]
@@ -267,10 +279,14 @@ mod tests {
             (Status::out_of_range("too large"), Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
             (Status::unimplemented(""), Code::Unimplemented, "NOT_IMPLEMENTED"),
             (Status::internal("bad bytes"), Code::Internal, "MESSAGE_MALFORMED"),
-            (status::respond(&Failure::OpenScopeDenied, OperationId::new()), Code::PermissionDenied, "POLICY_DENIED"),
+            (
+                status::respond(&Failure::OpenScopeDenied, OperationId::new(), None, Instant::now()),
+                Code::PermissionDenied,
+                "POLICY_DENIED",
+            ),
         ];
         for (made, code, reason) in table {
-            let status = through(&[], move || async move { made.into_http() }).await;
+            let status = through("UnassignLicenses", &[], move || async move { made.into_http() }).await;
             assert_eq!((status.code(), reason_and_outcome(&status).0.as_str()), (code, reason));
         }
     }

@@ -30,6 +30,13 @@ fn denied(failure: &Failure) {
     assert_eq!(failure.outcome, "not_applied");
 }
 
+/// The caller's customers of the hour are spent.
+fn spent(failure: &Failure) {
+    let said = (failure.code, failure.reason.as_str());
+    assert_eq!(said, (Code::ResourceExhausted, "CALLER_QUOTA_EXHAUSTED"), "{failure:?}");
+    assert_eq!(failure.outcome, "not_applied");
+}
+
 async fn gateway(sandbox: &Sandbox, callers: Vec<CallerRules>) -> Gateway {
     Gateway::start_with(sandbox, |config| config.policy = Policy { read_only: false, callers }).await
 }
@@ -100,7 +107,7 @@ async fn customers_of_the_hour_count_when_something_was_done_and_only_then() {
     gateway.unassign(&customer(&sandbox, 1)).await.unwrap();
     sandbox.clear_calls();
     let failure = gateway.unassign(&customer(&sandbox, 0)).await.unwrap_err();
-    denied(&failure);
+    spent(&failure);
     let wait: u64 = failure.pushback.parse().expect("a wait");
     assert!((3_000_000..=3_660_000).contains(&wait), "{wait} ms");
     assert_eq!(deletes(&sandbox), 0);

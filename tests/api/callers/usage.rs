@@ -91,9 +91,9 @@ async fn survives(sandbox: &Sandbox, dir: &Path, more: &[(&str, &str)]) {
         }
     }
     let (process, channel) = process(sandbox, dir, more).await;
-    denied(&ask(&channel, include(&[&customer(sandbox, 0), &customer(sandbox, 1)])).await.unwrap_err());
+    spent(&ask(&channel, include(&[&customer(sandbox, 0), &customer(sandbox, 1)])).await.unwrap_err());
     ask(&channel, include(&[&customer(sandbox, 2)])).await.expect("one is left");
-    denied(&ask(&channel, include(&[&customer(sandbox, 3)])).await.unwrap_err());
+    spent(&ask(&channel, include(&[&customer(sandbox, 3)])).await.unwrap_err());
     assert_eq!(reached(sandbox), MAX as usize);
     drop(channel);
     process.terminate();
@@ -154,7 +154,7 @@ async fn race(sandbox: &Sandbox, channels: &[Channel]) {
     }
     let answers = asking.join_all().await;
     let let_in = answers.iter().filter(|answer| answer.is_ok()).count();
-    answers.iter().filter_map(|answer| answer.as_ref().err()).for_each(denied);
+    answers.iter().filter_map(|answer| answer.as_ref().err()).for_each(spent);
     assert_eq!((let_in, reached(sandbox)), (MAX as usize, MAX as usize));
 }
 
@@ -263,13 +263,13 @@ async fn what_surely_was_not_done_is_free_again_for_another_replica() {
         async move { ask(&channel, include(&[&id])).await }
     });
     sandbox.wait_for_held("answer", 1).await;
-    denied(&gateways[1].unassign(&customer(&sandbox, 1)).await.unwrap_err());
+    spent(&gateways[1].unassign(&customer(&sandbox, 1)).await.unwrap_err());
     sandbox.release("answer");
     assert_eq!(held.await.unwrap().unwrap_err().reason, "CUSTOMER_NOT_FOUND");
     let_in(&gateways[1].channel, &customer(&sandbox, 1)).await;
     // What may have been done is not given back, whoever asks.
     for gateway in &gateways {
-        denied(&gateway.unassign(&customer(&sandbox, 1)).await.unwrap_err());
+        spent(&gateway.unassign(&customer(&sandbox, 1)).await.unwrap_err());
     }
     for gateway in gateways {
         gateway.stop().await;
@@ -306,7 +306,7 @@ async fn while_the_store_is_away_those_who_are_counted_are_refused_and_nobody_el
     assert!(!server.writes().iter().any(|write| write.iter().any(|part| part.ends_with(b":usage"))));
     // What one has had is nobody else's.
     ask(&carol, include(&[&id(0), &id(1)])).await.unwrap();
-    denied(&ask(&carol, include(&[&id(0)])).await.unwrap_err());
+    spent(&ask(&carol, include(&[&id(0)])).await.unwrap_err());
     // One is on its way, and will not be done.
     sandbox.fault(Fault::hold("answer").on(Operation::Unassign));
     let held = tokio::spawn({
@@ -335,7 +335,7 @@ async fn while_the_store_is_away_those_who_are_counted_are_refused_and_nobody_el
         assert!(Instant::now() < deadline, "{failure:?}");
         sleep(Duration::from_millis(50)).await;
     }
-    denied(&ask(&alice, include(&[&id(2)])).await.unwrap_err());
+    spent(&ask(&alice, include(&[&id(2)])).await.unwrap_err());
 
     server.pause();
     sandbox.clear_calls();
@@ -348,7 +348,7 @@ async fn while_the_store_is_away_those_who_are_counted_are_refused_and_nobody_el
     ask(&bob, include(&[&id(2)])).await.expect("not counted");
     server.resume();
     let deadline = Instant::now() + PATIENCE;
-    while ask(&alice, include(&[&id(2)])).await.unwrap_err().reason != "POLICY_DENIED" {
+    while ask(&alice, include(&[&id(2)])).await.unwrap_err().reason != "CALLER_QUOTA_EXHAUSTED" {
         assert!(Instant::now() < deadline, "it is never counted again");
     }
     drop((alice, bob, carol));
@@ -432,5 +432,5 @@ async fn nothing_is_given_back_twice() {
     // Longer than what the store did not take waits to be tried again.
     sleep(Duration::from_secs(2)).await;
     ask(&channel, include(&[&customer(&sandbox, 0)])).await.expect("it was given back");
-    denied(&ask(&channel, include(&[&customer(&sandbox, 0)])).await.unwrap_err());
+    spent(&ask(&channel, include(&[&customer(&sandbox, 0)])).await.unwrap_err());
 }
