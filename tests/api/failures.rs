@@ -332,12 +332,12 @@ async fn a_wait_longer_than_the_deadline_is_no_pushback() {
     let sandbox = sandbox().await;
     let gateway = Gateway::start(&sandbox).await;
     gateway.ready().await;
-    sandbox
-        .fault(Fault::new(Reply::Answer(Answer::new(429).rate_headers(RateHeaders::DaySpent))).on(Operation::Unassign));
+    let a_minute = Answer::new(429).rate_headers(RateHeaders::None).header("Retry-After", "60");
+    sandbox.fault(Fault::new(Reply::Answer(a_minute)).on(Operation::Unassign));
     let mut request = tonic::Request::new(include(&[&customer(&sandbox, 0)]));
-    request.set_timeout(Duration::from_millis(900));
+    request.set_timeout(PATIENCE);
     let failure = crate::support::Failure::from(gateway.client().unassign_licenses(request).await.unwrap_err());
-    assert_eq!((failure.reason.as_str(), failure.pushback.as_str()), ("CENTRAL_QUOTA_EXHAUSTED", "-1"));
+    assert_eq!((failure.reason.as_str(), failure.pushback.as_str()), ("CENTRAL_RATE_LIMITED", "-1"));
     let details = tonic_types::StatusExt::get_error_details(&failure.status);
     assert!(details.retry_info().and_then(|info| info.retry_delay).is_some(), "the wait is told all the same");
     gateway.stop().await;

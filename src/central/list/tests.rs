@@ -5,6 +5,8 @@ use proptest::{collection::vec, prelude::*};
 use super::*;
 
 type Numbers = Pages<usize, usize>;
+/// What a list is like, its pages, and how many entries it has.
+type Row = (&'static str, Vec<Page<usize, usize>>, Result<usize, Flaw>);
 
 fn page(ids: impl IntoIterator<Item = usize>, total: impl Into<Option<u64>>) -> Page<usize, usize> {
     Page { entries: Some(ids.into_iter().map(|id| (id, id)).collect()), total: total.into() }
@@ -27,7 +29,7 @@ fn a_list_ends_where_it_ends_and_not_before() {
     let p = |ids: Range<usize>, total: u64| page(ids, total);
     let no_total = |ids: Range<usize>| page(ids, None);
     let miscounted = |listed, total| Err(Flaw::Miscounted { listed, total });
-    let table: Vec<(&str, Vec<Page<usize, usize>>, Result<usize, Flaw>)> = vec![
+    let table: Vec<Row> = vec![
         ("nothing", vec![p(0..0, 0)], Ok(0)),
         ("nothing, and no total", vec![no_total(0..0)], Ok(0)),
         ("one page", vec![p(0..5, 5)], Ok(5)),
@@ -143,7 +145,6 @@ impl Moving {
         let before = self.list.len();
         let place = |at: usize, count: usize| if count == 0 { 0 } else { at % count };
         match event {
-            Event::Nothing => {}
             Event::Joins(at) => self.join(at),
             Event::Leaves(at) if before > 0 => {
                 self.list.remove(place(at, before));
@@ -157,7 +158,7 @@ impl Moving {
                 let one = self.list.remove(place(from, before));
                 self.list.insert(place(to, before), one);
             }
-            Event::Leaves(_) | Event::Changes(..) | Event::Moves(..) => {}
+            Event::Nothing | Event::Leaves(_) | Event::Changes(..) | Event::Moves(..) => {}
             Event::Reverses => self.list.reverse(),
         }
     }

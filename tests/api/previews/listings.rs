@@ -102,9 +102,9 @@ async fn a_list_that_can_be_understood_is_and_one_that_cannot_is_refused() {
         ),
         ("a total that moves each time", moving, "changed each of the 3 times"),
         ("the first page for ever", vec![page(0..100, 900), page(0..100, 900)], "repeat each other"),
-        ("no id", body(r#"{"customers":[{"customer_name":"x"}],"total":1}"#), "no customer_id"),
-        ("a number for an id", body(r#"{"customers":[{"customer_id":1}],"total":1}"#), "no customer_id"),
-        ("a blank for an id", body(r#"{"customers":[{"customer_id":" "}],"total":1}"#), "no customer_id"),
+        ("no id", body(r#"{"customers":[{"customer_name":"x"}],"total":1}"#), "has no id"),
+        ("a number for an id", body(r#"{"customers":[{"customer_id":1}],"total":1}"#), "has no id"),
+        ("a blank for an id", body(r#"{"customers":[{"customer_id":" "}],"total":1}"#), "has no id"),
         ("no list", body(r#"{"total":0}"#), "not what this operation returns"),
         ("no JSON", body("<html>"), "not what this operation returns"),
     ];
@@ -209,11 +209,13 @@ fn devices(ids: impl IntoIterator<Item = usize>, total: impl Into<serde_json::Va
 
 #[tokio::test]
 async fn devices_are_never_called_complete_that_are_not() {
+    /// Pages; devices found, complete, and the offset and limit of the last question.
+    type Row = (&'static str, Vec<Fault>, (u64, bool, &'static str, &'static str));
+
     let sandbox = of_customers(1).await;
     let gateway = open(&sandbox).await;
     let none = || json!(null);
-    // Pages; devices found, complete, and the offset and limit of the last question.
-    let table: Vec<(&str, Vec<Fault>, (u64, bool, &str, &str))> = vec![
+    let table: Vec<Row> = vec![
         ("short pages", vec![devices(0..50, 70), devices(50..70, 70)], (70, true, "50", "50")),
         (
             "short pages, no total",
@@ -231,7 +233,9 @@ async fn devices_are_never_called_complete_that_are_not() {
     ];
     for (name, pages, (found, is_complete, offset, limit)) in table {
         sandbox.clear_calls();
-        pages.into_iter().for_each(|page| sandbox.fault(page));
+        for page in pages {
+            sandbox.fault(page);
+        }
         let preview = gateway.preview(&everyone(), 10).await.unwrap();
         let counted = preview.devices.unwrap();
         assert_eq!((counted.device_count, counted.is_complete), (found, is_complete), "{name}");
