@@ -14,6 +14,7 @@ mod devices;
 mod dispatch;
 mod error;
 mod fate;
+mod list;
 mod preview;
 mod queue;
 mod retry;
@@ -25,10 +26,10 @@ use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
 
 pub use self::{
     catalogue::{Catalogue, ServiceList},
-    customers::Flaw,
     devices::DeviceCount,
     error::Error,
     fate::{Member, Rights, SentMark},
+    list::Flaw,
     preview::Preview,
 };
 use self::{

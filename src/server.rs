@@ -272,9 +272,13 @@ fn protection(config: &Config) -> &'static str {
 
 fn routes(licensing: Licensing, health: HealthService, boundary: &Boundary, tracing: Tracing) -> Routes {
     let licensing = LicensingServiceServer::new(licensing).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let reflection =
-        || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(proto::DESCRIPTORS);
-    let own_descriptors = "the descriptors were made from our own .proto files";
+    // The second set has the details of failures: with them, tools for people show why a call failed.
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+    };
+    let own_descriptors = "the descriptors were made from .proto files";
     let router = Routes::new(licensing)
         .add_service(HealthServer::new(health))
         .add_service(reflection().build_v1().expect(own_descriptors))

@@ -68,6 +68,8 @@ struct Rpc {
     /// What is sent and not answered takes up room, also when its caller has gone.
     room: Option<Room>,
     mark: SentMark,
+    /// A proxy or a library announces that it has sent this before.
+    is_repeated: bool,
 }
 
 impl Licensing {
@@ -101,14 +103,18 @@ impl Licensing {
         match identity {
             Ok(identity) => {
                 let (room, mark) = (extensions.get().cloned(), extensions.get().cloned().unwrap_or_default());
-                Ok((Rpc { identity, operation_id, deadline, from, room, mark }, message))
+                let is_repeated = request::announced_attempts(&metadata) > 0;
+                Ok((Rpc { identity, operation_id, deadline, from, room, mark, is_repeated }, message))
             }
-            Err(failure) => Err(status::respond(&failure, operation_id)),
+            Err(failure) => Err(status::respond(&failure, operation_id, deadline, Instant::now())),
         }
     }
 
     async fn unassign(&self, rpc: &Rpc, message: UnassignLicensesRequest) -> Result<UnassignLicensesResponse, Failure> {
         let unassignment = Unassignment::try_from(message).map_err(Failure::InvalidRequest)?;
+        if rpc.is_repeated {
+            return Err(Failure::RepeatedByProxy);
+        }
         let asked = Asked::Unassign(&unassignment);
         let admission = self.callers.admit(&rpc.identity, asked, rpc.deadline).await?;
         if unassignment.scope.is_open() && !self.allow_open_scopes {
@@ -240,7 +246,8 @@ impl LicensingService for Licensing {
 
 impl Rpc {
     fn respond<T>(&self, result: Result<T, Failure>) -> Result<Response<T>, Status> {
-        result.map(Response::new).map_err(|failure| status::respond(&failure, self.operation_id))
+        let respond = |failure: Failure| status::respond(&failure, self.operation_id, self.deadline, Instant::now());
+        result.map(Response::new).map_err(respond)
     }
 }
 

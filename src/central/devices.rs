@@ -1,22 +1,21 @@
 //! How many devices hold the services: counted with few calls, and honest about how far it got.
 //!
 //! The inventory is asked, because it says for each device whose it is and which services it holds, and because the same
-//! call serves for one customer (by the header `TenantID`) and for the whole account. Central wants offsets that are
-//! multiples of the limit.
+//! call serves for one customer (by the header `TenantID`) and for the whole account. Its pages are read by
+//! [`super::list`].
 
 use std::collections::HashSet;
 
 use super::{
     Error,
-    dispatch::{Dispatch, Read, Reads},
+    dispatch::{Dispatch, Reads},
+    list::{List, Pages},
     wire::listings::{self, ListedDevice},
 };
 use crate::license::{CustomerId, Resolved, Scope, Services, Unassignment};
 
 /// Lists devices with their services.
 const INVENTORY: &str = "/platform/device_inventory/v1/devices";
-/// How many are asked for at once: what public clients ask for.
-const PAGE: usize = 100;
 /// So many customers are asked about one by one. A call or more for each of them costs less than all devices of the
 /// account, a call for every hundred; for more customers, or an open scope, it is the other way round.
 const FEW: usize = 10;
@@ -65,25 +64,18 @@ impl Dispatch {
         reads: &mut Reads<'_>,
     ) -> Result<bool, Error> {
         let headers: Vec<_> = tenant.map(|id| ("TenantID", id.as_str())).into_iter().collect();
-        let mut received = 0;
-        while reads.left > 0 {
-            let (offset, limit) = (received.to_string(), PAGE.to_string());
-            let query = [("sku_type", "all"), ("offset", offset.as_str()), ("limit", limit.as_str())];
-            let answer = self.read(Read { path: INVENTORY, query: &query, headers: &headers }, reads).await?;
-            let page = listings::device_page(&answer.body).ok_or(Error::Unreadable { status: answer.status })?;
-            let length = page.devices.len();
-            page.devices.iter().for_each(|device| tally.take(device, tenant));
-            received += length;
-            let is_short = length < PAGE;
-            match page.total {
-                Some(total) if received as u64 >= total => return Ok(true),
-                // Central's pages are shorter than what we ask for: there is no offset for the next one.
-                Some(_) if is_short => return Ok(false),
-                None if is_short => return Ok(true),
-                _ => {}
-            }
-        }
-        Ok(false)
+        let list = List {
+            name: "devices",
+            path: INVENTORY,
+            query: &[("sku_type", "all")],
+            headers: &headers,
+            parse: listings::device_page,
+        };
+        let mut pages = Pages::new();
+        let is_whole = self.read_list(&list, &mut pages, reads).await;
+        // Those of a list that was not read to its end were there too.
+        pages.into_entries().iter().for_each(|device| tally.take(device, tenant));
+        is_whole
     }
 }
 

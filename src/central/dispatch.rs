@@ -21,7 +21,7 @@ use super::{
     breaker::{Breaker, Change},
     fate::{Piece, Settlement},
     queue::{Next, Prospect, Queue, expected_wait},
-    retry::{self, Attempts, Budget},
+    retry::{self, Attempts, Budget, Kind},
     wire::{self, Complaint},
 };
 use crate::{
@@ -342,6 +342,7 @@ impl Dispatch {
             .ask(began)
             .map_err(|retry_after| Refused { error: Error::Down { retry_after }, repeat_after: None })?;
         call.permit.spend();
+        let kind = if call.method == Method::GET { Kind::Read } else { Kind::Change };
         let request = Request {
             method: call.method,
             path: call.path,
@@ -356,7 +357,7 @@ impl Dispatch {
         let now = Instant::now();
         attempts.sent += 1;
         self.took(now - began);
-        let result = self.classify(result, call.token);
+        let result = self.classify(kind, result, call.token);
         let is_alive = !matches!(&result, Err(error) if error.is_outage());
         match lock(&self.breaker).ended(pass, is_alive, now) {
             Some(Change::Opened(pause)) => warn!(?pause, "Central is down: no calls are made for a while"),
@@ -374,13 +375,18 @@ impl Dispatch {
     }
 
     /// What came back, and what is to be learned from it.
-    fn classify(&self, result: Result<Answer, exchange::Error>, token: &AccessToken) -> Result<Answer, Error> {
+    fn classify(
+        &self,
+        kind: Kind,
+        result: Result<Answer, exchange::Error>,
+        token: &AccessToken,
+    ) -> Result<Answer, Error> {
         let answer = result?;
         self.quota.learn(Purpose::Change, answer.status, &answer.headers);
         if answer.status != 401 {
             token.mark_accepted();
         }
-        let Err(error) = retry::judge(&answer, SystemTime::now()) else { return Ok(answer) };
+        let Err(error) = retry::judge(kind, &answer, SystemTime::now()) else { return Ok(answer) };
         let complaint = Complaint::read(&answer.body);
         debug!(
             http_status = answer.status,

@@ -79,7 +79,7 @@ pub enum Error {
         /// The HTTP status.
         status: u16,
     },
-    /// 3xx or a 4xx that means nothing here.
+    /// 3xx, a 4xx that means nothing here, or a 4xx whose body is a web page: a proxy answers in Central's place.
     #[error("Central answered in a way that makes no sense here (HTTP {status})")]
     Unexpected {
         /// The HTTP status.
@@ -91,15 +91,20 @@ pub enum Error {
         /// The HTTP status.
         status: u16,
     },
-    /// 2xx with a body that a read cannot use.
+    /// 2xx with a body that is not Central's (a web page, not text, not all of it), or that a read cannot use.
     #[error("Central's answer (HTTP {status}) is not what this operation returns")]
     Unreadable {
         /// The HTTP status.
         status: u16,
     },
-    /// A list of customers that does not add up.
-    #[error("Central's list of customers cannot be relied on: {0}")]
-    ListUnreliable(Flaw),
+    /// A list that does not add up.
+    #[error("Central's list of {list} cannot be relied on: {flaw}")]
+    ListUnreliable {
+        /// What it lists.
+        list: &'static str,
+        /// Why.
+        flaw: Flaw,
+    },
     /// Nothing was sent: other customers are in scope than when it was previewed.
     #[error("other customers are in scope now than when it was previewed")]
     PreviewStale,
@@ -128,7 +133,7 @@ pub enum Error {
     #[error("Central did not answer within central.timeout")]
     TimedOut(#[source] exchange::Error),
     /// Nothing was sent: the audit trail did not take what was about to be.
-    #[error("the audit trail cannot be written, and nothing is sent without it")]
+    #[error("the audit trail cannot be written, and no call is made without it")]
     AuditUnavailable,
     /// The caller's deadline passed, or the caller left.
     #[error("the caller's deadline passed {}", if *nothing_was_sent { "before anything was sent to Central" } else { "while Central was at work" })]
@@ -171,18 +176,20 @@ impl Error {
             | Self::RateLimited { .. }
             | Self::QuotaExhausted { .. }
             | Self::Unimplemented
-            | Self::Unexpected { .. }
+            | Self::Unexpected { status: 400.. }
             | Self::Unreachable(_)
             | Self::Down { .. }
             | Self::Overloaded { .. }
-            | Self::ListUnreliable(_)
+            | Self::ListUnreliable { .. }
             | Self::PreviewStale
             | Self::Unresolved(_)
             | Self::AuditUnavailable
             | Self::NotPermitted { .. }
             | Self::ReadsSpent { .. }
             | Self::Deadline { nothing_was_sent: true } => Outcome::NotApplied,
-            Self::Unavailable { .. }
+            // A redirect may follow a change that was made (303).
+            Self::Unexpected { status: ..400 }
+            | Self::Unavailable { .. }
             | Self::Internal { .. }
             | Self::ReportedFailure { .. }
             | Self::Unreadable { .. }
@@ -217,7 +224,7 @@ impl Error {
             | Self::Unreadable { .. }
             | Self::Down { .. }
             | Self::Overloaded { .. }
-            | Self::ListUnreliable(_)
+            | Self::ListUnreliable { .. }
             | Self::PreviewStale
             | Self::Unresolved(_)
             | Self::AuditUnavailable
@@ -244,7 +251,7 @@ impl Error {
             Self::Conflict => Some(409),
             Self::RateLimited { is_answer, .. } | Self::QuotaExhausted { is_answer, .. } => is_answer.then_some(429),
             Self::Unimplemented => Some(501),
-            Self::ListUnreliable(_) => Some(200),
+            Self::ListUnreliable { .. } => Some(200),
             Self::Unresolved(error) => error.http_status(),
             Self::TokenUnavailable { .. }
             | Self::Unreachable(_)

@@ -262,7 +262,7 @@ impl Piece {
         self.check(&fate, now)?;
         fate.parts[self.index].state = PartState::Sent;
         fate.calls += 1;
-        self.member.mark.0.store(true, Relaxed);
+        self.member.mark.set();
         drop(fate);
         self.patience = None;
         Ok(())
@@ -352,6 +352,11 @@ impl Drop for Piece {
 }
 
 impl SentMark {
+    /// From now on something may have been sent.
+    pub fn set(&self) {
+        self.0.store(true, Relaxed);
+    }
+
     /// Whether anything may have been sent.
     pub fn is_set(&self) -> bool {
         self.0.load(Relaxed)

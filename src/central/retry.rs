@@ -5,7 +5,10 @@ use std::time::{Duration, SystemTime};
 use http::HeaderMap;
 use tokio::time::Instant;
 
-use super::{Error, wire};
+use super::{
+    Error,
+    wire::{self, Complaint, Report},
+};
 use crate::{exchange::Answer, quota::RateLimitHeaders};
 
 /// How often a call is sent again after a failure to connect. More would only make the caller wait: a Central that
@@ -15,28 +18,54 @@ const MAX_RECONNECTS: u32 = 2;
 /// The longest that a wait hint is believed: a minute spans any short window.
 const LONGEST_HINT: Duration = Duration::from_mins(1);
 
+/// What is asked of Central.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Its answer says whether it worked.
+    Change,
+    /// Its answer is a list, and entries of it may have failed at something else.
+    Read,
+}
+
 /// Reads off a status, the headers and the body whether Central accepted a call. `now` serves where the answer has no
 /// `Date`.
-pub(super) fn judge(answer: &Answer, now: SystemTime) -> Result<(), Error> {
+pub(super) fn judge(kind: Kind, answer: &Answer, now: SystemTime) -> Result<(), Error> {
     let status = answer.status;
+    let is_page = || wire::is_page(&answer.body);
     Err(match status {
         // Not all of it was seen: it may report a failure.
         200..=299 if !answer.complete => Error::Unreadable { status },
-        200..=299 if wire::reports_failure(&answer.body) => Error::ReportedFailure { status },
-        200..=299 => return Ok(()),
+        200..=299 if kind == Kind::Read => return Ok(()), // whoever asked reads it
+        200..=299 => match wire::report(status, &answer.body) {
+            Report::Success => return Ok(()),
+            Report::Failure => Error::ReportedFailure { status },
+            Report::Foreign => Error::Unreadable { status },
+        },
+        // These mean the same whoever says them: proxies have limits too, and say so in web pages.
+        413 | 417 => Error::TooLarge { status },
+        429 => throttled(&answer.headers, now),
+        400..=499 if is_page() => Error::Unexpected { status },
         400 | 422 => Error::ArgumentRejected { status },
         401 => Error::CredentialsRejected { status: Some(status), source: None },
         403 => Error::PermissionDenied,
-        404 if wire::Complaint::read(&answer.body).is_missing_route() => Error::EndpointNotFound,
-        404 => Error::CustomerNotFound,
+        404 => not_found(&Complaint::read(&answer.body)),
         409 => Error::Conflict,
-        413 | 417 => Error::TooLarge { status },
-        429 => throttled(&answer.headers, now),
         501 => Error::Unimplemented,
         502..=504 => Error::Unavailable { status },
         500 | 505.. => Error::Internal { status },
         _ => Error::Unexpected { status },
     })
+}
+
+/// Whether a 404 is about a customer. Only Central's services know customers.
+fn not_found(complaint: &Complaint) -> Error {
+    if complaint.is_missing_route() {
+        Error::EndpointNotFound
+    } else if complaint.is_foreign_text() {
+        Error::Unexpected { status: 404 }
+    } else {
+        Error::CustomerNotFound
+    }
 }
 
 /// Which window a 429 is of: the one whose `X-RateLimit-Remaining-*` is 0. Without any header (a proxy's 429, say) it
@@ -166,7 +195,22 @@ mod tests {
             (202, "true", "Ok(())"),
             (204, "", "Ok(())"),
             (200, "false", "Err(ReportedFailure { status: 200 })"),
+            (200, r#"[{"error_code":"E1"}]"#, "Err(ReportedFailure { status: 200 })"),
+            (207, "", "Err(ReportedFailure { status: 207 })"),
+            (200, "<html>log in", "Err(Unreadable { status: 200 })"),
             (301, "", "Err(Unexpected { status: 301 })"),
+            (303, "<html>", "Err(Unexpected { status: 303 })"),
+            (400, "<html>", "Err(Unexpected { status: 400 })"),
+            (401, "<html>", "Err(Unexpected { status: 401 })"),
+            (403, "<html>", "Err(Unexpected { status: 403 })"),
+            (404, "<html>", "Err(Unexpected { status: 404 })"),
+            (404, "404 page not found", "Err(Unexpected { status: 404 })"),
+            (404, "", "Err(CustomerNotFound)"),
+            (404, r#"{"message":"Not found"}"#, "Err(EndpointNotFound)"),
+            (409, "<html>", "Err(Unexpected { status: 409 })"),
+            (413, "<html>", "Err(TooLarge { status: 413 })"),
+            (422, "<html>", "Err(Unexpected { status: 422 })"),
+            (502, "<html>", "Err(Unavailable { status: 502 })"),
             (400, "", "Err(ArgumentRejected { status: 400 })"),
             (401, "", "Err(CredentialsRejected { status: Some(401), source: None })"),
             (402, "", "Err(Unexpected { status: 402 })"),
@@ -188,8 +232,11 @@ mod tests {
             (999, "", "Err(Internal { status: 999 })"),
         ];
         for (status, body, expected) in table {
-            assert_eq!(format!("{:?}", judge(&answer(*status, body, &[]), noon())), *expected);
+            assert_eq!(format!("{:?}", judge(Kind::Change, &answer(*status, body, &[]), noon())), *expected);
         }
+        // A list may tell of failures that are no failure of reading it.
+        let list = answer(200, r#"{"devices":[{"status":"failed"}]}"#, &[]);
+        assert!(judge(Kind::Read, &list, noon()).is_ok() && judge(Kind::Change, &list, noon()).is_err());
     }
 
     #[test]
@@ -206,9 +253,11 @@ mod tests {
             (&[("retry-after", "99999999")], second(60)),
         ];
         for (headers, expected) in table {
-            let error = judge(&answer(429, "", headers), noon()).expect_err("a refusal");
+            let error = judge(Kind::Change, &answer(429, "", headers), noon()).expect_err("a refusal");
             assert_eq!(format!("{error:?}"), format!("{expected:?}"), "{headers:?}");
         }
+        let page = judge(Kind::Change, &answer(429, "<html>", &[]), noon()).expect_err("a refusal");
+        assert_eq!(format!("{page:?}"), format!("{:?}", second(1)), "a proxy's");
     }
 
     #[test]

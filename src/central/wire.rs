@@ -2,10 +2,12 @@
 //! SDK and Kong 0.14.1's source; nothing here was tried against a live Central.
 
 pub(super) mod listings;
+mod success;
 
 use serde::Serialize;
 use serde_json::Value;
 
+pub(super) use self::success::{Report, is_page, report};
 use crate::license::{CustomerId, Customers, Scope, ServiceName, Services};
 
 /// The body of `DELETE /platform/licensing/v1/msp/subscriptions/devices/all`.
@@ -43,48 +45,6 @@ pub(super) fn service_names(body: &[u8]) -> Option<Vec<ServiceName>> {
     let mut names: Vec<_> = services.into_iter().filter_map(|(name, _)| ServiceName::new(name).ok()).collect();
     names.sort();
     (!names.is_empty()).then_some(names)
-}
-
-/// Whether the body of a 2xx says that the work failed.
-///
-/// The body of this operation is not documented. Other operations of classic Central answer 2xx with nothing, a bare
-/// boolean, a string, `{"status":"success"}`, and sometimes with a list of failures. Only what plainly reports a
-/// failure counts as one; everything else is success.
-pub(super) fn reports_failure(body: &[u8]) -> bool {
-    match serde_json::from_slice(body) {
-        Ok(Value::Bool(succeeded)) => !succeeded,
-        Ok(Value::Object(fields)) => fields.iter().any(|(name, value)| {
-            let name = name.to_ascii_lowercase();
-            match name.as_str() {
-                "status" | "success" | "result" => says_failed(value),
-                "error" | "errors" | "error_code" | "exception" => is_something(value),
-                _ => name.starts_with("fail") && is_something(value),
-            }
-        }),
-        _ => false,
-    }
-}
-
-fn says_failed(value: &Value) -> bool {
-    match value {
-        Value::Bool(succeeded) => !succeeded,
-        Value::String(word) => {
-            let word = word.to_ascii_lowercase();
-            ["fail", "error", "reject", "denied"].iter().any(|bad| word.contains(bad))
-        }
-        _ => false,
-    }
-}
-
-fn is_something(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::Bool(set) => *set,
-        Value::Number(number) => number.as_f64() != Some(0.0),
-        Value::String(text) => !text.is_empty(),
-        Value::Array(list) => !list.is_empty(),
-        Value::Object(fields) => !fields.is_empty(),
-    }
 }
 
 /// What Central says in a refusal, whichever of its dialects it speaks. For decisions and the debug log; never for
@@ -159,10 +119,17 @@ impl Complaint {
         words.trim_end().to_owned()
     }
 
-    /// Whether Kong says that it has no such route: usually a wrong base URL, never an unknown customer.
+    /// Whether Kong says that it has no such route: usually a wrong base URL, never an unknown customer. Its versions say
+    /// `no route and no API found with those values`, `no Route matched with those values`, `Not found`.
     pub(super) fn is_missing_route(&self) -> bool {
         let text = self.text.to_ascii_lowercase();
-        self.dialect != Dialect::Service && text.contains("no route") && text.contains("found")
+        let says_so = text.starts_with("no route") || text.starts_with("no api found") || text == "not found";
+        matches!(self.dialect, Dialect::Kong | Dialect::Text) && says_so
+    }
+
+    /// Whether this is text of a proxy: Central's services speak JSON. (An empty body may be anybody's.)
+    pub(super) fn is_foreign_text(&self) -> bool {
+        self.dialect == Dialect::Text && !self.text.trim().is_empty()
     }
 }
 
@@ -212,36 +179,6 @@ mod tests {
     }
 
     #[test]
-    fn only_a_plain_report_of_failure_counts_as_one() {
-        for body in [
-            "",
-            "true",
-            r#""""#,
-            r#""ok""#,
-            "OK",
-            "{}",
-            "[]",
-            "null",
-            r#"{"status":"success"}"#,
-            r#"{"status":200,"error":null,"failed_devices":[]}"#,
-            r#"{"message":"0 failures"}"#,
-        ] {
-            assert!(!reports_failure(body.as_bytes()), "{body}");
-        }
-        for body in [
-            "false",
-            r#"{"status":"Failed"}"#,
-            r#"{"status":false}"#,
-            r#"{"success":false}"#,
-            r#"{"status":"success","failed_customers":["a"]}"#,
-            r#"{"error_code":"0001","description":"x"}"#,
-            r#"{"errors":[{"x":1}]}"#,
-        ] {
-            assert!(reports_failure(body.as_bytes()), "{body}");
-        }
-    }
-
-    #[test]
     fn all_dialects_are_understood() {
         let table = [
             (
@@ -276,6 +213,11 @@ mod tests {
         let echo = r#"{"message":"no: Authorization: Bearer cLdEEdbEOvw3rhDxFvnS2PlrqvMrPL1w, sorry"}"#;
         assert_eq!(Complaint::read(echo.as_bytes()).for_log(), "no: Authorization: Bearer [masked], sorry");
         assert!(Complaint::read(br#"{"message":"no route and no API found with those values"}"#).is_missing_route());
-        assert!(!Complaint::read(br#"{"message":"customer not found"}"#).is_missing_route());
+        for words in ["no Route matched with those values", "Not found"] {
+            assert!(Complaint::read(format!(r#"{{"message":"{words}"}}"#).as_bytes()).is_missing_route(), "{words}");
+        }
+        for words in [r#"{"message":"customer not found"}"#, r#"{"detail":"Not found"}"#, r#"{"detail":"no route"}"#] {
+            assert!(!Complaint::read(words.as_bytes()).is_missing_route(), "{words}");
+        }
     }
 }

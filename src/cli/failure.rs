@@ -69,6 +69,10 @@ struct Partial {
     not_applied: Vec<String>,
     #[serde(rename = "unknown_customer_ids")]
     unknown: Vec<String>,
+    /// How many there are: the lists may be cut.
+    applied_count: usize,
+    not_applied_count: usize,
+    unknown_count: usize,
 }
 
 impl FailedCall {
@@ -244,14 +248,20 @@ impl FailedCall {
 
 impl Partial {
     pub(super) fn text(&self) -> String {
-        let section = |(name, ids): (&str, &Vec<String>)| {
-            let head = format!("  {name}: {}", ids.len());
-            print::lines([head].into_iter().chain(ids.iter().map(|id| format!("    {}", clean(id)))))
+        let section = |(name, ids, count): (&str, &Vec<String>, usize)| {
+            let head = format!("  {name}: {count}");
+            let left_out = count - ids.len();
+            let more = (left_out > 0).then(|| format!("    and {left_out} more; the gateway's audit trail names them"));
+            print::lines([head].into_iter().chain(ids.iter().map(|id| format!("    {}", clean(id)))).chain(more))
         };
-        [("applied", &self.applied), ("not applied", &self.not_applied), ("unknown", &self.unknown)]
-            .into_iter()
-            .map(section)
-            .collect()
+        [
+            ("applied", &self.applied, self.applied_count),
+            ("not applied", &self.not_applied, self.not_applied_count),
+            ("unknown", &self.unknown, self.unknown_count),
+        ]
+        .into_iter()
+        .map(section)
+        .collect()
     }
 }
 
@@ -286,8 +296,8 @@ fn retry(status: &Status, delay: Option<Duration>) -> Retry {
     let delay = delay.map(|delay| delay.as_secs_f64());
     match pushback.map(|text| (text, text.parse::<u32>())) {
         Some((_, Ok(millis))) => Retry { allowed: Some(true), after_seconds: Some(f64::from(millis) / 1000.0) },
-        // gRPC: whatever is not a number of milliseconds means no.
-        Some((_, Err(_))) => Retry { allowed: Some(false), after_seconds: delay },
+        // gRPC: whatever is not a number of milliseconds means no. With a wait it means not within this call's deadline.
+        Some((_, Err(_))) => Retry { allowed: Some(delay.is_some()), after_seconds: delay },
         None => Retry { allowed: delay.map(|_| true), after_seconds: delay },
     }
 }
@@ -296,7 +306,12 @@ fn partial(status: &Status) -> Option<Partial> {
     let details = tonic_types::pb::Status::decode(status.details()).ok()?.details;
     let any = details.iter().find(|any| any.type_url.ends_with("/central.licensing.v1.PartialOutcome"))?;
     let message = proto::PartialOutcome::decode(any.value.as_slice()).ok()?;
+    // Older gateways do not count: their lists are whole.
+    let count = |count: u32, ids: &[String]| ids.len().max(usize::try_from(count).unwrap_or(usize::MAX));
     Some(Partial {
+        applied_count: count(message.applied_count, &message.applied_customer_ids),
+        not_applied_count: count(message.not_applied_count, &message.not_applied_customer_ids),
+        unknown_count: count(message.unknown_count, &message.unknown_customer_ids),
         applied: message.applied_customer_ids,
         not_applied: message.not_applied_customer_ids,
         unknown: message.unknown_customer_ids,

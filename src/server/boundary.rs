@@ -84,13 +84,14 @@ pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request
     let is_read = request.uri().path().ends_with("/ListServices");
     if boundary.is_draining.load(Relaxed) && !is_infrastructure {
         boundary.metrics.shed(Shed::Draining);
-        return respond(&Failure::Draining, operation_id);
+        return respond(&Failure::Draining, operation_id, None);
     }
     let capacity = if is_read { &boundary.reads } else { &boundary.changes };
     if !is_infrastructure {
         let Ok(permit) = Arc::clone(capacity).try_acquire_owned() else {
             boundary.metrics.shed(Shed::QueueFull);
-            return respond(&Failure::Overloaded, operation_id);
+            let deadline = grpc_timeout(request.headers()).map(|allowed| Instant::now() + allowed);
+            return respond(&Failure::Overloaded, operation_id, deadline);
         };
         request.extensions_mut().insert(Room(Arc::new(permit)));
     }
@@ -108,7 +109,7 @@ pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request
     match within(deadline, next.run(request)).await {
         Ok(response) if is_infrastructure => response,
         Ok(response) => with_details(response, operation_id, &mark),
-        Err(_) => respond(&Failure::DeadlineExceeded { nothing_was_sent: !mark.is_set() }, operation_id),
+        Err(_) => respond(&Failure::DeadlineExceeded { nothing_was_sent: !mark.is_set() }, operation_id, None),
     }
 }
 
@@ -142,11 +143,11 @@ fn with_details(response: Response, operation_id: OperationId, mark: &SentMark) 
         Code::Unimplemented => Failure::NotImplemented,
         _ => Failure::MessageMalformed,
     };
-    respond(&failure, operation_id)
+    respond(&failure, operation_id, None)
 }
 
-fn respond(failure: &Failure, operation_id: OperationId) -> Response {
-    status::respond(failure, operation_id).into_http()
+fn respond(failure: &Failure, operation_id: OperationId, deadline: Option<Instant>) -> Response {
+    status::respond(failure, operation_id, deadline, Instant::now()).into_http()
 }
 
 /// How long the caller waits, by the header of the gRPC protocol: up to eight digits and a unit.
@@ -219,6 +220,7 @@ mod tests {
 
     /// Sends one request through all that stands around a handler.
     async fn through<F: Future<Output = Response> + Send + 'static>(
+        method: &str,
         headers: &[(&'static str, &str)],
         handler: impl FnOnce() -> F + Clone + Send + Sync + 'static,
     ) -> Status {
@@ -227,7 +229,7 @@ mod tests {
             .fallback(handler)
             .layer(catch_panics())
             .layer(axum::middleware::from_fn_with_state(boundary, guard));
-        let mut request = Request::builder().uri("/central.licensing.v1.LicensingService/UnassignLicenses");
+        let mut request = Request::builder().uri(format!("/central.licensing.v1.LicensingService/{method}"));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -242,9 +244,28 @@ mod tests {
         (info.reason.clone(), info.metadata["outcome"].clone())
     }
 
+    const UNASSIGN: &str = "UnassignLicenses";
+
+    #[tokio::test]
+    async fn a_panic_after_sending_is_told_as_unknown() {
+        async fn handler(request: Request) -> Response {
+            request.extensions().get::<SentMark>().expect("every RPC has one").set();
+            panic!("on purpose")
+        }
+        let boundary = Boundary::new(1, TaskTracker::new(), Metrics::disabled());
+        let router = axum::Router::new()
+            .fallback(handler)
+            .layer(catch_panics())
+            .layer(axum::middleware::from_fn_with_state(boundary, guard));
+        let request = Request::builder().uri("/central.licensing.v1.LicensingService/UnassignLicenses");
+        let response = router.oneshot(request.body(axum::body::Body::empty()).unwrap()).await.unwrap();
+        let status = Status::from_header_map(response.headers()).expect("a failure");
+        assert_eq!(reason_and_outcome(&status), ("GATEWAY_INTERNAL".to_owned(), "unknown".to_owned()));
+    }
+
     #[tokio::test]
     async fn a_panic_stays_inside_and_nothing_was_sent() {
-        let status = through(&[], || async { panic!("on purpose") }).await;
+        let status = through(UNASSIGN, &[], || async { panic!("on purpose") }).await;
         assert_eq!(status.code(), Code::Internal);
         assert_eq!(reason_and_outcome(&status), ("GATEWAY_INTERNAL".to_owned(), "not_applied".to_owned()));
     }
@@ -252,7 +273,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_message_that_never_arrives_does_not_outlive_its_deadline() {
         let began = Instant::now();
-        let status = through(&[("grpc-timeout", "300m")], std::future::pending).await;
+        let status = through(UNASSIGN, &[("grpc-timeout", "300m")], std::future::pending).await;
         assert_eq!(status.code(), Code::DeadlineExceeded);
         assert_eq!(reason_and_outcome(&status).1, "not_applied");
         assert!(began.elapsed() < Duration::from_millis(300));
@@ -264,10 +285,14 @@ mod tests {
             (Status::out_of_range("too large"), Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
             (Status::unimplemented(""), Code::Unimplemented, "NOT_IMPLEMENTED"),
             (Status::internal("bad bytes"), Code::Internal, "MESSAGE_MALFORMED"),
-            (status::respond(&Failure::OpenScopeDenied, OperationId::new()), Code::PermissionDenied, "POLICY_DENIED"),
+            (
+                status::respond(&Failure::OpenScopeDenied, OperationId::new(), None, Instant::now()),
+                Code::PermissionDenied,
+                "POLICY_DENIED",
+            ),
         ];
         for (made, code, reason) in table {
-            let status = through(&[], move || async move { made.into_http() }).await;
+            let status = through("UnassignLicenses", &[], move || async move { made.into_http() }).await;
             assert_eq!((status.code(), reason_and_outcome(&status).0.as_str()), (code, reason));
         }
     }

@@ -1,5 +1,7 @@
 //! A message becomes an [`Unassignment`], or a [`Look`] at one, or every violation at once.
 
+use tonic::metadata::MetadataMap;
+
 use super::status::Violation;
 use crate::{
     license::{
@@ -39,6 +41,17 @@ impl TryFrom<UnassignLicensesRequest> for Unassignment {
             _ => Err(violations),
         }
     }
+}
+
+/// How many earlier attempts of the same request a proxy or a library announces. 0: this is the first, or nobody says.
+///
+/// Envoy counts attempts from 1 (`x-envoy-attempt-count`); gRPC's libraries count the earlier ones, hedged ones too.
+pub fn announced_attempts(metadata: &MetadataMap) -> u32 {
+    let most = |name: &str| {
+        let numbers = metadata.get_all(name).iter().filter_map(|value| value.to_str().ok()?.trim().parse::<u32>().ok());
+        numbers.max().unwrap_or_default()
+    };
+    most("x-envoy-attempt-count").saturating_sub(1).max(most("grpc-previous-rpc-attempts"))
 }
 
 /// What is to be previewed, and at what cost.
@@ -190,6 +203,29 @@ mod tests {
         ];
         for (request, expected) in table {
             assert_eq!(fields(request), expected);
+        }
+    }
+
+    #[test]
+    fn attempts_are_counted_as_they_are_announced() {
+        let table: [(&[(&str, &str)], u32); 10] = [
+            (&[], 0),
+            (&[("x-envoy-attempt-count", "1")], 0),
+            (&[("x-envoy-attempt-count", "0")], 0),
+            (&[("x-envoy-attempt-count", "2")], 1),
+            (&[("x-envoy-attempt-count", "1"), ("x-envoy-attempt-count", "3")], 2),
+            (&[("grpc-previous-rpc-attempts", "0")], 0),
+            (&[("grpc-previous-rpc-attempts", "1")], 1),
+            (&[("grpc-previous-rpc-attempts", "4"), ("x-envoy-attempt-count", "2")], 4),
+            (&[("grpc-previous-rpc-attempts", "-1"), ("x-envoy-attempt-count", "two")], 0),
+            (&[("X-Envoy-Attempt-Count", " 2 ")], 1),
+        ];
+        for (headers, expected) in table {
+            let headers = headers.iter().map(|(name, value)| {
+                (http::HeaderName::try_from(*name).unwrap(), http::HeaderValue::try_from(*value).unwrap())
+            });
+            let metadata = MetadataMap::from_headers(headers.collect());
+            assert_eq!(announced_attempts(&metadata), expected, "{metadata:?}");
         }
     }
 

@@ -411,6 +411,9 @@ fn partial_outcome_lists_whom_it_reached() {
             applied_customer_ids: vec!["c1".to_owned()],
             not_applied_customer_ids: vec![],
             unknown_customer_ids: vec!["c2".to_owned(), "c3".to_owned()],
+            applied_count: 1,
+            not_applied_count: 0,
+            unknown_count: 7,
         };
         message.details.push(prost_types::Any {
             type_url: "type.googleapis.com/central.licensing.v1.PartialOutcome".to_owned(),
@@ -422,7 +425,10 @@ fn partial_outcome_lists_whom_it_reached() {
     assert_eq!(ran.code, 3);
     assert!(ran.err.starts_with("Only a part was done.\n"), "{}", ran.err);
     assert!(
-        ran.err.contains("\n  applied: 1\n    c1\n  not applied: 0\n  unknown: 2\n    c2\n    c3\n\nRepeat it for"),
+        ran.err.contains(
+            "\n  applied: 1\n    c1\n  not applied: 0\n  unknown: 7\n    c2\n    c3\n    and 5 more; the \
+             gateway's audit trail names them\n\nRepeat it for"
+        ),
         "{}",
         ran.err
     );
@@ -430,6 +436,7 @@ fn partial_outcome_lists_whom_it_reached() {
         gateway.run(&[CLOSED, &["--json"]].concat()).json()["partial"],
         json!({
             "applied_customer_ids": ["c1"], "not_applied_customer_ids": [], "unknown_customer_ids": ["c2", "c3"],
+            "applied_count": 1, "not_applied_count": 0, "unknown_count": 7,
         })
     );
 }

@@ -16,11 +16,12 @@ pub fn faults() -> Vec<Row> {
     let answer = Fault::answer;
     let reply = |reply| Fault::new(reply);
     let failed = |code, reason, outcome| Some((code, reason, outcome));
-    let lost = || failed(Code::Unavailable, "CENTRAL_CONNECTION_LOST", "unknown");
+    let lost = || failed(Code::Unknown, "CENTRAL_CONNECTION_LOST", "unknown");
     let timed_out = || failed(Code::DeadlineExceeded, "CENTRAL_TIMEOUT", "unknown");
-    let unavailable = || failed(Code::Unavailable, "CENTRAL_UNAVAILABLE", "unknown");
+    let unavailable = || failed(Code::Unknown, "CENTRAL_UNAVAILABLE", "unknown");
     let internal = || failed(Code::Internal, "CENTRAL_INTERNAL", "unknown");
     let unexpected = || failed(Code::Internal, "CENTRAL_UNEXPECTED", "not_applied");
+    let foreign = || failed(Code::Unknown, "CENTRAL_UNEXPECTED", "unknown");
     let rejected = || failed(Code::InvalidArgument, "CENTRAL_REJECTED_ARGUMENT", "not_applied");
     vec![
         ("nothing unusual", Fault::none(), None),
@@ -37,7 +38,11 @@ pub fn faults() -> Vec<Row> {
         ("409", answer(409), failed(Code::Aborted, "CENTRAL_CONFLICT", "not_applied")),
         ("402", answer(402), unexpected()),
         ("418", answer(418), unexpected()),
-        ("302", reply(Reply::Answer(Answer::redirect("/elsewhere"))), unexpected()),
+        ("302", reply(Reply::Answer(Answer::redirect("/elsewhere"))), foreign()),
+        ("302, applied", reply(Reply::Answer(Answer::redirect("/elsewhere"))).and_applied(), foreign()),
+        ("404 in HTML", reply(Reply::Answer(Answer::new(404).dialect(Dialect::Html))), unexpected()),
+        ("403 in HTML", reply(Reply::Answer(Answer::new(403).dialect(Dialect::Html))), unexpected()),
+        ("404 of another server", reply(Reply::Answer(Answer::new(404).dialect(Dialect::Text))), unexpected()),
         ("500", answer(500), internal()),
         ("500, applied", answer(500).and_applied(), internal()),
         ("501", answer(501), failed(Code::Unimplemented, "CENTRAL_UNIMPLEMENTED", "not_applied")),
@@ -68,10 +73,18 @@ pub fn faults() -> Vec<Row> {
         ("200, text", reply(Reply::Success(SuccessBody::Text)).and_applied(), None),
         ("200, object", reply(Reply::Success(SuccessBody::Object)).and_applied(), None),
         ("200, not JSON", reply(Reply::Success(SuccessBody::NotJson)).and_applied(), None),
+        ("200, endless", reply(Reply::Huge(1 << 30)).and_applied(), foreign()),
+        ("200, a login page", reply(Reply::Answer(Answer::new(200).dialect(Dialect::Html))), foreign()),
         (
-            "200, endless",
-            reply(Reply::Huge(1 << 30)).and_applied(),
-            failed(Code::Internal, "CENTRAL_UNEXPECTED", "unknown"),
+            "200, a list with a failure, applied in part",
+            reply(Reply::Answer(Answer::new(200).body(r#"{"status":[{"serial":"X","error_code":"E1"}]}"#)))
+                .and_applied(),
+            failed(Code::Internal, "CENTRAL_REPORTED_FAILURE", "unknown"),
+        ),
+        (
+            "207",
+            reply(Reply::Answer(Answer::new(207).body("{}"))).and_applied(),
+            failed(Code::Internal, "CENTRAL_REPORTED_FAILURE", "unknown"),
         ),
         ("repeats our secrets", reply(Reply::EchoSecrets(400)), rejected()),
         ("says gzip", reply(Reply::Answer(Answer::lying_gzip())).and_applied(), None),
@@ -215,7 +228,7 @@ async fn a_split_request_that_fails_half_way_names_what_became_of_whom() {
     sandbox.fault(Fault::answer(413).on(Operation::Unassign));
     sandbox.fault(Fault::answer(503).on(Operation::Unassign).and_applied());
     let failure = gateway.send(include(&ids)).await.unwrap_err();
-    assert_eq!((failure.code, failure.reason.as_str()), (Code::Unavailable, "CENTRAL_UNAVAILABLE"));
+    assert_eq!((failure.code, failure.reason.as_str()), (Code::Unknown, "CENTRAL_UNAVAILABLE"));
     assert_eq!((failure.outcome.as_str(), failure.pushback.as_str()), ("partial", "-1"));
 
     let details = tonic_types::pb::Status::decode(failure.status.details()).unwrap().details;
@@ -224,6 +237,109 @@ async fn a_split_request_that_fails_half_way_names_what_became_of_whom() {
     assert_eq!(partial.applied_customer_ids, customers[..2]);
     assert_eq!(partial.unknown_customer_ids, customers[2..3]);
     assert_eq!(partial.not_applied_customer_ids, customers[3..]);
+    gateway.stop().await;
+}
+
+/// What a failure's headers take on the wire, as HTTP/2 counts them, and the sizes of `:status` and `date` beside it.
+async fn header_bytes(gateway: &Gateway, message: &impl prost::Message) -> (usize, tonic::Status) {
+    use tower::Service as _;
+
+    let mut frame = vec![0];
+    let body = message.encode_to_vec();
+    frame.extend(u32::try_from(body.len()).unwrap().to_be_bytes());
+    frame.extend(body);
+    let request = http::Request::post("/central.licensing.v1.LicensingService/UnassignLicenses")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(tonic::body::Body::new(http_body_util::Full::from(frame)))
+        .unwrap();
+    let mut channel = gateway.channel.clone();
+    std::future::poll_fn(|context| channel.poll_ready(context)).await.unwrap();
+    let response = channel.call(request).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let trailers = http_body_util::BodyExt::collect(body).await.unwrap().trailers().cloned().unwrap_or_default();
+    let size = |headers: &http::HeaderMap| {
+        headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum::<usize>()
+    };
+    let status = tonic::Status::from_header_map(&trailers).or_else(|| tonic::Status::from_header_map(&parts.headers));
+    (size(&parts.headers) + size(&trailers) + 42, status.unwrap())
+}
+
+#[tokio::test]
+async fn what_does_not_fit_into_headers_is_cut_with_its_count() {
+    use license_gateway::proto::PartialOutcome;
+    use prost::Message as _;
+
+    const MOST: usize = 4_096;
+    let sandbox = Sandbox::start(crate::support::unlimited().with_generated_customers(1_000)).await.unwrap();
+    let gateway = Gateway::start(&sandbox).await;
+    gateway.ready().await;
+
+    // Every id is bad.
+    let bad: Vec<_> = (0..1_000).map(|n| format!("an id with blanks {n}")).collect();
+    let (bytes, status) = header_bytes(&gateway, &include(&bad.iter().map(String::as_str).collect::<Vec<_>>())).await;
+    assert!(bytes <= MOST, "{bytes} bytes");
+    let failure = crate::support::Failure::from(status);
+    assert_eq!((failure.reason.as_str(), failure.outcome.as_str()), ("INVALID_REQUEST", "not_applied"));
+    let details = tonic_types::StatusExt::get_error_details(&failure.status);
+    let violations = &details.bad_request().unwrap().field_violations;
+    let (last, shown) = violations.split_last().unwrap();
+    assert!(shown.len() >= 10, "{}", shown.len());
+    assert!(last.description.starts_with(&format!("and {} more", 1_000 - shown.len())), "{last:?}");
+
+    // Half is done, the other half is not known.
+    let ids: Vec<_> = (0..1_000).map(|n| customer(&sandbox, n)).collect();
+    sandbox.fault(Fault::answer(413).on(Operation::Unassign));
+    sandbox.fault(Fault::none().on(Operation::Unassign));
+    sandbox.fault(Fault::reset().on(Operation::Unassign));
+    let (bytes, status) = header_bytes(&gateway, &include(&ids.iter().map(String::as_str).collect::<Vec<_>>())).await;
+    assert!(bytes <= MOST, "{bytes} bytes");
+    let failure = crate::support::Failure::from(status);
+    assert_eq!((failure.reason.as_str(), failure.outcome.as_str()), ("CENTRAL_CONNECTION_LOST", "partial"));
+    let details = tonic_types::pb::Status::decode(failure.status.details()).unwrap().details;
+    let partial = details.iter().find(|any| any.type_url.ends_with("PartialOutcome")).expect("a PartialOutcome");
+    let partial = PartialOutcome::decode(&*partial.value).unwrap();
+    assert_eq!((partial.applied_count, partial.not_applied_count, partial.unknown_count), (500, 0, 500));
+    let shown = partial.unknown_customer_ids.len();
+    assert!(shown >= 15, "{shown}");
+    assert_eq!(partial.unknown_customer_ids, ids[500..500 + shown]);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_page_of_a_proxy_is_not_about_one_of_the_callers() {
+    let sandbox = sandbox().await;
+    let gateway = Gateway::start(&sandbox).await;
+    gateway.ready().await;
+    sandbox.fault(Fault::new(Reply::Answer(Answer::new(404).dialect(Dialect::Html))).on(Operation::Unassign).always());
+    let calls = (0..16).map(|n| {
+        let (mut client, id) = (gateway.client(), customer(&sandbox, n % 5));
+        async move { client.unassign_licenses(include(&[&id])).await.unwrap_err() }
+    });
+    let mut all = tokio::task::JoinSet::new();
+    calls.for_each(|call| drop(all.spawn(call)));
+    while let Some(status) = all.join_next().await {
+        let failure = crate::support::Failure::from(status.unwrap());
+        assert_eq!((failure.code, failure.reason.as_str()), (Code::Internal, "CENTRAL_UNEXPECTED"));
+        assert_eq!(failure.outcome, "not_applied");
+    }
+    assert!(sandbox.unassign_calls().len() <= 16, "nobody is asked about in halves");
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_wait_longer_than_the_deadline_is_no_pushback() {
+    let sandbox = sandbox().await;
+    let gateway = Gateway::start(&sandbox).await;
+    gateway.ready().await;
+    let a_minute = Answer::new(429).rate_headers(RateHeaders::None).header("Retry-After", "60");
+    sandbox.fault(Fault::new(Reply::Answer(a_minute)).on(Operation::Unassign));
+    let mut request = tonic::Request::new(include(&[&customer(&sandbox, 0)]));
+    request.set_timeout(PATIENCE);
+    let failure = crate::support::Failure::from(gateway.client().unassign_licenses(request).await.unwrap_err());
+    assert_eq!((failure.reason.as_str(), failure.pushback.as_str()), ("CENTRAL_RATE_LIMITED", "-1"));
+    let details = tonic_types::StatusExt::get_error_details(&failure.status);
+    assert!(details.retry_info().and_then(|info| info.retry_delay).is_some(), "the wait is told all the same");
     gateway.stop().await;
 }
 
@@ -305,5 +421,35 @@ async fn a_private_authority_is_trusted_when_named_and_not_otherwise() {
     })
     .await;
     assert_eq!(gateway.unassign(&customer(&sandbox, 0)).await.unwrap(), 1);
+    gateway.stop().await;
+}
+
+/// Tools that know the contract by reflection alone can show why a call failed.
+#[tokio::test]
+async fn reflection_knows_the_details_of_failures() {
+    use tonic_reflection::pb::v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+
+    let sandbox = sandbox().await;
+    let gateway = Gateway::start(&sandbox).await;
+    let mut reflection = ServerReflectionClient::new(gateway.channel.clone());
+    for symbol in [
+        "google.rpc.ErrorInfo",
+        "google.rpc.RequestInfo",
+        "google.rpc.RetryInfo",
+        "google.rpc.BadRequest",
+        "google.rpc.QuotaFailure",
+        "central.licensing.v1.PartialOutcome",
+    ] {
+        let message_request = Some(MessageRequest::FileContainingSymbol(symbol.to_owned()));
+        let request = ServerReflectionRequest { host: String::new(), message_request };
+        let asked = tokio_stream::once(request);
+        let mut answers = reflection.server_reflection_info(asked).await.unwrap().into_inner();
+        let answer = answers.message().await.unwrap().unwrap().message_response;
+        assert!(matches!(answer, Some(MessageResponse::FileDescriptorResponse(_))), "{symbol}: {answer:?}");
+    }
+    drop(reflection);
     gateway.stop().await;
 }

@@ -330,7 +330,7 @@ async fn nothing_is_sent_where_who_is_in_scope_cannot_be_looked_up() {
         let failure = gateway.send(request.clone()).await.unwrap_err();
         assert_eq!((failure.code, failure.reason.as_str()), (code, reason), "{failure:?}");
         assert_eq!((failure.outcome.as_str(), failure.pushback.as_str()), ("not_applied", pushback));
-        assert!(failure.status.message().starts_with("nothing was sent"), "{failure:?}");
+        assert!(failure.status.message().starts_with("nothing was changed"), "{failure:?}");
         assert!(!failure.status.message().contains("look whether"), "{failure:?}");
     }
     assert!(sandbox.unassign_calls().is_empty());

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Call, Dispatch, Refused, lock};
 use crate::{
-    central::{Error, customers, fate::Member, retry::Attempts, wire},
+    central::{Error, fate::Member, list, retry::Attempts, wire},
     exchange::{Answer, Body},
     license::{Caller, ServiceName},
     quota::{NoPermit, Permit, Purpose},
@@ -54,7 +54,7 @@ impl<'a> Reads<'a> {
             origin: member.origin().clone(),
             member: Some(member),
             purpose: Purpose::Change,
-            left: customers::MOST_CALLS,
+            left: list::MOST_CALLS,
             made: 0,
         }
     }

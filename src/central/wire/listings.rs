@@ -2,24 +2,10 @@
 
 use serde_json::Value;
 
-use crate::license::{Customer, CustomerId};
-
-/// A page of `GET /msp_api/v1/customers`.
-#[derive(Debug, PartialEq, Eq)]
-pub(in crate::central) struct CustomerPage {
-    /// None: an entry has no `customer_id` that could be one. Whoever leaves it out does not know who is a customer.
-    pub customers: Option<Vec<Customer>>,
-    /// How many customers there are, by Central's word.
-    pub total: Option<u64>,
-}
-
-/// A page of `GET /platform/device_inventory/v1/devices`.
-#[derive(Debug, PartialEq, Eq)]
-pub(in crate::central) struct DevicePage {
-    pub devices: Vec<ListedDevice>,
-    /// How many devices there are, by Central's word.
-    pub total: Option<u64>,
-}
+use crate::{
+    central::list::Page,
+    license::{Customer, CustomerId},
+};
 
 /// A device of the inventory.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,27 +16,29 @@ pub(in crate::central) struct ListedDevice {
     pub services: Vec<String>,
 }
 
-/// None if it is anything but an object with `customers`.
-pub(in crate::central) fn customer_page(body: &[u8]) -> Option<CustomerPage> {
-    let page: Value = serde_json::from_slice(body).ok()?;
-    let customer = |entry: &Value| {
+/// A page of `GET /msp_api/v1/customers`. None if it is anything but an object with `customers`.
+pub(in crate::central) fn customer_page(body: &[u8]) -> Option<Page<CustomerId, Customer>> {
+    page(body, "customers", |entry| {
         let id = CustomerId::new(entry.get("customer_id")?.as_str()?.to_owned()).ok()?;
         let name = entry.get("customer_name").and_then(Value::as_str).unwrap_or_default().to_owned();
-        Some(Customer { id, name })
-    };
-    let customers = page.get("customers")?.as_array()?.iter().map(customer).collect();
-    Some(CustomerPage { customers, total: page.get("total").and_then(Value::as_u64) })
+        Some((id.clone(), Customer { id, name }))
+    })
 }
 
-/// None if it is anything but an object with `devices`.
-pub(in crate::central) fn device_page(body: &[u8]) -> Option<DevicePage> {
+/// A page of `GET /platform/device_inventory/v1/devices`. None if it is anything but an object with `devices`.
+pub(in crate::central) fn device_page(body: &[u8]) -> Option<Page<String, ListedDevice>> {
+    page(body, "devices", |entry| {
+        let serial = entry.get("serial")?.as_str().filter(|serial| !serial.is_empty())?.to_owned();
+        let customer_id = entry.get("customer_id").and_then(Value::as_str).map(str::to_owned);
+        Some((serial, ListedDevice { customer_id, services: names(entry).unwrap_or_default() }))
+    })
+}
+
+/// `entry` reads one entry of the list of this name; none: it has no id.
+fn page<Id, T>(body: &[u8], list: &str, entry: impl Fn(&Value) -> Option<(Id, T)>) -> Option<Page<Id, T>> {
     let page: Value = serde_json::from_slice(body).ok()?;
-    let device = |entry: &Value| ListedDevice {
-        customer_id: entry.get("customer_id").and_then(Value::as_str).map(str::to_owned),
-        services: names(entry).unwrap_or_default(),
-    };
-    let devices = page.get("devices")?.as_array()?.iter().map(device).collect();
-    Some(DevicePage { devices, total: page.get("total").and_then(Value::as_u64) })
+    let entries = page.get(list)?.as_array()?.iter().map(entry).collect();
+    Some(Page { entries, total: page.get("total").and_then(Value::as_u64) })
 }
 
 /// The services that Central assigns by itself, in lower case. None if the answer does not tell.
@@ -74,7 +62,10 @@ mod tests {
 
     #[test]
     fn a_page_of_customers_is_read_or_refused_never_guessed() {
-        let whole = |customers, total| Some(CustomerPage { customers, total });
+        let whole = |customers: Option<Vec<Customer>>, total| {
+            let entries = customers.map(|all| all.into_iter().map(|one| (one.id.clone(), one)).collect());
+            Some(Page { entries, total })
+        };
         let two = || Some(vec![customer("a", "A\n"), customer("b", "")]);
         let table = [
             (r#"{"customers":[],"total":0}"#, whole(Some(vec![]), Some(0))),
@@ -104,13 +95,18 @@ mod tests {
 
     #[test]
     fn devices_are_read_leniently() {
-        let body = br#"{"devices":[{"customer_id":"a","services":["ADVANCED_AP",1]},{"services":null},7],"total":3}"#;
+        let body = br#"{"devices":[{"serial":"1","customer_id":"a","services":["ADVANCED_AP",1]},
+            {"serial":"2","services":null}],"total":3}"#;
         let device = |id: Option<&str>, services: &[&str]| ListedDevice {
             customer_id: id.map(str::to_owned),
             services: services.iter().map(ToString::to_string).collect(),
         };
-        let devices = vec![device(Some("a"), &["advanced_ap"]), device(None, &[]), device(None, &[])];
-        assert_eq!(device_page(body), Some(DevicePage { devices, total: Some(3) }));
+        let entries = vec![("1".to_owned(), device(Some("a"), &["advanced_ap"])), ("2".to_owned(), device(None, &[]))];
+        assert_eq!(device_page(body), Some(Page { entries: Some(entries), total: Some(3) }));
+        for nameless in [r#"{"devices":[{"customer_id":"a"}]}"#, r#"{"devices":[{"serial":""}]}"#, r#"{"devices":[7]}"#]
+        {
+            assert_eq!(device_page(nameless.as_bytes()), Some(Page { entries: None, total: None }), "{nameless}");
+        }
         assert_eq!(device_page(br#"{"deviceList":{}}"#), None);
         assert_eq!(auto_licensed(br#"{"services":["PA"]}"#), Some(vec!["pa".to_owned()]));
         assert_eq!(auto_licensed(br#"{"services":true}"#), None);

@@ -152,7 +152,7 @@ async fn race(sandbox: &Sandbox, channels: &[Channel]) {
     }
     let answers = asking.join_all().await;
     let let_in = answers.iter().filter(|answer| answer.is_ok()).count();
-    answers.iter().filter_map(|answer| answer.as_ref().err()).for_each(denied);
+    answers.iter().filter_map(|answer| answer.as_ref().err()).for_each(quota_exhausted);
     assert_eq!((let_in, reached(sandbox)), (MAX as usize, MAX as usize));
 }
 

@@ -46,7 +46,7 @@ fn is_refused(failure: &Failure, why: &str) {
 
 #[tokio::test]
 async fn every_customer_of_a_large_account_is_found() {
-    for (count, pages) in [(0, 1), (1, 1), (99, 1), (100, 2), (101, 2), (1_000, 11), (1_234, 13)] {
+    for (count, pages) in [(1, 1), (99, 1), (100, 2), (101, 2), (1_000, 11), (1_234, 13)] {
         let sandbox = of_customers(count).await;
         let gateway = open(&sandbox).await;
         let preview = preview(&gateway).await.unwrap();
@@ -65,10 +65,13 @@ async fn a_list_that_can_be_understood_is_and_one_that_cannot_is_refused() {
     let sandbox = of_customers(0).await;
     let gateway = open(&sandbox).await;
     let understood: Vec<(&str, Vec<Fault>, u32)> = vec![
-        ("a total that is too low", vec![page(0..100, 5), page(100..130, 5)], 130),
         ("short pages", vec![page(0..40, 90), page(40..80, 90), page(80..90, 90)], 90),
         ("no total", vec![page(0..40, json!(null)), page(40..40, json!(null))], 40),
-        ("doubles", vec![page((0..60).chain(0..40), 130), page(60..90, 130)], 90),
+        (
+            "pages overlap once",
+            vec![page(0..100, 130), page(80..110, 130), page(0..100, 130), page(100..130, 130)],
+            130,
+        ),
         (
             "somebody comes while it is read",
             vec![page(0..100, 120), page(99..120, 121), page(0..100, 121), page(100..121, 121)],
@@ -87,12 +90,21 @@ async fn a_list_that_can_be_understood_is_and_one_that_cannot_is_refused() {
     let moving = (0..6).map(|round| page(if round % 2 == 0 { 0..100 } else { 100..150 }, 150 + round)).collect();
     let body = |body: &str| vec![Fault::new(Reply::Answer(Answer::new(200).body(body))).on(Operation::Customers)];
     let refused: Vec<(&str, Vec<Fault>, &str)> = vec![
-        ("a total that is too high", vec![page(0..5, 9), page(5..5, 9)], "5 entries"),
+        ("nobody", vec![page(0..0, 0)], "it is empty"),
+        ("nobody, and no total", vec![page(0..0, json!(null))], "it is empty"),
+        ("a total that is too high", vec![page(0..5, 9), page(5..5, 9)], "5 different entries"),
+        ("a total that is too low", vec![page(0..100, 5)], "100 different entries"),
+        ("doubles", vec![page((0..60).chain(0..40), 100), page(0..0, 100)], "60 different entries"),
+        (
+            "pages overlap each time",
+            (0..3).flat_map(|_| [page(0..100, 249), page(80..180, 249)]).collect(),
+            "repeat each other",
+        ),
         ("a total that moves each time", moving, "changed each of the 3 times"),
         ("the first page for ever", vec![page(0..100, 900), page(0..100, 900)], "repeat each other"),
-        ("no id", body(r#"{"customers":[{"customer_name":"x"}],"total":1}"#), "no customer_id"),
-        ("a number for an id", body(r#"{"customers":[{"customer_id":1}],"total":1}"#), "no customer_id"),
-        ("a blank for an id", body(r#"{"customers":[{"customer_id":" "}],"total":1}"#), "no customer_id"),
+        ("no id", body(r#"{"customers":[{"customer_name":"x"}],"total":1}"#), "has no id"),
+        ("a number for an id", body(r#"{"customers":[{"customer_id":1}],"total":1}"#), "has no id"),
+        ("a blank for an id", body(r#"{"customers":[{"customer_id":" "}],"total":1}"#), "has no id"),
         ("no list", body(r#"{"total":0}"#), "not what this operation returns"),
         ("no JSON", body("<html>"), "not what this operation returns"),
     ];
@@ -183,6 +195,56 @@ async fn devices_are_counted_as_far_as_the_calls_go() {
     let part = gateway.preview(&everyone(), 5).await.unwrap();
     let devices = part.devices.unwrap();
     assert_eq!((part.call_count, devices.is_complete, devices.customers_seen), (5 + beside, false, 4));
+    gateway.stop().await;
+}
+
+/// A page of the inventory with these devices, which hold the service.
+fn devices(ids: impl IntoIterator<Item = usize>, total: impl Into<serde_json::Value>) -> Fault {
+    let device = |id| json!({ "serial": format!("S{id}"), "customer_id": "c", "services": ["ADVANCED_AP"] });
+    let devices: Vec<_> = ids.into_iter().map(device).collect();
+    let body = json!({ "devices": devices, "total": total.into() }).to_string();
+    Fault::new(Reply::Answer(Answer::new(200).body(&body))).on(Operation::Devices)
+}
+
+#[tokio::test]
+async fn devices_are_never_called_complete_that_are_not() {
+    /// Pages; devices found, complete, and the offset and limit of the last question.
+    type Row = (&'static str, Vec<Fault>, (u64, bool, &'static str, &'static str));
+
+    let sandbox = of_customers(1).await;
+    let gateway = open(&sandbox).await;
+    let none = || json!(null);
+    let table: Vec<Row> = vec![
+        ("short pages", vec![devices(0..50, 70), devices(50..70, 70)], (70, true, "50", "50")),
+        (
+            "short pages, no total",
+            vec![devices(0..50, none()), devices(50..70, none()), devices(70..70, none())],
+            (70, true, "70", "14"),
+        ),
+        (
+            "a shorter page later",
+            vec![devices(0..100, 190), devices(100..160, 190), devices(160..190, 190)],
+            (190, true, "160", "40"),
+        ),
+        ("the offset is ignored", (0..2).map(|_| devices(0..100, 250)).collect(), (100, false, "100", "100")),
+        ("the same, no total", (0..2).map(|_| devices(0..50, none())).collect(), (50, false, "50", "50")),
+        ("fewer than it says", vec![devices(0..50, 60), devices(50..50, 60)], (50, false, "50", "50")),
+    ];
+    for (name, pages, (found, is_complete, offset, limit)) in table {
+        sandbox.clear_calls();
+        for page in pages {
+            sandbox.fault(page);
+        }
+        let preview = gateway.preview(&everyone(), 10).await.unwrap();
+        let counted = preview.devices.unwrap();
+        assert_eq!((counted.device_count, counted.is_complete), (found, is_complete), "{name}");
+        let warned = preview.warnings.iter().any(|warning| warning.code() == PreviewWarningCode::DevicesNotCounted);
+        assert_eq!(warned, !is_complete, "{name}");
+        assert!(sandbox.faults().is_empty(), "{name}");
+        let last = sandbox.calls_of(Operation::Devices).pop().unwrap();
+        let query = |name: &str| last.query.iter().find(|(key, _)| key == name).unwrap().1.clone();
+        assert_eq!((query("offset").as_str(), query("limit").as_str()), (offset, limit), "{name}");
+    }
     gateway.stop().await;
 }
 
