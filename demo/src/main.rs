@@ -10,11 +10,17 @@ use license_gateway::cli::{Cli, Exit};
 
 /// license-gateway with a stand-in for Central: for trying and for tests, never for production.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 120)]
+#[command(version, after_help = AFTER_HELP, max_term_width = 120)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
+
+const AFTER_HELP: &str = "\
+Every other command is the gateway's own: `serve`, `unassign`, `services`, …; `serve --help` explains one.
+
+Example:
+  cargo run --release -- demo --once";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -22,7 +28,7 @@ enum Command {
     Demo(demo::Demo),
     /// Play Central on a local port, for trying a gateway without an account; the program `central-sandbox` does the same
     Sandbox(central_sandbox::Command),
-    /// Everything else is a command of the gateway: `serve`, `unassign`, `help` with each of them, …
+    /// Everything else is a command of the gateway
     #[command(external_subcommand)]
     Gateway(Vec<OsString>),
 }

@@ -8,11 +8,11 @@ use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
 /// For what went well.
-pub const GOOD: Style = AnsiColor::Green.on_default().bold();
+pub(super) const GOOD: Style = AnsiColor::Green.on_default().bold();
 /// For what went wrong.
-pub const BAD: Style = AnsiColor::Red.on_default().bold();
+pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
 /// For what may have gone either way.
-pub const UNSURE: Style = AnsiColor::Yellow.on_default().bold();
+pub(super) const UNSURE: Style = AnsiColor::Yellow.on_default().bold();
 /// For heads and names.
 pub const HEADING: Style = Style::new().bold();
 
@@ -23,7 +23,7 @@ pub fn out(text: &str) {
 }
 
 /// Writes a text to standard error.
-pub fn err(text: &str) {
+pub(super) fn err(text: &str) {
     let _ = writeln!(anstream::stderr(), "{}", text.trim_end());
 }
 
@@ -33,7 +33,7 @@ pub fn error(message: &str) {
 }
 
 /// Writes one JSON object to standard output.
-pub fn json(value: &impl Serialize) {
+pub(super) fn json(value: &impl Serialize) {
     out(&serde_json::to_string(value).expect("plain structs of strings and numbers can always be written"));
 }
 
@@ -57,7 +57,7 @@ pub fn lines(lines: impl Iterator<Item = String>) -> String {
 }
 
 /// The text without control characters: what a server sends must not steer the terminal, nor turn its lines around.
-pub fn clean(text: &str) -> String {
+pub(super) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() || changes_direction(c) { '\u{fffd}' } else { c }).collect()
 }
 
