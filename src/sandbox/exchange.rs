@@ -84,7 +84,10 @@ async fn exchange(core: Arc<Core>, request: Request<Incoming>, connection: u64) 
         Delivery::Nothing(Cut::Close) => (None, Ending::Closed),
         Delivery::Silence => (None, Ending::Silent),
     };
-    core.with(|world| world.record.close(call.sequence, status, ending));
+    core.with(|world| {
+        world.record.close(call.sequence, status, ending);
+        world.show(call.sequence);
+    });
     delivery
 }
 
@@ -134,6 +137,7 @@ async fn receive(core: &Core, request: Request<Incoming>, connection: u64) -> Op
                 );
             }
         });
+        world.show(sequence);
     });
     let scope = if is_scoped { ScopedServices::parse(&kept, empty_list).ok() } else { None };
     Some(Received { sequence, operation, parts, query, body: kept, too_large, expects_continue, scope })
