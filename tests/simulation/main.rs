@@ -14,11 +14,18 @@ mod record;
 mod story;
 mod world;
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
+    time::Instant,
+};
 
-use judge::{Broken, Promise};
+use judge::Promise;
 use plan::Plan;
-use record::Record;
 
 /// Seeds that once broke a promise. They are played whenever the tests run.
 const REGRESSIONS: &[u64] = &[];
@@ -36,36 +43,78 @@ fn every_promise_is_kept() {
         }
         None => REGRESSIONS.iter().copied().chain(0..10).collect(),
     };
-    let (began, mut failed) = (Instant::now(), Vec::new());
-    let mut found: BTreeMap<Promise, Vec<u64>> = BTreeMap::new();
-    for seed in &seeds {
-        let (record, broken) = run(*seed);
-        if !broken.is_empty() || seeds.len() == 1 {
-            for broken in &broken {
-                let seeds = found.entry(broken.promise).or_default();
-                if seeds.last() != Some(seed) {
-                    seeds.push(*seed);
+    let times = number("TIMES").unwrap_or(1);
+    let (began, next, found) = (Instant::now(), AtomicUsize::new(0), Mutex::new(Found::default()));
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(seeds.len());
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(seed) = seeds.get(next.fetch_add(1, Relaxed)) {
+                    let result = run(*seed, times);
+                    found.lock().unwrap_or_else(PoisonError::into_inner).take(*seed, result, seeds.len() == 1);
                 }
-            }
-            if failed.len() < STORIES {
-                println!("{}", story::tell(&record, &broken));
-                println!("once more: make simulate START={seed} SEEDS=1\n");
-            }
-            if !broken.is_empty() {
-                failed.push(*seed);
-            }
+            });
         }
-    }
+    });
+    let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
     let took = began.elapsed().as_secs_f64();
     println!("{} seeds in {took:.1} s, {:.1} a second", seeds.len(), seeds.len() as f64 / took);
-    for (promise, seeds) in &found {
-        println!("  {promise:?}: {} seeds, such as {:?}", seeds.len(), &seeds[..seeds.len().min(12)]);
-    }
-    assert!(failed.is_empty(), "{} of {} seeds broke a promise", failed.len(), seeds.len());
+    found.print();
+    assert!(found.failed.is_empty(), "{} of {} seeds broke a promise", found.failed.len(), seeds.len());
 }
 
-fn run(seed: u64) -> (Record, Vec<Broken>) {
-    let record = world::play(Plan::draw(seed));
-    let broken = judge::judge(&record);
-    (record, broken)
+/// What became of a seed.
+struct Played {
+    broken: Vec<Promise>,
+    story: String,
+    /// Whether it went otherwise when it was played again.
+    differs: bool,
+}
+
+fn run(seed: u64, times: u64) -> Played {
+    let play = || {
+        let record = world::play(Plan::draw(seed));
+        let broken = judge::judge(&record);
+        let story = story::tell(&record, &broken);
+        (broken.iter().map(|broken| broken.promise).collect::<Vec<_>>(), story)
+    };
+    let (broken, story) = play();
+    let differs = (1..times).any(|_| play().1 != story);
+    Played { broken, story, differs }
+}
+
+/// What all seeds have brought to light.
+#[derive(Default)]
+struct Found {
+    failed: Vec<u64>,
+    differing: Vec<u64>,
+    seeds: BTreeMap<Promise, BTreeSet<u64>>,
+}
+
+impl Found {
+    fn take(&mut self, seed: u64, played: Played, is_only: bool) {
+        for promise in &played.broken {
+            self.seeds.entry(*promise).or_default().insert(seed);
+        }
+        if played.differs {
+            self.differing.push(seed);
+        }
+        let is_failed = !played.broken.is_empty();
+        if is_only || (is_failed && self.failed.len() < STORIES) {
+            println!("{}once more: make simulate START={seed} SEEDS=1\n", played.story);
+        }
+        if is_failed {
+            self.failed.push(seed);
+        }
+    }
+
+    fn print(&self) {
+        for (promise, seeds) in &self.seeds {
+            let first: Vec<_> = seeds.iter().take(12).collect();
+            println!("  {promise:?} broken by {} seeds, such as {first:?}", seeds.len());
+        }
+        if !self.differing.is_empty() {
+            println!("  played again, {} seeds went otherwise: {:?}", self.differing.len(), self.differing);
+        }
+    }
 }

@@ -108,24 +108,34 @@ pub fn play(plan: Plan) -> Record {
         notes.open().life = number;
         let played = runtime.block_on(async {
             notes.open().began = Some(Instant::now());
+            let at = begins.checked_add(Duration::from_millis(notes.now()) + clock_ahead).expect("not for ever");
             let central = match sandbox.take() {
-                None => Sandbox::start(settings(&plan)).await.expect("the sandbox starts"),
-                Some(before) => Sandbox::listen_again(before).await.expect("the sandbox starts again"),
+                None => {
+                    let central = Sandbox::start(settings(&plan)).await.expect("the sandbox starts");
+                    central.start_clock(at);
+                    central.reset(); // its tokens were issued by another clock
+                    central
+                }
+                Some(before) => {
+                    let central = Sandbox::listen_again(before).await.expect("the sandbox starts again");
+                    central.start_clock(at);
+                    central
+                }
             };
-            let since = Duration::from_millis(notes.now());
-            central.start_clock(begins.checked_add(since + clock_ahead).expect("not for ever"));
             central.watch_calls({
                 let (notes, trail) = (notes.clone(), state.path().join("audit"));
                 move |call| notes.call(call, &trail)
             });
             let stage = Stage { plan: &plan, notes: &notes, sandbox: central, state: &state };
             clock_ahead += stage.play(life).await;
+            let mut notes = notes.open();
+            notes.offset = notes.now() + PAUSE; // outside, tokio's clock is the machine's
+            notes.began = None;
+            drop(notes);
             stage.sandbox
         });
         sandbox = Some(played);
         drop(runtime);
-        let mut notes = notes.open();
-        notes.offset = notes.now() + PAUSE;
     }
     let sandbox = sandbox.expect("there was a life");
     let notes = std::mem::take(&mut *notes.open());
@@ -278,7 +288,7 @@ impl Stage<'_> {
                     self.end_of_life();
                 }
                 // Work goes on after the last answer.
-                sleep(Duration::from_secs(40)).await;
+                sleep(Duration::from_secs(8)).await;
                 self.notes.happened(What::Draining);
                 gateway.stop().await;
                 self.notes.happened(What::Drained);

@@ -75,12 +75,14 @@ pub(super) fn write(plan: &Plan, sandbox: &Sandbox, state: &Path, policy: &Polic
         }
     }
     fs::write(state.join("keys.json"), &issuer().keys).expect("a file");
+    // Nobody speaks TLS here. Without a file every gateway reads all authorities of the machine: 0.1 s.
+    fs::write(state.join("ca.pem"), &issuer().authority).expect("a file");
     let (dir, gateway) = (state.display(), &plan.gateway);
     let mut text = format!(
         "read_only = {}\n[server]\nlisten = \"127.0.0.1:0\"\ndrain_timeout = \"{}ms\"\n\
          [admin]\nlisten = \"127.0.0.1:0\"\n\
          [jwt]\nissuer = \"{ISSUER}\"\naudience = \"{AUDIENCE}\"\njwks_file = \"{dir}/keys.json\"\nalgorithms = \"ES256\"\n\
-         [central]\nbase_url = \"{}\"\nallow_plaintext = true\nallow_open_scopes = true\ntimeout = \"{}ms\"\n\
+         [central]\nbase_url = \"{}\"\nallow_plaintext = true\nca_file = \"{dir}/ca.pem\"\nallow_open_scopes = true\ntimeout = \"{}ms\"\n\
          max_wait = \"{}ms\"\nmax_in_flight = {}\n\
          [credentials]\nclient_id = \"{}\"\nclient_secret_file = \"{dir}/client_secret\"\n\
          refresh_token_file = \"{dir}/refresh_token\"\ngrant_placement = \"query\"\n\
@@ -131,6 +133,8 @@ pub(super) fn by<T>(caller: &str, message: T, deadline: Option<Ms>) -> Request<T
 /// Who signs the callers' tokens. The same for all runs of this process: it is no part of the story.
 struct Issuer {
     keys: String,
+    /// A certificate, as PEM.
+    authority: String,
     tokens: Vec<(String, String)>,
 }
 
@@ -152,6 +156,7 @@ fn issuer() -> &'static Issuer {
             format!("{message}.{}", encoded(signature.as_ref()))
         };
         let tokens = ["anna", "bert", "cleo", "dora"].map(|name| (name.to_owned(), token(name))).into();
-        Issuer { keys: json!({ "keys": [key] }).to_string(), tokens }
+        let authority = rcgen::generate_simple_self_signed(["authority.test".to_owned()]).expect("a certificate");
+        Issuer { keys: json!({ "keys": [key] }).to_string(), authority: authority.cert.pem(), tokens }
     })
 }
