@@ -13,12 +13,16 @@
 //! 6. [`token`] gives the call a valid access token and keeps the refresh token from getting lost.
 //! 7. [`service::status`] turns what happened into the one status that the caller sees.
 //!
-//! Imports follow that path and never turn back. [`proto`], [`license`], [`audit`], [`exchange`], [`quota`],
+//! Imports follow that path and never turn back. [`proto`], [`license`], [`audit`], [`exchange`], [`quota`], `chance`,
 //! [`telemetry`] and [`config`] are leaves. `sandbox` stands outside: it plays Central for tests, demos and other teams.
 
 pub mod audit;
 pub mod callers;
 pub mod central;
+#[cfg(feature = "rehearsal")]
+pub mod chance;
+#[cfg(not(feature = "rehearsal"))]
+mod chance;
 pub mod cli;
 pub mod config;
 pub mod exchange;

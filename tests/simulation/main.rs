@@ -67,8 +67,8 @@ fn every_promise_is_kept() {
 struct Played {
     broken: Vec<Promise>,
     story: String,
-    /// Whether it went otherwise when it was played again.
-    differs: bool,
+    /// Where it went otherwise when it was played again.
+    differs: Option<String>,
 }
 
 fn run(seed: u64, times: u64) -> Played {
@@ -79,7 +79,7 @@ fn run(seed: u64, times: u64) -> Played {
         (broken.iter().map(|broken| broken.promise).collect::<Vec<_>>(), story)
     };
     let (broken, story) = play();
-    let differs = (1..times).any(|_| play().1 != story);
+    let differs = (1..times).find_map(|_| story::difference(&story, &play().1));
     Played { broken, story, differs }
 }
 
@@ -96,7 +96,8 @@ impl Found {
         for promise in &played.broken {
             self.seeds.entry(*promise).or_default().insert(seed);
         }
-        if played.differs {
+        if let Some(difference) = &played.differs {
+            println!("seed {seed} went otherwise when it was played again:\n{difference}");
             self.differing.push(seed);
         }
         let is_failed = !played.broken.is_empty();

@@ -228,6 +228,12 @@ impl Chance {
             }
         }
         requests.sort_by_key(|request| request.at);
+        // Never two in the same millisecond: which of two connections is read first is the kernel's to say.
+        let mut earliest = 0;
+        for request in &mut requests {
+            request.at = request.at.max(earliest);
+            earliest = request.at + 1;
+        }
         let mut events = Vec::new();
         for _ in 0..self.below(4) {
             events.push((self.from(0..5_000), self.event(callers.len(), central)));

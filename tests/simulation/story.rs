@@ -51,6 +51,16 @@ pub fn tell(record: &Record, broken: &[Broken]) -> String {
     story
 }
 
+/// The first lines in which two stories differ.
+pub fn difference(one: &str, other: &str) -> Option<String> {
+    let differs = |(one, other): &(&str, &str)| one != other;
+    match one.lines().zip(other.lines()).find(differs) {
+        Some((one, other)) => Some(format!("  {one}\n  {other}")),
+        None if one.len() == other.len() => None,
+        None => Some("  one ends before the other".to_owned()),
+    }
+}
+
 fn setting(record: &Record) -> String {
     let (central, gateway) = (&record.plan.central, &record.plan.gateway);
     let mut text = format!("seed {}\n  {central:?}\n  {gateway:?}\n", record.plan.seed);

@@ -97,6 +97,8 @@ impl Notes {
 
 /// Plays a plan from its first life to its last.
 pub fn play(plan: Plan) -> Record {
+    #[cfg(feature = "rehearsal")]
+    license_gateway::chance::seed(plan.seed);
     let state = directory();
     let notes = Notebook::default();
     let mut sandbox = None;
