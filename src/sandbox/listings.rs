@@ -91,6 +91,11 @@ pub(crate) fn subscriptions(world: &World, call: &Received) -> Page {
 
 /// `/msp_api/v1/customers`: 10 by default; `customer_name` is a filter for parts of names (C).
 pub(crate) fn customers(world: &mut World, call: &Received) -> Page {
+    let is_beginning = call.parameter("offset").is_none_or(|offset| offset == "0");
+    let moves = world.settings.customers_move && is_beginning && world.account.owners.len() > 1;
+    if moves {
+        world.account.owners[1..].sort_by(|one, other| one.id.cmp(&other.id)); // position 0 is the MSP
+    }
     let wanted = call.parameter("customer_name").map(str::to_lowercase);
     let all: Vec<Value> = world
         .account
@@ -104,8 +109,8 @@ pub(crate) fn customers(world: &mut World, call: &Received) -> Page {
         Err(refusal) => return refusal,
     };
     page.truncate(world.settings.longest_page.unwrap_or(usize::MAX));
-    if world.settings.customers_move && world.account.owners.len() > 1 {
-        world.account.owners[1..].rotate_left(1); // position 0 is the MSP
+    if moves {
+        world.account.owners[1..].rotate_right(1);
     }
     Page::json(200, &json!({ "customers": page, "total": all.len() }))
 }

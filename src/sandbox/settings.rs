@@ -80,7 +80,8 @@ pub struct Settings {
     pub unknown_service: UnknownService,
     /// The most entries of a page of customers, whatever `limit` asks for; null: as many as it asks for.
     pub longest_page: Option<usize>,
-    /// Whether the list of customers moves while it is read: after each page, the first customer becomes the last.
+    /// Whether the list of customers moves while it is read: after its first page the last customer becomes the first,
+    /// so that the pages overlap and one customer is on none of them. Read from the beginning, it is in the order of ids.
     pub customers_move: bool,
     /// Milliseconds from the 200 until the last licence is gone; customers follow one another evenly. 0: at once.
     pub completion_delay_ms: u64,

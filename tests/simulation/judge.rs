@@ -20,6 +20,8 @@ pub enum Promise {
     Told,
     /// Every answer of the gateway says whether anything happened.
     Outcome,
+    /// `unknown` is said only of what was sent.
+    Known,
     /// Nobody is affected who was not asked for.
     Scope,
     /// What is not known not to have happened is not sent again.
@@ -40,6 +42,8 @@ pub enum Promise {
     Hour,
     /// Nothing is sent that the policy no longer allows, nor after a drain.
     Forbidden,
+    /// When all trouble is over, the gateway serves as before.
+    Alive,
     /// A gateway starts on the state of the one before, and drains in time.
     Process,
 }

@@ -9,6 +9,7 @@
 
 mod answers;
 mod judge;
+mod lies;
 mod plan;
 mod record;
 mod story;
@@ -24,7 +25,7 @@ use std::{
     time::Instant,
 };
 
-use judge::Promise;
+use judge::{Broken, Promise};
 use plan::Plan;
 
 /// Seeds that once broke a promise. They are played whenever the tests run.
@@ -32,6 +33,8 @@ const REGRESSIONS: &[u64] = &[];
 
 /// How many stories are told of seeds that fail.
 const STORIES: usize = 2;
+/// How many lines are printed of any other.
+const LINES: usize = 4;
 
 #[test]
 fn every_promise_is_kept() {
@@ -65,7 +68,7 @@ fn every_promise_is_kept() {
 
 /// What became of a seed.
 struct Played {
-    broken: Vec<Promise>,
+    broken: Vec<Broken>,
     story: String,
     /// Where it went otherwise when it was played again.
     differs: Option<String>,
@@ -76,7 +79,7 @@ fn run(seed: u64, times: u64) -> Played {
         let record = world::play(Plan::draw(seed));
         let broken = judge::judge(&record);
         let story = story::tell(&record, &broken);
-        (broken.iter().map(|broken| broken.promise).collect::<Vec<_>>(), story)
+        (broken, story)
     };
     let (broken, story) = play();
     let differs = (1..times).find_map(|_| story::difference(&story, &play().1));
@@ -93,8 +96,16 @@ struct Found {
 
 impl Found {
     fn take(&mut self, seed: u64, played: Played, is_only: bool) {
-        for promise in &played.broken {
-            self.seeds.entry(*promise).or_default().insert(seed);
+        for broken in &played.broken {
+            self.seeds.entry(broken.promise).or_default().insert(seed);
+        }
+        if std::env::var_os("BRIEF").is_some() {
+            self.failed.extend((!played.broken.is_empty()).then_some(seed));
+            played.broken.iter().for_each(|broken| println!("seed {seed}: {broken}"));
+            return;
+        }
+        for broken in played.broken.iter().take(LINES) {
+            println!("seed {seed}: {broken}");
         }
         if let Some(difference) = &played.differs {
             println!("seed {seed} went otherwise when it was played again:\n{difference}");

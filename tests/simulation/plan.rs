@@ -12,6 +12,9 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _}
 /// Milliseconds of simulated time.
 pub type Ms = u64;
 
+/// Who asks when all is over.
+pub const PROBE: &str = "zora";
+
 /// The services of the account.
 pub const SERVICES: [&str; 4] = ["advanced_ap", "foundation_ap", "pa", "ucc"];
 
@@ -201,7 +204,7 @@ impl Chance {
         (0..count)
             .map(|index| Caller {
                 name: ["anna", "bert", "cleo", "dora"][index].to_owned(),
-                may_open: self.once_in(2),
+                may_open: !self.once_in(3),
                 services: self.once_in(5).then(|| vec![0, 1]),
                 per_hour: self.once_in(4).then(|| *self.of(&[3, 6, 12])),
             })

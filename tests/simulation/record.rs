@@ -154,6 +154,8 @@ pub enum What {
     /// It has stopped.
     Drained,
     Crashed,
+    /// After everything, a request by somebody who has not asked before.
+    Probed(Answer),
     /// A preview showed this, or failed so.
     Previewed {
         request: String,

@@ -20,6 +20,7 @@ pub fn tell(record: &Record, broken: &[Broken]) -> String {
             What::Event(event) => format!("{event:?}"),
             What::Draining => "the gateway is told to stop".to_owned(),
             What::Drained => "the gateway has stopped".to_owned(),
+            What::Probed(answer) => format!("all trouble is over; a last request: {answer:?}"),
             What::Crashed => "the gateway is killed".to_owned(),
             What::Previewed { request, result: Ok(shown) } => {
                 format!("{request} sees in a preview: {}", shown.iter().cloned().collect::<Vec<_>>().join(" "))

@@ -34,12 +34,14 @@ use tonic::transport::Channel;
 use self::gateway::Gateway;
 use crate::{
     answers::{answer, told},
-    plan::{Bound, End, Event, Life, Ms, Plan, Request, SERVICES, Scope, customer},
+    plan::{Bound, End, Event, Life, Ms, PROBE, Plan, Request, SERVICES, Scope, customer},
     record::{Answer, Asked, Happened, Record, Seen, What, read_trail, trail_bytes},
 };
 
 /// How long the last life may take before whoever was not answered never will be.
 const LAST_LIFE: Duration = Duration::from_secs(900);
+/// How often the last request is made.
+const PROBES: usize = 8;
 /// Between two processes.
 const PAUSE: Ms = 50;
 
@@ -291,12 +293,40 @@ impl Stage<'_> {
                 }
                 // Work goes on after the last answer.
                 sleep(Duration::from_secs(8)).await;
+                let answer = self.probe(&gateway).await;
+                self.notes.happened(What::Probed(answer));
                 self.notes.happened(What::Draining);
                 gateway.stop().await;
                 self.notes.happened(What::Drained);
             }
         }
         ahead
+    }
+
+    /// When all is well again, one more request: nothing that the gateway lives on was lost on the way.
+    async fn probe(&self, gateway: &Gateway) -> Answer {
+        self.sandbox.clear_faults();
+        self.notes.happened(What::Event(Event::ReadOnly(false)));
+        gateway::write(self.plan, &self.sandbox, self.state.path(), &Policy::default());
+        sleep(Duration::from_secs(1)).await;
+        let named = self.sandbox.owners()[1].id.clone();
+        let mut client = LicensingServiceClient::new(gateway.channel().await);
+        let mut last = Answer::Never;
+        // A breaker closes within a minute.
+        for _ in 0..PROBES {
+            let message = UnassignLicensesRequest {
+                scope: Some(Wanted::IncludeCustomers(CustomerList { customer_ids: vec![named.clone()] })),
+                services: vec![SERVICES[0].to_owned()],
+                reason: PROBE.to_owned(),
+                etag: String::new(),
+            };
+            last = answer(client.unassign_licenses(gateway::by(PROBE, message, Some(20_000))).await);
+            if last == Answer::Applied {
+                break;
+            }
+            sleep(Duration::from_secs(10)).await;
+        }
+        last
     }
 
     /// Whoever waits now will not be answered.

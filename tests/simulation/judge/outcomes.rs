@@ -10,32 +10,55 @@ use super::{
     named, words,
 };
 use crate::{
-    plan::{Event, Ms, SERVICES, Scope},
+    plan::{Event, Ms, PROBE, SERVICES, Scope},
     record::{Answer, Asked, Parts, Record, Seen, What, list},
 };
+
+/// How the calls of a request ended, for a sentence.
+fn calls(matched: &Matched<'_>, name: &str) -> String {
+    let calls = matched.calls_of(name);
+    let ends = calls.iter().map(|(seen, _)| {
+        let done = if seen.call.processed { "carried out" } else { "not carried out" };
+        format!("call {}: {:?} {}, {done}", seen.call.sequence, seen.call.ending, seen.call.status.unwrap_or_default())
+    });
+    ends.collect::<Vec<_>>().join("; ")
+}
 
 /// Every answer agrees with what Central did, or says `unknown`.
 pub fn told(record: &Record, matched: &Matched<'_>, broken: &mut Vec<Broken>) {
     for asked in &record.asked {
         let name = &asked.request.name;
+        let calls_of = matched.calls_of(name);
         let mut lie = |promise, text: String| broken.push(break_of(promise, asked.answered_at, text));
         match &asked.answer {
             Answer::Applied if !is_all_done(record, matched, name) => {
                 let (done, _) = matched.done_for(name);
                 lie(
                     Promise::Told,
-                    format!("{name} was told that it was applied; Central did it for: {}", words(&done)),
+                    format!(
+                        "{name} was told applied, but Central did it for [{}] ({})",
+                        words(&done),
+                        calls(matched, name)
+                    ),
                 );
             }
-            Answer::Failed { outcome, parts, .. } => {
+            Answer::Failed { outcome, parts, .. } if outcome != "unknown" => {
                 if let Some(lie_told) = contradiction(record, matched, asked, outcome, parts.as_ref()) {
-                    lie(Promise::Told, format!("{name} was told {outcome}, but {lie_told}"));
+                    lie(Promise::Told, format!("{name} was told {outcome}, but {lie_told} ({})", calls(matched, name)));
                 }
+            }
+            Answer::Failed { outcome, .. } if outcome == "unknown" && calls_of.is_empty() => {
+                lie(Promise::Known, format!("{name} was told unknown, but no call was made for it"));
             }
             Answer::Bare(text) if !is_ending(record, asked) => {
                 lie(Promise::Outcome, format!("{name} got a failure that does not say what happened: {text}"));
             }
-            Answer::Applied | Answer::Bare(_) | Answer::Departed | Answer::Cut | Answer::Never => {}
+            Answer::Applied
+            | Answer::Failed { .. }
+            | Answer::Bare(_)
+            | Answer::Departed
+            | Answer::Cut
+            | Answer::Never => {}
         }
     }
 }
@@ -107,8 +130,9 @@ pub fn scope(record: &Record, matched: &Matched<'_>, broken: &mut Vec<Broken>) {
         for applied in &seen.call.applied {
             for service in &applied.services {
                 let is_asked = |member: &Member| {
-                    asked(record, &member.request)
-                        .is_some_and(|asked| asks_for(record, seen, asked, &applied.customer_id, service))
+                    member.request == PROBE
+                        || asked(record, &member.request)
+                            .is_some_and(|asked| asks_for(record, seen, asked, &applied.customer_id, service))
                 };
                 if !members.iter().any(is_asked) {
                     let who = words(members.iter().map(|member| &member.request));
@@ -191,7 +215,8 @@ pub fn trail(record: &Record, matched: &Matched<'_>, broken: &mut Vec<Broken>) {
             continue;
         };
         if let Some(text) = contradicts(record, matched, name, end) {
-            wrong(format!("the trail says {} of {name}, but {text}", end.text("outcome")));
+            let calls = calls(matched, name);
+            wrong(format!("the trail says {} of {name}, but {text} ({calls})", end.text("outcome")));
         }
     }
 }

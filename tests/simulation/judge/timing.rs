@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use license_gateway::sandbox::Operation;
+use license_gateway::sandbox::{Fault, Operation, RateHeaders, Reply};
 
 use super::{Broken, Matched, Promise, asked, break_of};
 use crate::{
@@ -127,6 +127,19 @@ fn has_held(record: &Record, life: usize, at: Ms, switch: impl Fn(&Event) -> Opt
     since.is_some_and(|since| at > since + FOLLOWED_WITHIN)
 }
 
+/// Whether the gateway may have been told that the day is spent, or has lost its tokens to somebody else: then it has
+/// reason to refuse for longer than the story lasts.
+fn is_day_in_doubt(record: &Record) -> bool {
+    let event = |what: &What| matches!(what, What::Event(Event::DayLeft(_) | Event::ChainRevoked));
+    let says_so = |fault: &Fault| match &fault.reply {
+        Reply::Answer(answer) => answer.rate_headers != RateHeaders::Live,
+        _ => fault.operation == Operation::Token && fault.reply != Reply::Normal,
+    };
+    record.plan.central.per_day < 5_000
+        || record.happened.iter().any(|it| event(&it.what))
+        || record.plan.lives.iter().flat_map(|life| &life.faults).any(says_so)
+}
+
 /// Gateways start, and end in time.
 pub fn process(record: &Record, broken: &mut Vec<Broken>) {
     let mut draining = None;
@@ -134,6 +147,10 @@ pub fn process(record: &Record, broken: &mut Vec<Broken>) {
         match &it.what {
             What::Failed(error) => {
                 broken.push(break_of(Promise::Process, it.at, format!("the gateway did not start: {error}")));
+            }
+            What::Probed(answer) if *answer != Answer::Applied && !is_day_in_doubt(record) => {
+                let text = format!("when all trouble was over, a request was answered with {answer:?}");
+                broken.push(break_of(Promise::Alive, it.at, text));
             }
             What::Draining => draining = Some(it.at),
             What::Drained => {

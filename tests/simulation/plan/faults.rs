@@ -18,9 +18,15 @@ impl Chance {
             faults.push(Fault::answer(status).on(Operation::Unassign).naming(&named).always());
         }
         let trouble = *self.of(&[0, 2, 3, 5]);
+        // Parts of a scope that is too large are best met by answers that are late.
+        let is_only_late = central.ids_per_call.is_some() && self.once_in(3);
         if trouble > 0 {
             for _ in 0..24 {
-                let fault = if self.below(10) < trouble * 2 { self.of_a_change(gateway) } else { Fault::none() };
+                let fault = match self.below(10) < trouble * 2 {
+                    true if is_only_late => Fault::none().answering_late(self.late(gateway)),
+                    true => self.of_a_change(gateway),
+                    false => Fault::none(),
+                };
                 faults.push(fault.on(Operation::Unassign));
             }
         }
@@ -39,7 +45,6 @@ impl Chance {
         if self.once_in(10) {
             faults.push(Fault::answer(503).on(Operation::ServicesConfig).times(2));
         }
-        let _ = central;
         faults
     }
 
@@ -51,6 +56,9 @@ impl Chance {
     /// How long something takes that takes too long: as long as a caller or the gateway waits, or a little less or more.
     fn late(&mut self, gateway: &Gateway) -> Duration {
         let deadline = self.of(&DEADLINES).filter(|deadline| *deadline < 10_000).unwrap_or(gateway.timeout);
+        if self.once_in(2) {
+            return Duration::from_millis(self.from(100..deadline.min(gateway.timeout) + 100));
+        }
         let off: i64 = *self.of(&[-150, -40, -15, 0, 15, 60, 300]);
         let length: Ms = deadline.saturating_add_signed(off);
         Duration::from_millis(length)

@@ -19,7 +19,7 @@ use tokio::{sync::oneshot, task::JoinHandle};
 use tonic::{Request, transport::Channel};
 
 use super::Policy;
-use crate::plan::{Ms, Plan, SERVICES};
+use crate::plan::{Ms, PROBE, Plan, SERVICES};
 
 const ISSUER: &str = "https://issuer.test";
 const AUDIENCE: &str = "gateway.test";
@@ -114,6 +114,10 @@ pub(super) fn write(plan: &Plan, sandbox: &Sandbox, state: &Path, policy: &Polic
             text += &format!("max_customers_per_hour = {limit}\n");
         }
     }
+    text += &format!(
+        "[[callers]]\ntoken_subject = \"{PROBE}\"\nrpcs = [\"UnassignLicenses\"]\nscopes = [\"include\"]\nservices = \"*\"\n\
+         customers = \"*\"\n"
+    );
     let file = state.join("gateway.toml");
     fs::write(file.with_extension("new"), text).expect("a file");
     fs::rename(file.with_extension("new"), file).expect("a file");
@@ -155,7 +159,7 @@ fn issuer() -> &'static Issuer {
             let signature = pair.sign(&SystemRandom::new(), message.as_bytes()).expect("a signature");
             format!("{message}.{}", encoded(signature.as_ref()))
         };
-        let tokens = ["anna", "bert", "cleo", "dora"].map(|name| (name.to_owned(), token(name))).into();
+        let tokens = ["anna", "bert", "cleo", "dora", PROBE].map(|name| (name.to_owned(), token(name))).into();
         let authority = rcgen::generate_simple_self_signed(["authority.test".to_owned()]).expect("a certificate");
         Issuer { keys: json!({ "keys": [key] }).to_string(), authority: authority.cert.pem(), tokens }
     })
