@@ -68,6 +68,11 @@ performance: ## measure everything and paste it into docs/performance.md: eight 
 	cargo bench $(LOCKED) --bench load > target/performance.md
 	scripts/paste-performance target/performance.md
 
+.PHONY: simulate
+simulate: ## invented days with everything that goes wrong, each from a seed and judged: SEEDS=300 START=0
+	SEEDS=$(or $(SEEDS),300) START=$(or $(START),0) \
+	  cargo test $(LOCKED) $(TEST_FEATURES) --test simulation -- --nocapture
+
 .PHONY: torture
 torture: ## kill, pause and race the token's custody and the audit trail for hours: KILLS=1000 ROUNDS=2000
 	scripts/install-packages redis-server

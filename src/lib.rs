@@ -13,13 +13,17 @@
 //! 6. [`token`] gives the call a valid access token and keeps the refresh token from getting lost.
 //! 7. [`service::status`] turns what happened into the one status that the caller sees.
 //!
-//! Imports follow that path and never turn back. [`proto`], [`license`], [`audit`], [`deadline`], `durable`,
+//! Imports follow that path and never turn back. [`proto`], [`license`], [`audit`], `chance`, [`deadline`], `durable`,
 //! [`exchange`], [`quota`], [`telemetry`] and [`config`] are leaves. Nothing here knows `sandbox/`, which plays Central for tests, for `demo/` and
 //! for other teams.
 
 pub mod audit;
 pub mod callers;
 pub mod central;
+#[cfg(feature = "failpoints")]
+pub mod chance;
+#[cfg(not(feature = "failpoints"))]
+mod chance;
 pub mod cli;
 pub mod config;
 pub mod deadline;

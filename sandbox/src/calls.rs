@@ -186,6 +186,12 @@ impl Record {
         });
     }
 
+    /// What was being handled, and every connection, is gone.
+    pub(crate) fn dropped_in_flight(&mut self) {
+        self.counters.in_flight = 0;
+        self.counters.open_connections = 0;
+    }
+
     pub(crate) fn connected(&mut self) -> u64 {
         self.counters.connections += 1;
         self.counters.open_connections += 1;

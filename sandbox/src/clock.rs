@@ -43,6 +43,11 @@ impl Clock {
         *self = Self { offset, ..Self::default() };
     }
 
+    /// Lets the time run from `at`, whatever the machine's clock says.
+    pub(crate) fn start(&mut self, at: Timestamp) {
+        *self = Self { began: (at, Instant::now()), ..Self::default() };
+    }
+
     pub(crate) fn is_frozen(&self) -> bool {
         self.frozen_at.is_some()
     }

@@ -20,6 +20,9 @@ use super::{
     world::{Core, World},
 };
 
+/// The record shows so much of a body that is too large for the settings.
+const KEPT_FOR_THE_RECORD: u64 = 64 * 1024;
+
 /// A call as it was received.
 #[derive(Debug)]
 pub(crate) struct Received {
@@ -28,7 +31,7 @@ pub(crate) struct Received {
     pub(crate) parts: Parts,
     /// The query, decoded.
     pub(crate) query: Vec<(String, String)>,
-    /// At most as long as the settings allow.
+    /// At most as long as the settings allow, or what the record keeps of a longer one.
     pub(crate) body: Vec<u8>,
     /// Whether the body was longer.
     pub(crate) too_large: bool,
@@ -84,7 +87,10 @@ async fn exchange(core: Arc<Core>, request: Request<Incoming>, connection: u64) 
         Delivery::Nothing(Cut::Close) => (None, Ending::Closed),
         Delivery::Silence => (None, Ending::Silent),
     };
-    core.with(|world| world.record.close(call.sequence, status, ending));
+    core.with(|world| {
+        world.record.close(call.sequence, status, ending);
+        world.show(call.sequence);
+    });
     delivery
 }
 
@@ -118,7 +124,7 @@ async fn receive(core: &Core, request: Request<Incoming>, connection: u64) -> Op
             let data = frame.into_data().unwrap_or_default();
             length += data.len() as u64;
             too_large |= length > max;
-            if !too_large {
+            if !too_large || length <= KEPT_FOR_THE_RECORD {
                 kept.extend_from_slice(&data);
             }
         }
@@ -134,6 +140,7 @@ async fn receive(core: &Core, request: Request<Incoming>, connection: u64) -> Op
                 );
             }
         });
+        world.show(sequence);
     });
     let scope = if is_scoped { ScopedServices::parse(&kept, empty_list).ok() } else { None };
     Some(Received { sequence, operation, parts, query, body: kept, too_large, expects_continue, scope })

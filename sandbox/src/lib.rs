@@ -49,7 +49,7 @@ pub use self::{
 };
 use self::{
     control::Revoked,
-    world::{Core, World},
+    world::{Core, Watcher, World},
 };
 
 mod calls;
@@ -97,6 +97,23 @@ impl Sandbox {
             Server { address: listener.local_addr()?, tls: tls.is_some(), core: Arc::new(Core::new(settings)) };
         server.core.tasks.spawn(connection::accept(server.core.clone(), listener, tls));
         Ok(Self { server: Arc::new(server) })
+    }
+
+    /// Listens again, with the same account, tokens, quota and record: in another runtime than before, say. What was
+    /// under way is lost. Other handles are on an empty stand-in from then on.
+    pub async fn listen_again(self) -> io::Result<Self> {
+        let mut world = self.core().take();
+        world.record.dropped_in_flight();
+        let tls = world.settings.tls.as_ref().map(tls_acceptor).transpose()?;
+        let listener = TcpListener::bind(world.settings.listen).await?;
+        let server = Server { address: listener.local_addr()?, tls: tls.is_some(), core: Arc::new(Core::of(world)) };
+        server.core.tasks.spawn(connection::accept(server.core.clone(), listener, tls));
+        Ok(Self { server: Arc::new(server) })
+    }
+
+    /// Calls this when a call has been received, and again when it has ended.
+    pub fn watch_calls(&self, watch: impl Fn(&Call) + Send + 'static) {
+        self.core().with(|world| world.watcher = Watcher(Some(Box::new(watch))));
     }
 
     /// Stops listening, drops every connection and waits until all work has ended.
@@ -287,6 +304,11 @@ impl Sandbox {
     /// Lets the stand-in's clock run, this far ahead of the machine's.
     pub fn set_clock_offset(&self, offset: Duration) {
         self.core().with(|world| world.clock.run(offset));
+    }
+
+    /// Lets the stand-in's clock run from this moment, whatever the machine's says.
+    pub fn start_clock(&self, at: Timestamp) {
+        self.core().with(|world| world.clock.start(at));
     }
 
     /// Sets how many calls of the UTC day are spent.

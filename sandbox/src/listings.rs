@@ -90,7 +90,12 @@ pub(crate) fn subscriptions(world: &World, call: &Received) -> Page {
 }
 
 /// `/msp_api/v1/customers`: 10 by default; `customer_name` is a filter for parts of names (C).
-pub(crate) fn customers(world: &World, call: &Received) -> Page {
+pub(crate) fn customers(world: &mut World, call: &Received) -> Page {
+    let is_beginning = call.parameter("offset").is_none_or(|offset| offset == "0");
+    let moves = world.settings.customers_move && is_beginning && world.account.owners.len() > 1;
+    if moves {
+        world.account.owners[1..].sort_by(|one, other| one.id.cmp(&other.id)); // position 0 is the MSP
+    }
     let wanted = call.parameter("customer_name").map(str::to_lowercase);
     let all: Vec<Value> = world
         .account
@@ -99,10 +104,15 @@ pub(crate) fn customers(world: &World, call: &Received) -> Page {
         .filter(|customer| wanted.as_ref().is_none_or(|wanted| customer.name.to_lowercase().contains(wanted)))
         .map(|customer| customer_json(world, customer))
         .collect();
-    match page_of(call, &all, 10) {
-        Ok(page) => Page::json(200, &json!({ "customers": page, "total": all.len() })),
-        Err(refusal) => refusal,
+    let mut page = match page_of(call, &all, 10) {
+        Ok(page) => page,
+        Err(refusal) => return refusal,
+    };
+    page.truncate(world.settings.longest_page.unwrap_or(usize::MAX));
+    if moves {
+        world.account.owners[1..].rotate_right(1);
     }
+    Page::json(200, &json!({ "customers": page, "total": all.len() }))
 }
 
 /// Every listing of devices.

@@ -78,6 +78,11 @@ pub struct Settings {
     pub unknown_customer: UnknownCustomer,
     /// What happens if a service is not in `services`.
     pub unknown_service: UnknownService,
+    /// The most entries of a page of customers, whatever `limit` asks for; null: as many as it asks for.
+    pub longest_page: Option<usize>,
+    /// Whether the list of customers moves while it is read: after its first page the last customer becomes the first,
+    /// so that the pages overlap and one customer is on none of them. Read from the beginning, it is in the order of ids.
+    pub customers_move: bool,
     /// Milliseconds from the 200 until the last licence is gone; customers follow one another evenly. 0: at once.
     pub completion_delay_ms: u64,
     /// Milliseconds until auto-licensing gives a licence back to a customer who has it switched on; null: never.
@@ -251,6 +256,8 @@ impl Default for Settings {
             both_lists: BothLists::BadRequest,
             unknown_customer: UnknownCustomer::NotFound,
             unknown_service: UnknownService::BadRequest,
+            longest_page: None,
+            customers_move: false,
             completion_delay_ms: 0,
             auto_license_after_ms: None,
             success_body: SuccessBody::Object,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt, mem,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -11,7 +12,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    calls::Record,
+    calls::{Call, Record},
     clock::Clock,
     faults::{Faults, Wait},
     limits::Limits,
@@ -40,6 +41,19 @@ pub(crate) struct World {
     pub(crate) faults: Faults,
     pub(crate) record: Record,
     pub(crate) gates: BTreeMap<String, Gate>,
+    pub(crate) watcher: Watcher,
+}
+
+/// Told of every call.
+#[derive(Default)]
+pub(crate) struct Watcher(pub(crate) Option<Box<Watch>>);
+
+type Watch = dyn Fn(&Call) + Send;
+
+impl fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Watcher").field(&self.0.is_some()).finish()
+    }
 }
 
 /// Where calls wait until a test lets them go on.
@@ -61,6 +75,16 @@ impl World {
             faults: Faults::default(),
             record: Record::default(),
             gates: BTreeMap::new(),
+            watcher: Watcher::default(),
+        }
+    }
+
+    /// Tells who watches how things stand with a call: it was received, or it has ended.
+    pub(crate) fn show(&self, sequence: u64) {
+        if let Some(watch) = &self.watcher.0
+            && let Some(call) = self.record.calls().iter().rfind(|call| call.sequence == sequence)
+        {
+            watch(call);
         }
     }
 
@@ -91,12 +115,25 @@ impl World {
 
 impl Core {
     pub(crate) fn new(settings: Settings) -> Self {
+        Self::of(World::new(settings))
+    }
+
+    /// With this memory.
+    pub(crate) fn of(world: World) -> Self {
         Self {
-            world: Mutex::new(World::new(settings)),
+            world: Mutex::new(world),
             changes: watch::Sender::new(()),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }
+    }
+
+    /// Takes the memory away; a fresh one is in its place.
+    pub(crate) fn take(&self) -> World {
+        self.look(|world| {
+            let fresh = World::new(world.settings.clone());
+            mem::replace(world, fresh)
+        })
     }
 
     /// Looks at or changes the world; whoever waits for a change looks again.

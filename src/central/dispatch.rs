@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     audit::AuditTrail,
-    config,
+    chance, config,
     exchange::{self, Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},
     license::{Outcome, Resolved},
     quota::{Permit, Purpose, Quota, RateLimitHeaders},
@@ -367,7 +367,7 @@ impl Dispatch {
         result.map_err(|error| {
             attempts.note(&error, call.token.generation());
             let left = call.give_up.saturating_duration_since(now);
-            let repeat_after = retry::next(&error, *attempts, left, rand::random());
+            let repeat_after = retry::next(&error, *attempts, left, chance::jitter());
             // A token that Central no longer takes is our trouble, not Central's: it is not in the budget.
             let is_granted = |_: &Duration| attempts.is_unauthorized() || lock(&self.budget).spend(now);
             Refused { error, repeat_after: repeat_after.filter(is_granted) }

@@ -136,7 +136,7 @@ pub enum Error {
     #[error("the audit trail cannot be written, and no call is made without it")]
     AuditUnavailable,
     /// The caller's deadline passed, or the caller left.
-    #[error("the caller's deadline passed {}", if *nothing_was_sent { "before anything was sent to Central" } else { "while Central was at work" })]
+    #[error("the caller's deadline passed {}", if *nothing_was_sent { "before the call was made" } else { "while Central was at work" })]
     Deadline {
         /// Whether that was before anything was sent.
         nothing_was_sent: bool,

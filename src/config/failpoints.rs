@@ -13,7 +13,7 @@ pub struct Failpoints {
     pub hurry: u32,
 }
 
-/// What the environment asks to rehearse; read once.
+/// What the environment asks for; read once.
 pub fn failpoints() -> &'static Failpoints {
     static FAILPOINTS: OnceLock<Failpoints> = OnceLock::new();
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());

@@ -64,7 +64,7 @@ async fn requests_calls_and_the_token_are_measured() {
     assert_eq!(status, 200);
     let rpcs = "rpc_server_call_duration_seconds_count";
     assert_eq!(value(&metrics, rpcs, &[UNASSIGN, r#"rpc_response_status_code="OK""#]), 1.0);
-    assert_eq!(value(&metrics, rpcs, &[UNASSIGN, r#"error_type="UNAVAILABLE""#]), 1.0);
+    assert_eq!(value(&metrics, rpcs, &[UNASSIGN, r#"error_type="UNKNOWN""#]), 1.0);
     let requests = "license_gateway_requests_total";
     assert_eq!(value(&metrics, requests, &[UNASSIGN, r#"outcome="applied""#]), 1.0);
     let unknown = [UNASSIGN, r#"outcome="unknown""#, r#"reason="CENTRAL_UNAVAILABLE""#];

@@ -285,41 +285,70 @@ async fn three_gateways_share_a_quota_without_refusals() {
 
 #[tokio::test(start_paused = true)]
 async fn a_spent_day_costs_six_calls_an_hour_and_callers_learn_when_it_ends() {
-    for (case, is_headerless, in_the_first_hour) in [("with headers", false, 5), ("without", true, 10)] {
-        let sandbox = central(1).await;
-        let gateway = gateway(&sandbox).await;
-        a_fresh_second(&sandbox).await;
-        if is_headerless {
-            for operation in [Operation::Unassign, Operation::ServicesConfig] {
-                let silent = Answer::new(429).rate_headers(RateHeaders::None);
-                sandbox.fault(Fault::new(Reply::Answer(silent)).on(operation).always());
-            }
-        } else {
-            sandbox.set_day_used(5_000);
+    let sandbox = central(1).await;
+    let gateway = gateway(&sandbox).await;
+    a_fresh_second(&sandbox).await;
+    sandbox.set_day_used(5_000);
+    let mut calls_by_hour = HashMap::<u64, usize>::new();
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_hours(3) {
+        let before = sandbox.calls().len();
+        let failure = gateway.unassign(&customer(&sandbox, 0)).await.expect_err("the day is spent");
+        assert_eq!((failure.code, failure.outcome.as_str()), (Code::ResourceExhausted, "not_applied"));
+        let sent = sandbox.calls().len() - before;
+        *calls_by_hour.entry(began.elapsed().as_secs() / 3_600).or_default() += sent;
+        if began.elapsed() > Duration::from_mins(10) {
+            assert_eq!(failure.reason, "CENTRAL_QUOTA_EXHAUSTED");
+            let told = failure.status.get_error_details().retry_info().unwrap().retry_delay.unwrap();
+            let since_midnight = u64::try_from(sandbox.now().as_second()).unwrap() % 86_400;
+            let expected = Duration::from_secs(86_400 - since_midnight);
+            assert!(told.abs_diff(expected) <= Duration::from_secs(2), "{told:?}, {expected:?}");
         }
-        let mut calls_by_hour = HashMap::<u64, usize>::new();
-        let began = Instant::now();
-        while began.elapsed() < Duration::from_hours(3) {
-            let before = sandbox.calls().len();
-            let failure = gateway.unassign(&customer(&sandbox, 0)).await.expect_err("the day is spent");
-            assert_eq!((failure.code, failure.outcome.as_str()), (Code::ResourceExhausted, "not_applied"));
-            let sent = sandbox.calls().len() - before;
-            *calls_by_hour.entry(began.elapsed().as_secs() / 3_600).or_default() += sent;
-            if began.elapsed() > Duration::from_mins(10) {
-                assert_eq!(failure.reason, "CENTRAL_QUOTA_EXHAUSTED", "{case}");
-                let told = failure.status.get_error_details().retry_info().unwrap().retry_delay.unwrap();
-                let since_midnight = u64::try_from(sandbox.now().as_second()).unwrap() % 86_400;
-                let expected = Duration::from_secs(86_400 - since_midnight);
-                assert!(told.abs_diff(expected) <= Duration::from_secs(2), "{case}: {told:?}, {expected:?}");
-            }
-            tokio::time::sleep(Duration::from_secs(20)).await;
-        }
-        for (hour, calls) in calls_by_hour {
-            let allowed = if hour == 0 { in_the_first_hour } else { 6 };
-            assert!(calls <= allowed, "{case}, hour {hour}: {calls} calls");
-        }
-        gateway.stop().await;
+        tokio::time::sleep(Duration::from_secs(20)).await;
     }
+    for (hour, calls) in calls_by_hour {
+        let allowed = if hour == 0 { 5 } else { 6 };
+        assert!(calls <= allowed, "hour {hour}: {calls} calls");
+    }
+    gateway.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_429_without_headers_is_a_wait_of_seconds_and_never_ends_the_day() {
+    let sandbox = central(1).await;
+    let gateway = gateway(&sandbox).await;
+    a_fresh_second(&sandbox).await;
+    let silent = Answer::new(429).rate_headers(RateHeaders::None);
+    sandbox.fault(Fault::new(Reply::Answer(silent)).on(Operation::Unassign).always());
+    for _ in 0..30 {
+        let failure = gateway.unassign(&customer(&sandbox, 0)).await.expect_err("it is throttled");
+        assert_eq!((failure.reason.as_str(), failure.outcome.as_str()), ("CENTRAL_RATE_LIMITED", "not_applied"));
+        let told = failure.status.get_error_details().retry_info().unwrap().retry_delay.unwrap();
+        assert!(told <= Duration::from_secs(17), "{told:?}");
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    sandbox.clear_faults();
+    tokio::time::sleep(Duration::from_secs(17)).await;
+    gateway.unassign(&customer(&sandbox, 0)).await.expect("Central takes calls again");
+    gateway.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_odd_header_does_not_stop_the_day() {
+    let sandbox = central(1).await;
+    let gateway = gateway(&sandbox).await;
+    a_fresh_second(&sandbox).await;
+    gateway.unassign(&customer(&sandbox, 0)).await.unwrap();
+    sandbox.set_day_used(5_000);
+    let odd = Answer::new(200);
+    sandbox.fault(Fault::new(Reply::Answer(odd)).on(Operation::Unassign));
+    gateway.unassign(&customer(&sandbox, 0)).await.expect("it says that nothing is left");
+    sandbox.set_day_used(10);
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        gateway.unassign(&customer(&sandbox, 0)).await.expect("one node of Central counts apart");
+    }
+    gateway.stop().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -280,7 +280,7 @@ impl TokenRefresher {
     fn publish(&mut self, record: &TokenRecord, remaining: Duration, replaced_a_refused_one: bool) {
         let Some(secret) = record.access_token.clone() else { return };
         let now = Instant::now();
-        self.renew_at = refresh::renew_at(now, remaining, record.lifetime, rand::random());
+        self.renew_at = refresh::renew_at(now, remaining, record.lifetime, crate::chance::jitter());
         self.is_lost = false;
         self.current.store(Some(Arc::new(AccessToken {
             secret,

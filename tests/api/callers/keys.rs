@@ -290,7 +290,7 @@ async fn what_makes_tokens_unsafe_or_useless_is_said_at_the_start_and_stops_noth
         ("LICENSE_GATEWAY__JWT__JWKS_FILE", file.to_str().unwrap()),
     ];
     let mut process = Process::serve(&sandbox, dir.path(), &with_tokens).await;
-    let plaintext = "callers' tokens come over plaintext: without a mesh, whoever reads the network can use them";
+    let plaintext = "callers' tokens come over plaintext: without a mesh, a reader of the network can use them";
     process.said(plaintext).await;
     let config = dir.path().join("gateway.toml");
     put(&config, &(fs::read_to_string(&config).unwrap() + &of_token));

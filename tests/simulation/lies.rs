@@ -1,0 +1,137 @@
+//! Whether the judge notices: a record of a run without broken promises is falsified in one place, and must be found out.
+
+use std::collections::BTreeSet;
+
+use central_sandbox::{Applied, Ending, Operation};
+
+use crate::{
+    judge::{Promise, judge},
+    plan::{Event, Plan},
+    record::{Answer, Happened, Record, What},
+    world,
+};
+
+/// Changes a record; false: there is nothing in it that could be changed so.
+type Lie = fn(&mut Record) -> bool;
+
+/// Who was told that nothing happened.
+fn not_applied() -> Answer {
+    Answer::Failed {
+        code: "Unavailable".to_owned(),
+        reason: "CENTRAL_UNREACHABLE".to_owned(),
+        outcome: "not_applied".to_owned(),
+        parts: None,
+    }
+}
+
+const LIES: [(&str, Promise, Lie); 14] = [
+    ("what was applied is called not_applied", Promise::Told, |record| {
+        record
+            .asked
+            .iter_mut()
+            .find(|asked| asked.answer == Answer::Applied)
+            .map(|asked| asked.answer = not_applied())
+            .is_some()
+    }),
+    ("what was not applied is called applied", Promise::Told, |record| {
+        let refused = |asked: &&mut crate::record::Asked| matches!(&asked.answer, Answer::Failed { outcome, .. } if outcome == "not_applied");
+        record.asked.iter_mut().find(refused).map(|asked| asked.answer = Answer::Applied).is_some()
+    }),
+    ("Central did less than it seems", Promise::Told, |record| {
+        let done = record.calls.iter_mut().find(|seen| seen.is_change() && seen.call.processed);
+        done.map(|seen| seen.call.processed = false).is_some()
+    }),
+    ("a failure without details", Promise::Outcome, |record| {
+        let last = record.asked.iter_mut().rfind(|asked| asked.answer == Answer::Applied);
+        last.map(|asked| asked.answer = Answer::Bare("Internal".to_owned())).is_some()
+    }),
+    ("a customer whom nobody named", Promise::Scope, |record| {
+        let done = record.calls.iter_mut().find(|seen| seen.is_change() && seen.call.processed);
+        let applied =
+            Applied { customer_id: "c99".to_owned(), serial: "S99".to_owned(), services: vec!["pa".to_owned()] };
+        done.map(|seen| seen.call.applied.push(applied)).is_some()
+    }),
+    ("a call whose answer was lost, and which was made again", Promise::Once, |record| {
+        let mut named = BTreeSet::new();
+        for line in record.trail.iter().filter(|line| line.text("type") == "INTENT") {
+            let again = (line.text("operation_id").to_owned(), line.list("customers"));
+            if line.value["travelling"] == 1
+                && line.text("scope") == "include_customers"
+                && !named.insert(again.clone())
+            {
+                let wanted = |seen: &&mut crate::record::Seen| {
+                    seen.is_change() && seen.wanted().and_then(|wanted| wanted.include) == Some(again.1.clone())
+                };
+                if let Some(seen) = record.calls.iter_mut().find(wanted) {
+                    (seen.call.status, seen.call.ending) = (None, Ending::Reset);
+                    return true;
+                }
+            }
+        }
+        false
+    }),
+    ("a call before its intent", Promise::Intent, |record| {
+        record.calls.iter_mut().find(|seen| seen.is_change()).map(|seen| seen.trail_bytes = 0).is_some()
+    }),
+    ("an outcome that is missing", Promise::Trail, |record| {
+        let place = record.trail.iter().rposition(|line| line.text("type") == "OUTCOME");
+        place.map(|place| record.trail.remove(place)).is_some()
+    }),
+    ("an outcome that is another one", Promise::Trail, |record| {
+        let applied = record.trail.iter_mut().find(|line| line.text("outcome") == "applied");
+        applied.map(|line| line.value["outcome"] = "not_applied".into()).is_some()
+    }),
+    ("an answer after the deadline", Promise::Deadline, |record| {
+        let waits = |asked: &&mut crate::record::Asked| {
+            asked.request.deadline.is_some() && matches!(asked.answer, Answer::Failed { .. })
+        };
+        record.asked.iter_mut().find(waits).map(|asked| asked.answered_at += 61_000).is_some()
+    }),
+    ("a second with too many calls", Promise::Quota, |record| {
+        let Some(first) = record.calls.iter().position(|seen| seen.is_change()) else { return false };
+        let (at, life) = (record.calls[first].call.at.clone(), record.calls[first].life);
+        let others = record.calls.iter_mut().filter(|seen| seen.call.operation != Operation::Token).take(8);
+        others.map(|seen| (seen.call.at, seen.life) = (at.clone(), life)).count() == 8
+    }),
+    ("a refresh token that was used before", Promise::Token, |record| {
+        let mut tokens = record
+            .calls
+            .iter_mut()
+            .filter(|seen| seen.call.operation == Operation::Token && seen.call.status == Some(200));
+        match (tokens.next(), tokens.next()) {
+            (Some(first), Some(second)) if first.life == second.life => {
+                second.call.grant.clone_from(&first.call.grant);
+                true
+            }
+            _ => false,
+        }
+    }),
+    ("an hourly limit that was passed", Promise::Hour, |record| {
+        let caller =
+            record.asked.iter().find(|asked| asked.answer == Answer::Applied).map(|asked| asked.request.caller);
+        caller.map(|caller| record.plan.callers[caller].per_hour = Some(0)).is_some()
+    }),
+    ("a call while read_only holds", Promise::Forbidden, |record| {
+        let Some(seen) = record.calls.iter().rfind(|seen| seen.is_change() && seen.at > 1_000) else { return false };
+        let what = What::Event(Event::ReadOnly(true));
+        record.happened.insert(0, Happened { at: seen.at - 900, life: seen.life, what });
+        true
+    }),
+];
+
+#[test]
+fn the_judge_notices() {
+    for (name, promise, lie) in LIES {
+        let is_found = (0..300).any(|seed| {
+            let mut record = world::play(Plan::draw(seed));
+            if !judge(&record).is_empty() || !lie(&mut record) {
+                return false;
+            }
+            let broken = judge(&record);
+            let is_noticed = broken.iter().any(|broken| broken.promise == promise);
+            assert!(is_noticed, "{name}, seed {seed}: {broken:?}");
+            true
+        });
+        assert!(is_found, "no seed has anything that could be falsified so: {name}");
+    }
+}
