@@ -96,8 +96,8 @@ async fn failures_are_marked_as_the_conventions_say() {
     let spans = spans_of(Some(Fault::answer(503))).await;
     let [rpc] = all(&spans, RPC)[..] else { panic!("one server span: {spans:#?}") };
     assert!(rpc.is_error());
-    assert_eq!(rpc.attribute("rpc.response.status_code").as_deref(), Some("UNAVAILABLE"));
-    assert_eq!(rpc.attribute("error.type").as_deref(), Some("UNAVAILABLE"));
+    assert_eq!(rpc.attribute("rpc.response.status_code").as_deref(), Some("UNKNOWN"));
+    assert_eq!(rpc.attribute("error.type").as_deref(), Some("UNKNOWN"));
     assert_eq!(rpc.attribute("license_gateway.reason").as_deref(), Some("CENTRAL_UNAVAILABLE"));
     assert_eq!(rpc.attribute("license_gateway.outcome").as_deref(), Some("unknown"));
 
