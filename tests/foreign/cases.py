@@ -19,12 +19,13 @@ import grpc
 from buf_client import BufClient
 from credentials import AUDIENCE, Authority, Issuer
 from examples import ROOT, PythonExample, TypeScriptExample
+from go_client import GrpcGoClient
 from node_client import GrpcJsClient
 from python_client import GrpcioClient
 from wire_client import WireClient
 
-LIBRARIES = (GrpcioClient, GrpcJsClient)
-EVERYONE = (GrpcioClient, GrpcJsClient, BufClient, WireClient)
+LIBRARIES = (GrpcioClient, GrpcJsClient, GrpcGoClient)
+EVERYONE = (*LIBRARIES, BufClient, WireClient)
 EXAMPLES = (PythonExample, TypeScriptExample)
 
 LICENSING = "central.licensing.v1.LicensingService"
@@ -80,7 +81,7 @@ def a_request_becomes_one_delete(world, client):
     assert [spelled(body) for body in sent] == [{"services": SERVICES, "include_customers": sorted(CUSTOMERS)}], sent
 
 
-@case(GrpcioClient, GrpcJsClient, BufClient)
+@case(*LIBRARIES, BufClient)
 def a_thousand_customers_fit_in_one_request(world, client):
     # Ids of the greatest length: twice what HTTP/2 lets a client send before the server makes room.
     ids = [f"{number:0128}" for number in range(1000)]
@@ -461,7 +462,7 @@ def watch_serving(client, service=LICENSING):
     return stream
 
 
-@case(GrpcioClient, GrpcJsClient, BufClient)
+@case(*LIBRARIES, BufClient)
 def health_is_checked_by_name(world, client):
     watch_serving(client).cancel()
     for service in ("", LICENSING):
@@ -470,7 +471,7 @@ def health_is_checked_by_name(world, client):
     assert client.health_check("no.such.Service").code == "NOT_FOUND"
 
 
-@case(GrpcioClient, GrpcJsClient, BufClient)
+@case(*LIBRARIES, BufClient)
 def health_lists_every_service(world, client):
     watch_serving(client).cancel()
     answer = client.health_list()
@@ -479,7 +480,7 @@ def health_lists_every_service(world, client):
     assert statuses[""] == statuses[LICENSING] == {"status": "SERVING"}, answer
 
 
-@case(GrpcioClient, GrpcJsClient, BufClient)
+@case(*LIBRARIES, BufClient)
 def an_unknown_service_can_be_watched(world, client):
     stream = client.health_watch("no.such.Service")
     assert stream.next() == "SERVICE_UNKNOWN"
@@ -487,7 +488,7 @@ def an_unknown_service_can_be_watched(world, client):
     stream.cancel()
 
 
-@case(GrpcioClient, GrpcJsClient, BufClient)
+@case(*LIBRARIES, BufClient)
 def watchers_learn_of_the_end_and_do_not_delay_it(world, client):
     streams = [watch_serving(client, service) for service in ("", LICENSING)]
     world.gateway.terminate()
@@ -512,7 +513,7 @@ def a_call_on_its_way_is_finished_before_the_end(world, client):
 # ---- what a gRPC server owes everyone ----
 
 
-@case(GrpcioClient, GrpcJsClient, BufClient)
+@case(*LIBRARIES, BufClient)
 def a_message_over_256_kib_is_refused(world, client):
     ids = [f"{number:0128}" for number in range(2100)]  # 130 bytes each on the wire
     answer = client.unassign({"include_customers": {"customer_ids": ids}, "services": SERVICES})
@@ -522,7 +523,7 @@ def a_message_over_256_kib_is_refused(world, client):
     assert world.sandbox.unassignments() == []
 
 
-@case(GrpcioClient, GrpcJsClient, WireClient)
+@case(*LIBRARIES, WireClient)
 def unknown_methods_and_services_are_unimplemented(world, client):
     for path in (f"/{LICENSING}/NoSuchMethod", "/no.such.Service/Method"):
         answer = client.call_unknown(path)

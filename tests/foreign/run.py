@@ -37,6 +37,7 @@ def main():
         binary=arguments.binary.resolve(),
         buf=TARGET / "node" / "node_modules" / ".bin" / "buf",
         node_modules=TARGET / "node" / "node_modules",
+        target=TARGET,
         include_dirs=import_paths,
     )
     chosen = [

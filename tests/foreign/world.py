@@ -24,6 +24,8 @@ class Tools:
     binary: pathlib.Path
     buf: pathlib.Path
     node_modules: pathlib.Path
+    # Where clients are made that have to be made.
+    target: pathlib.Path
     # For clients that read .proto files: the contract, what it imports, and the google.rpc messages.
     include_dirs: tuple
 
