@@ -113,9 +113,9 @@ class Sandbox(Process):
         """Central does it, but takes its time."""
         self._fault({"before": {"delay_ms": round(seconds * 1000)}})
 
-    def holds(self, gate):
+    def holds(self, gate, customer=None):
         """Central waits at the gate, then does it."""
-        self._fault({"before": {"gate": gate}})
+        self._fault({"before": {"gate": gate}, "customer": customer})
 
     def releases(self, gate):
         """Opens the gate for the calls that wait there."""
@@ -124,7 +124,11 @@ class Sandbox(Process):
 
     def loses_connection(self):
         """Central does it and resets the connection instead of answering."""
-        self._fault({"reply": "reset", "applied": True})
+        self.does_it_and_replies("reset")
+
+    def does_it_and_replies(self, reply, times=None, **fault):
+        """Central does it, and what its caller gets to see is this."""
+        self._fault({"reply": reply, "applied": True, "times": times} | fault)
 
     def _fault(self, fault):
         self._control("POST", "faults", {"operation": "unassign", "times": None} | fault)
@@ -199,7 +203,14 @@ class Gateway(Process):
         environment = clean_environment()
         for key, value in settings.items():
             environment["LICENSE_GATEWAY__" + key.replace(".", "__").upper()] = value
-        super().__init__([str(tools.binary), "serve", "--config", str(config)], environment)
+        self.start = ([str(tools.binary), "serve", "--config", str(config)], environment)
+        super().__init__(*self.start)
+        self.address = self.first_line["listen"]
+
+    def crashes_and_starts_again(self):
+        """kill -9, then the same files and settings on another port."""
+        self.stop()
+        super().__init__(*self.start)
         self.address = self.first_line["listen"]
 
 
