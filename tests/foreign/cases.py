@@ -334,7 +334,7 @@ def refused_without_trailer():
 
 
 @contextlib.contextmanager
-def connected(client, world, address, retries):
+def connected(client, world, address, retries=False):
     """Another client of the same library."""
     other = type(client)(address, world.tools, retries=retries)
     try:
