@@ -3,14 +3,13 @@
 import functools
 import os
 import shutil
-import subprocess
 
 from grpc_tools import protoc
 
-from line_client import LineClient
+from line_client import LineClient, made_of, run_or_fail
 
-PACKAGE = "license-gateway.test/foreign/licensing"
 CONTRACT = "central/licensing/v1/licensing.proto"
+PACKAGE = "license-gateway.test/foreign/licensing"
 
 
 class GrpcGoClient(LineClient):
@@ -19,43 +18,41 @@ class GrpcGoClient(LineClient):
     @staticmethod
     @functools.cache
     def make(tools):
-        folder = tools.target / "foreign-go"
-        shutil.copytree(tools.here / "go", folder / "source", dirs_exist_ok=True)
-        # Caches of its own: nothing is installed elsewhere, and what was there already does not help.
-        environment = os.environ | {
-            "GOMODCACHE": str(folder / "modules"),
-            "GOCACHE": str(folder / "cache"),
-            "GOFLAGS": "-mod=readonly -modcacherw -buildvcs=false",
-            "GOTOOLCHAIN": "local",
-            "CGO_ENABLED": "0",
-        }
-
-        def go(*words):
-            command = ["go", *words]
-            made = subprocess.run(
-                command, cwd=folder / "source", env=environment, capture_output=True, text=True, check=False
-            )
-            assert made.returncode == 0, f"{command}: {made.stdout}{made.stderr}"
-
-        plugins, stubs = folder / "plugins", folder / "source" / "licensing"
-        for path in (plugins, stubs):
-            path.mkdir(exist_ok=True)
-        go("build", "-o", f"{plugins}/", "tool")
-        options = [f"--{kind}_opt={option}" for kind in ("go", "go-grpc") for option in (
-            f"M{CONTRACT}={PACKAGE}", f"module={PACKAGE}",
-        )]  # fmt: skip
-        failed = protoc.main(
-            [
-                "protoc",
-                *(f"-I{path}" for path in tools.include_dirs),
-                f"--plugin={plugins}/protoc-gen-go",
-                f"--plugin={plugins}/protoc-gen-go-grpc",
-                f"--go_out={stubs}",
-                f"--go-grpc_out={stubs}",
-                *options,
-                CONTRACT,
-            ]
-        )
-        assert not failed, "protoc failed"
-        go("build", "-o", str(folder / "client"), ".")
+        folder, (contract, *_) = tools.target / "foreign-go", tools.include_dirs
+        made_of(folder, (tools.here / "go", contract), lambda: build(tools, folder))
         return [folder / "client"], os.environ
+
+
+def build(tools, folder):
+    source, plugins = folder / "source", folder / "plugins"
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(tools.here / "go", source)
+    # Caches of its own: nothing is installed elsewhere, and what was there already does not help.
+    environment = os.environ | {
+        "GOMODCACHE": str(folder / "modules"),
+        "GOCACHE": str(folder / "cache"),
+        "GOFLAGS": "-mod=readonly -modcacherw -buildvcs=false",
+        "GOTOOLCHAIN": "local",
+        "CGO_ENABLED": "0",
+    }
+
+    def go_build(*words):
+        run_or_fail(["go", "build", *words], source, environment, "Go as tests/foreign/go/go.mod says, or newer")
+
+    go_build("-o", f"{plugins}/", "tool")
+    # The contract names no Go package: who makes stubs of it chooses one.
+    options = (f"M{CONTRACT}={PACKAGE}", f"module={PACKAGE}")
+    stubs = source / "licensing"
+    stubs.mkdir()
+    failed = protoc.main(
+        [
+            "protoc",
+            *(f"-I{path}" for path in tools.include_dirs),
+            *(f"--plugin={plugins}/protoc-gen-{kind}" for kind in ("go", "go-grpc")),
+            *(f"--{kind}_out={stubs}" for kind in ("go", "go-grpc")),
+            *(f"--{kind}_opt={option}" for kind in ("go", "go-grpc") for option in options),
+            CONTRACT,
+        ]
+    )
+    assert not failed, "protoc failed"
+    go_build("-o", str(folder / "client"), ".")

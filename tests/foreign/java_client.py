@@ -3,9 +3,8 @@
 import functools
 import os
 import shutil
-import subprocess
 
-from line_client import LineClient
+from line_client import LineClient, made_of, run_or_fail
 
 
 class GrpcJavaClient(LineClient):
@@ -14,22 +13,25 @@ class GrpcJavaClient(LineClient):
     @staticmethod
     @functools.cache
     def make(tools):
-        folder = tools.target / "foreign-java"
-        source = folder / "source"
-        shutil.copytree(tools.here / "java", source, dirs_exist_ok=True)
-        contract, *_ = tools.include_dirs
-        command = [
-            "mvn",
-            "--batch-mode",
-            "--quiet",
-            # Of its own: nothing is installed elsewhere, and what was there already does not help.
-            f"-Dmaven.repo.local={folder / 'repository'}",
-            f"-Dcontract={contract}",
-            "compile",
-        ]
-        made = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
-        assert made.returncode == 0, f"{command}: {made.stdout}{made.stderr}"
-        classes = [f"{source / 'target' / 'classes'}", f"{source / 'target' / 'lib'}/*"]
-        # One small processor's worth of threads and memory is enough for a test.
+        folder, (contract, *_) = tools.target / "foreign-java", tools.include_dirs
+        made_of(folder, (tools.here / "java", contract), lambda: build(tools, folder, contract))
+        made = folder / "source" / "target"
+        # A test needs neither an optimising compiler nor a parallel collector.
         options = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dfile.encoding=UTF-8"]
-        return ["java", *options, "-cp", os.pathsep.join(classes), "Client"], os.environ
+        return ["java", *options, "-cp", f"{made / 'classes'}:{made / 'lib'}/*", "Client"], os.environ
+
+
+def build(tools, folder, contract):
+    source = folder / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(tools.here / "java", source)
+    command = [
+        "mvn",
+        "--batch-mode",
+        "--quiet",
+        # Of its own: nothing is installed elsewhere, and what was there already does not help.
+        f"-Dmaven.repo.local={folder / 'repository'}",
+        f"-Dcontract={contract}",
+        "compile",
+    ]
+    run_or_fail(command, source, os.environ, "a JDK, 17 or newer, and Maven (Debian: default-jdk-headless, maven)")

@@ -1,14 +1,35 @@
 """Clients in a process of their own, asked in lines of JSON: {id, op, …} in, {id, …} out."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import queue
+import shutil
 import subprocess
 import threading
 
 from answer import Answer, Stream
 from python_client import service_config
+
+
+def made_of(folder, sources, make):
+    """Makes a program in a folder, unless it stands there already, made of the same sources."""
+    digest = hashlib.sha256()
+    for path in sorted(path for source in sources for path in source.rglob("*") if path.is_file()):
+        digest.update(f"{path} {path.stat().st_size}\n".encode() + path.read_bytes())
+    complete = folder / "complete"
+    if not complete.exists() or complete.read_text() != digest.hexdigest():
+        complete.unlink(missing_ok=True)
+        make()
+        complete.write_text(digest.hexdigest())
+
+
+def run_or_fail(command, folder, environment, needed):
+    """Runs a command that makes something; `needed` says what a machine lacks that has no such command."""
+    assert shutil.which(command[0]), f"{command[0]} is not installed: {needed}"
+    made = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, f"{command}: {made.stdout}{made.stderr}"
 
 
 class LineClient:

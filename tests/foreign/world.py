@@ -34,7 +34,8 @@ class Process:
     """A command of the binary. Its first line on stdout says where it listens: that is readiness, nobody sleeps."""
 
     def __init__(self, command, environment=None):
-        self.name = f"{pathlib.Path(command[0]).name} {command[1]}"
+        words = (pathlib.Path(command[0]).name, command[1])
+        self.name = " ".join(word for word in words if not word.startswith("-"))
         self.said = collections.deque(maxlen=60)
         self.process = subprocess.Popen(
             command,
@@ -77,11 +78,16 @@ class Process:
         self.process.wait()
 
 
+def sandbox_command(tools):
+    """The stand-in for Central: the one place that knows which program it is."""
+    return [str(tools.binary), "sandbox", "--listen", "127.0.0.1:0"]
+
+
 class Sandbox(Process):
-    """`license-gateway sandbox`, and its control surface below /__sandbox/."""
+    """The sandbox that plays Central, and its control surface below /__sandbox/."""
 
     def __init__(self, tools):
-        super().__init__([str(tools.binary), "sandbox", "--listen", "127.0.0.1:0"], clean_environment())
+        super().__init__(sandbox_command(tools), clean_environment())
         self.base_url = self.first_line["base_url"].rstrip("/")
         self.address = urllib.parse.urlsplit(self.base_url).netloc
 
