@@ -55,6 +55,7 @@ def the_trailers_of_violations_are_small(world, client):
 
 def beside_another_call(world, client, request):
     """What the client is answered while another of its calls waits at Central; that one must still end well."""
+    assert client.list_services().code == "OK"  # connected, and the token and the services are at hand
     world.sandbox.holds("other", customer=CUSTOMERS[0])
     with futures.ThreadPoolExecutor(1) as pool:
         other = pool.submit(client.unassign, REQUEST, timeout=25)

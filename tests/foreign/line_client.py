@@ -62,7 +62,7 @@ class LineClient:
 
     def close(self):
         self.process.stdin.close()
-        assert self.process.wait(timeout=10) == 0, f"the client {self.name} broke"
+        assert self.process.wait(timeout=30) == 0, f"the client {self.name} broke"
 
     def unassign(self, request, timeout=None):
         return self._ask("unassign", request=request, timeout_ms=timeout and round(timeout * 1000))
@@ -98,7 +98,7 @@ class LineClient:
         self.waiting[ident] = replies.put
         self._send({"id": ident, "op": op} | arguments)
         try:
-            reply = replies.get(timeout=30)
+            reply = replies.get(timeout=60)
         except queue.Empty:
             raise AssertionError(f"{self.name} gave no answer to {op} (exit code {self.process.poll()})") from None
         del reply["id"]

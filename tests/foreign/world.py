@@ -102,7 +102,7 @@ class Sandbox(Process):
         """The bodies of the DELETEs that Central has seen, carried out or not."""
         return [call["body"] for call in self._control("GET", "calls?operation=unassign")]
 
-    def has_seen_an_unassignment(self, within=10):
+    def has_seen_an_unassignment(self, within=20):
         """Waits until the first DELETE has come."""
         deadline = time.monotonic() + within
         while not self.unassignments():
