@@ -78,16 +78,11 @@ class Process:
         self.process.wait()
 
 
-def sandbox_command(tools):
-    """The stand-in for Central: the one place that knows which program it is."""
-    return [str(tools.binary), "sandbox", "--listen", "127.0.0.1:0"]
-
-
 class Sandbox(Process):
-    """The sandbox that plays Central, and its control surface below /__sandbox/."""
+    """`license-gateway sandbox`, and its control surface below /__sandbox/."""
 
     def __init__(self, tools):
-        super().__init__(sandbox_command(tools), clean_environment())
+        super().__init__([str(tools.binary), "sandbox", "--listen", "127.0.0.1:0"], clean_environment())
         self.base_url = self.first_line["base_url"].rstrip("/")
         self.address = urllib.parse.urlsplit(self.base_url).netloc
 
