@@ -9,6 +9,7 @@ from line_client import LineClient, made_of, run_or_fail
 
 class GrpcJavaClient(LineClient):
     name = "grpc-java"
+    says_ready = True
 
     @staticmethod
     @functools.cache

@@ -35,6 +35,9 @@ def run_or_fail(command, folder, environment, needed):
 class LineClient:
     """What the clients share. A subclass has a `name`, and says what is started."""
 
+    # Whether the program says when it has started, because that takes long: by a line with the id 0.
+    says_ready = False
+
     def __init__(self, address, tools, retries=False, shown=None):
         settings = {
             "address": address,
@@ -51,9 +54,11 @@ class LineClient:
             env=environment,
         )
         self.ids = itertools.count(1)
-        self.waiting = {}
+        ready = threading.Event()
+        self.waiting = {0: lambda line: ready.set()}
         self.writing = threading.Lock()
         threading.Thread(target=self._read, daemon=True).start()
+        assert not self.says_ready or ready.wait(60), f"{self.name} did not start (exit code {self.process.poll()})"
 
     @staticmethod
     def make(tools):
