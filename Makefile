@@ -141,7 +141,7 @@ test-rust: ## the Rust tests of all members, by cargo alone
 
 # ONLY=word runs the tests whose names contain it.
 .PHONY: test-foreign
-test-foreign: target/venv/complete target/node/complete ## Python, Node, buf and raw HTTP/2 against the real binary (ONLY=word)
+test-foreign: target/venv/complete target/node/complete ## Python, Node, Go, Java, buf, raw HTTP/2 against the real binary, and Envoy (ONLY=word)
 	cargo build $(LOCKED)
 	$(PYTHON) $(FOREIGN)/run.py $(ONLY)
 

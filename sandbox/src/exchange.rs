@@ -305,6 +305,15 @@ fn deliver(world: &mut World, call: &Received, fault: &Fault, normal: Option<Pag
         Some(page) if page.body.len() > 1 => page,
         _ => finished(world, success(SuccessBody::Object), via_kong),
     };
+    // No answer says that something was done which Central has refused to do.
+    let is_success = match &fault.reply {
+        Reply::Answer(answer) => answer.status < 300,
+        Reply::Success(_) => true,
+        _ => false,
+    };
+    if let Some(refusal) = normal.as_ref().filter(|page| is_success && page.status >= 400) {
+        return Delivery::Whole(refusal.clone());
+    }
     match &fault.reply {
         Reply::Normal | Reply::CloseOnAccept => {
             Delivery::Whole(normal.unwrap_or_else(|| success(world.settings.success_body)))

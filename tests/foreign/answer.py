@@ -34,6 +34,8 @@ class Answer:
     trailers: dict = dataclasses.field(default_factory=dict)
     # Seconds from the first byte of the request to the last of the answer, where the client measures that.
     elapsed: float | None = None
+    # How large the trailers are, where the client measures that.
+    trailer_bytes: int | None = None
 
     def detail(self, name):
         """A google.rpc detail by its short name."""

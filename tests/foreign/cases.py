@@ -11,56 +11,18 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable
 from concurrent import futures
 
 import grpc
 
 from buf_client import BufClient
+from case import CUSTOMERS, EVERYONE, EXAMPLES, LIBRARIES, LICENSING, REQUEST, SERVICES, UUID_V7, case
 from credentials import AUDIENCE, Authority, Issuer
-from examples import ROOT, PythonExample, TypeScriptExample
+from examples import ROOT
+from go_client import GrpcGoClient
 from node_client import GrpcJsClient
 from python_client import GrpcioClient
 from wire_client import WireClient
-
-LIBRARIES = (GrpcioClient, GrpcJsClient)
-EVERYONE = (GrpcioClient, GrpcJsClient, BufClient, WireClient)
-EXAMPLES = (PythonExample, TypeScriptExample)
-
-LICENSING = "central.licensing.v1.LicensingService"
-# Customers of the sandbox's seeded account, and a service that they have.
-CUSTOMERS = ["267958b55d5a463e94a302c20f4a6b68", "8c1d4e7fa2b349d0b6c5e8f90a1b2c3d"]
-SERVICES = ["advanced_ap"]
-REQUEST = {"include_customers": {"customer_ids": CUSTOMERS}, "services": SERVICES, "reason": "foreign client"}
-UUID_V7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A case, the clients it runs with, and what is set differently in the gateway."""
-
-    run: Callable
-    clients: tuple
-    settings: dict
-    retries: bool
-    # TLS, and callers who are somebody: `world.credentials`. Without it, plaintext and whoever comes.
-    knows_callers: bool
-
-    @property
-    def name(self):
-        return self.run.__name__
-
-
-CASES = []
-
-
-def case(*clients, settings=None, retries=False, knows_callers=False):
-    def register(run):
-        CASES.append(Case(run, clients, settings or {}, retries, knows_callers))
-        return run
-
-    return register
-
 
 # ---- the calls ----
 
@@ -80,7 +42,7 @@ def a_request_becomes_one_delete(world, client):
     assert [spelled(body) for body in sent] == [{"services": SERVICES, "include_customers": sorted(CUSTOMERS)}], sent
 
 
-@case(GrpcioClient, GrpcJsClient, BufClient)
+@case(*LIBRARIES, BufClient)
 def a_thousand_customers_fit_in_one_request(world, client):
     # Ids of the greatest length: twice what HTTP/2 lets a client send before the server makes room.
     ids = [f"{number:0128}" for number in range(1000)]
@@ -375,7 +337,7 @@ def refused_without_trailer():
 
 
 @contextlib.contextmanager
-def connected(client, world, address, retries):
+def connected(client, world, address, retries=False):
     """Another client of the same library."""
     other = type(client)(address, world.tools, retries=retries)
     try:
@@ -464,7 +426,7 @@ def watch_serving(client, service=LICENSING):
     return stream
 
 
-@case(GrpcioClient, GrpcJsClient, BufClient)
+@case(*LIBRARIES, BufClient)
 def health_is_checked_by_name(world, client):
     watch_serving(client).cancel()
     for service in ("", LICENSING):
@@ -473,7 +435,8 @@ def health_is_checked_by_name(world, client):
     assert client.health_check("no.such.Service").code == "NOT_FOUND"
 
 
-@case(GrpcioClient, GrpcJsClient, BufClient)
+# grpc-java's stub of health has no List yet.
+@case(GrpcioClient, GrpcJsClient, GrpcGoClient, BufClient)
 def health_lists_every_service(world, client):
     watch_serving(client).cancel()
     answer = client.health_list()
@@ -482,7 +445,7 @@ def health_lists_every_service(world, client):
     assert statuses[""] == statuses[LICENSING] == {"status": "SERVING"}, answer
 
 
-@case(GrpcioClient, GrpcJsClient, BufClient)
+@case(*LIBRARIES, BufClient)
 def an_unknown_service_can_be_watched(world, client):
     stream = client.health_watch("no.such.Service")
     assert stream.next() == "SERVICE_UNKNOWN"
@@ -490,7 +453,7 @@ def an_unknown_service_can_be_watched(world, client):
     stream.cancel()
 
 
-@case(GrpcioClient, GrpcJsClient, BufClient)
+@case(*LIBRARIES, BufClient)
 def watchers_learn_of_the_end_and_do_not_delay_it(world, client):
     streams = [watch_serving(client, service) for service in ("", LICENSING)]
     world.gateway.terminate()
@@ -515,7 +478,7 @@ def a_call_on_its_way_is_finished_before_the_end(world, client):
 # ---- what a gRPC server owes everyone ----
 
 
-@case(GrpcioClient, GrpcJsClient, BufClient)
+@case(*LIBRARIES, BufClient)
 def a_message_over_256_kib_is_refused(world, client):
     ids = [f"{number:0128}" for number in range(2100)]  # 130 bytes each on the wire
     answer = client.unassign({"include_customers": {"customer_ids": ids}, "services": SERVICES})
@@ -525,7 +488,7 @@ def a_message_over_256_kib_is_refused(world, client):
     assert world.sandbox.unassignments() == []
 
 
-@case(GrpcioClient, GrpcJsClient, WireClient)
+@case(*LIBRARIES, WireClient)
 def unknown_methods_and_services_are_unimplemented(world, client):
     for path in (f"/{LICENSING}/NoSuchMethod", "/no.such.Service/Method"):
         answer = client.call_unknown(path)

@@ -1,6 +1,6 @@
 // grpc-js, as a Node team would use it: proto-loader on the contract's files, no generated code.
 //
-// Talks to node_client.py in lines of JSON: {id, op, …} in, {id, …} out. Decodes the status details itself.
+// Talks to line_client.py in lines of JSON: {id, op, …} in, {id, …} out. Decodes the status details itself.
 'use strict';
 
 const grpc = require('@grpc/grpc-js');

@@ -1,87 +1,13 @@
-"""grpc-js: node_client.cjs in a process of its own, asked in lines of JSON."""
+"""grpc-js: node_client.cjs."""
 
-import dataclasses
-import itertools
-import json
 import os
-import queue
-import subprocess
-import threading
 
-from answer import Answer, Stream
-from python_client import service_config
+from line_client import LineClient
 
 
-class GrpcJsClient:
+class GrpcJsClient(LineClient):
     name = "grpc-js"
 
-    def __init__(self, address, tools, retries=False, shown=None):
-        settings = {
-            "address": address,
-            "includeDirs": [str(path) for path in tools.include_dirs],
-            "retries": service_config(retries) if retries else None,
-            "shown": shown and dataclasses.asdict(shown),
-        }
-        self.process = subprocess.Popen(
-            ["node", tools.here / "node_client.cjs", json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"NODE_PATH": str(tools.node_modules)},
-        )
-        self.ids = itertools.count()
-        self.waiting = {}
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def close(self):
-        self.process.stdin.close()
-        assert self.process.wait(timeout=10) == 0, "the Node client broke"
-
-    def unassign(self, request, timeout=None):
-        return self._ask("unassign", request=request, timeout_ms=timeout and timeout * 1000)
-
-    def list_services(self):
-        return self._ask("list_services")
-
-    def call_unknown(self, path):
-        return self._ask("call_unknown", path=path)
-
-    def health_check(self, service):
-        return self._ask("health_check", request={"service": service})
-
-    def health_list(self):
-        return self._ask("health_list")
-
-    def health_watch(self, service):
-        ident = next(self.ids)
-        stream = Stream(cancel=lambda: self._send({"op": "cancel", "stream": ident}))
-
-        def on_line(line):
-            if "ended" in line:
-                stream.end(line["ended"])
-            else:
-                stream.feed(line["status"])
-
-        self.waiting[ident] = on_line
-        self._send({"id": ident, "op": "health_watch", "request": {"service": service}})
-        return stream
-
-    def _ask(self, op, **arguments):
-        ident, replies = next(self.ids), queue.Queue()
-        self.waiting[ident] = replies.put
-        self._send({"id": ident, "op": op} | arguments)
-        try:
-            reply = replies.get(timeout=30)
-        except queue.Empty:
-            raise AssertionError(f"grpc-js gave no answer to {op} (exit code {self.process.poll()})") from None
-        del reply["id"]
-        return Answer(**reply)
-
-    def _send(self, line):
-        self.process.stdin.write(json.dumps(line) + "\n")
-        self.process.stdin.flush()
-
-    def _read(self):
-        for text in self.process.stdout:
-            line = json.loads(text)
-            self.waiting[line["id"]](line)
+    @staticmethod
+    def make(tools):
+        return ["node", tools.here / "node_client.cjs"], os.environ | {"NODE_PATH": str(tools.node_modules)}

@@ -2,7 +2,7 @@
 
     run.py [--binary PATH] [WORD...]
 
-Runs the cases of cases.py whose name or client contains a WORD, all of them without one. Prints a line for each, and
+Runs the cases (cases.py, large.py, proxies.py) whose name or client contains a WORD, all of them without one. Prints a line for each, and
 cargo's closing line.
 """
 
@@ -29,14 +29,18 @@ def main():
     arguments = parser.parse_args()
 
     import_paths = generate_stubs()
-    from cases import CASES  # needs the stubs
+    from case import CASES  # needs the stubs
     from world import Tools
+
+    for module in ("cases", "large", "proxies"):
+        importlib.import_module(module)
 
     tools = Tools(
         here=HERE,
         binary=arguments.binary.resolve(),
         buf=TARGET / "node" / "node_modules" / ".bin" / "buf",
         node_modules=TARGET / "node" / "node_modules",
+        target=TARGET,
         include_dirs=import_paths,
     )
     chosen = [

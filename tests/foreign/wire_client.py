@@ -33,6 +33,8 @@ class WireClient:
         self.socket = socket.create_connection((host, int(port)), timeout=30)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
+        # What the server may send is measured here, not limited.
+        self.h2.decoder.max_header_list_size = 1 << 20
         self.h2.initiate_connection()
         self._flush()
         # The connection stands when the server's settings are here: what is measured later is the call alone.
@@ -101,6 +103,8 @@ class WireClient:
         assert head[":status"] == "200", head
         assert head["content-type"].startswith("application/grpc"), head
         answer = Answer(
+            # As HTTP/2 counts the size of a header list (RFC 9113, 6.5.2).
+            trailer_bytes=sum(len(name) + len(value) + 32 for name, value in trailers.items()),
             code=CODES[int(trailers["grpc-status"])],
             message=urllib.parse.unquote(trailers.get("grpc-message", "")),
             trailers=trailers,

@@ -24,6 +24,8 @@ class Tools:
     binary: pathlib.Path
     buf: pathlib.Path
     node_modules: pathlib.Path
+    # Where clients are made that have to be made.
+    target: pathlib.Path
     # For clients that read .proto files: the contract, what it imports, and the google.rpc messages.
     include_dirs: tuple
 
@@ -32,7 +34,8 @@ class Process:
     """A command of the binary. Its first line on stdout says where it listens: that is readiness, nobody sleeps."""
 
     def __init__(self, command, environment=None):
-        self.name = f"{pathlib.Path(command[0]).name} {command[1]}"
+        words = (pathlib.Path(command[0]).name, command[1])
+        self.name = " ".join(word for word in words if not word.startswith("-"))
         self.said = collections.deque(maxlen=60)
         self.process = subprocess.Popen(
             command,
@@ -94,7 +97,7 @@ class Sandbox(Process):
         """The bodies of the DELETEs that Central has seen, carried out or not."""
         return [call["body"] for call in self._control("GET", "calls?operation=unassign")]
 
-    def has_seen_an_unassignment(self, within=10):
+    def has_seen_an_unassignment(self, within=20):
         """Waits until the first DELETE has come."""
         deadline = time.monotonic() + within
         while not self.unassignments():
@@ -111,9 +114,9 @@ class Sandbox(Process):
         """Central does it, but takes its time."""
         self._fault({"before": {"delay_ms": round(seconds * 1000)}})
 
-    def holds(self, gate):
+    def holds(self, gate, customer=None):
         """Central waits at the gate, then does it."""
-        self._fault({"before": {"gate": gate}})
+        self._fault({"before": {"gate": gate}, "customer": customer})
 
     def releases(self, gate):
         """Opens the gate for the calls that wait there."""
@@ -122,7 +125,11 @@ class Sandbox(Process):
 
     def loses_connection(self):
         """Central does it and resets the connection instead of answering."""
-        self._fault({"reply": "reset", "applied": True})
+        self.does_it_and_replies("reset")
+
+    def does_it_and_replies(self, reply, times=None, **fault):
+        """Central does it, and what its caller gets to see is this."""
+        self._fault({"reply": reply, "applied": True, "times": times} | fault)
 
     def _fault(self, fault):
         self._control("POST", "faults", {"operation": "unassign", "times": None} | fault)
@@ -197,7 +204,14 @@ class Gateway(Process):
         environment = clean_environment()
         for key, value in settings.items():
             environment["LICENSE_GATEWAY__" + key.replace(".", "__").upper()] = value
-        super().__init__([str(tools.binary), "serve", "--config", str(config)], environment)
+        self.start = ([str(tools.binary), "serve", "--config", str(config)], environment)
+        super().__init__(*self.start)
+        self.address = self.first_line["listen"]
+
+    def crashes_and_starts_again(self):
+        """kill -9, then the same files and settings on another port."""
+        self.stop()
+        super().__init__(*self.start)
         self.address = self.first_line["listen"]
 
 

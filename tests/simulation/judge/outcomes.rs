@@ -240,15 +240,18 @@ fn contradicts(record: &Record, matched: &Matched<'_>, name: &str, end: &crate::
         "unknown" => None,
         other => Some(format!("{other:?} is no outcome")),
     };
-    let heard = match &asked.answer {
-        Answer::Applied => "applied",
-        Answer::Failed { outcome, .. } => outcome,
+    let (heard, was_open) = match &asked.answer {
+        Answer::Applied => ("applied", false),
+        // A part of it was still on its way.
+        Answer::Failed { outcome, parts, .. } => {
+            (outcome.as_str(), outcome == "unknown" || parts.as_ref().is_some_and(|parts| !parts.unknown.is_empty()))
+        }
         _ => return wrong,
     };
     let is_cut_short = matches!(end.text("cause"), "crash" | "cut off");
     // Who was told `unknown` at a deadline may be outlived by better knowledge.
     wrong.or_else(|| {
-        let agrees = heard == outcome || heard == "unknown" || is_cut_short;
+        let agrees = heard == outcome || was_open || is_cut_short;
         (!agrees).then(|| format!("its caller was told {heard}"))
     })
 }
