@@ -203,11 +203,12 @@ impl Server {
         info!(limit = ?limit, "draining: no new requests, what runs is finished");
         boundary.drain();
         showing.abort();
-        followed.iter().for_each(JoinHandle::abort);
         closing.cancel();
         statuses.send_replace(None);
         let _ = end.send(());
         finish(work, serving, self.trail, self.refresher, &self.callers, limit).await;
+        // To the end: what waits when the process is told to stop is still sent only if the policy allows it.
+        followed.iter().for_each(JoinHandle::abort);
         Ok(())
     }
 }

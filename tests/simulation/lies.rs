@@ -62,7 +62,10 @@ const LIES: [(&str, Promise, Lie); 14] = [
                 let wanted = |seen: &&mut crate::record::Seen| {
                     seen.is_change() && seen.wanted().and_then(|wanted| wanted.include) == Some(again.1.clone())
                 };
-                if let Some(seen) = record.calls.iter_mut().find(wanted) {
+                // An intent may have had no call: its request was given up in between.
+                if record.calls.iter_mut().filter(wanted).count() >= 2
+                    && let Some(seen) = record.calls.iter_mut().find(wanted)
+                {
                     (seen.call.status, seen.call.ending) = (None, Ending::Reset);
                     return true;
                 }

@@ -14,14 +14,12 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
 use central_sandbox::{Call, Customer, Device, Ending, GrantPlacement, Sandbox, Settings};
-use license_gateway::{
-    proto::{
-        AllCustomers, CustomerList, PreviewUnassignLicensesRequest, UnassignLicensesRequest,
-        licensing_service_client::LicensingServiceClient, preview_unassign_licenses_request::Scope as Previewed,
-        unassign_licenses_request::Scope as Wanted,
-    },
+use jiff::Timestamp;
+use license_gateway::proto::{
+    AllCustomers, CustomerList, PreviewUnassignLicensesRequest, UnassignLicensesRequest,
+    licensing_service_client::LicensingServiceClient, preview_unassign_licenses_request::Scope as Previewed,
+    unassign_licenses_request::Scope as Wanted,
 };
 use tempfile::TempDir;
 use tokio::{
