@@ -52,26 +52,14 @@ const LIES: [(&str, Promise, Lie); 14] = [
         done.map(|seen| seen.call.applied.push(applied)).is_some()
     }),
     ("a call whose answer was lost, and which was made again", Promise::Once, |record| {
-        let mut named = BTreeSet::new();
-        for line in record.trail.iter().filter(|line| line.text("type") == "INTENT") {
-            let again = (line.text("operation_id").to_owned(), line.list("customers"));
-            if line.value["travelling"] == 1
-                && line.text("scope") == "include_customers"
-                && !named.insert(again.clone())
-            {
-                let wanted = |seen: &&mut crate::record::Seen| {
-                    seen.is_change() && seen.wanted().and_then(|wanted| wanted.include) == Some(again.1.clone())
-                };
-                // An intent may have had no call: its request was given up in between.
-                if record.calls.iter_mut().filter(wanted).count() >= 2
-                    && let Some(seen) = record.calls.iter_mut().find(wanted)
-                {
-                    (seen.call.status, seen.call.ending) = (None, Ending::Reset);
-                    return true;
-                }
-            }
-        }
-        false
+        let (matched, _) = Matched::new(record);
+        let repeated = record.asked.iter().find_map(|asked| {
+            let calls = matched.calls_of(&asked.request.name);
+            (calls.len() > 1).then(|| calls[0].0.call.sequence)
+        });
+        drop(matched);
+        let first = record.calls.iter_mut().find(|seen| Some(seen.call.sequence) == repeated);
+        first.map(|seen| (seen.call.status, seen.call.ending) = (None, Ending::Reset)).is_some()
     }),
     ("a call before its intent", Promise::Intent, |record| {
         record.calls.iter_mut().find(|seen| seen.is_change()).map(|seen| seen.trail_bytes = 0).is_some()
