@@ -275,11 +275,7 @@ impl Dispatch {
             if let Err(retry_after) = lock(&self.breaker).look(Instant::now()) {
                 return Err(Error::Down { retry_after });
             }
-            batch.leave_if_refused(Instant::now());
-            // Durable before anything is sent.
-            self.trail.intend(batch.intents()).await.map_err(|_| Error::AuditUnavailable)?;
-            // The moment of sending. Requests that may not be sent any more stay behind.
-            batch.depart(Instant::now());
+            self.depart(batch).await?;
             let Some(scope) = batch.scope() else { return Err(Error::Deadline { nothing_was_sent: true }) };
             let body = Body::Json(wire::unassign_body(&scope, batch.services()));
             let origins = batch.origins();
@@ -310,6 +306,25 @@ impl Dispatch {
                 batch.leave_before(Instant::now() + wait, &Arc::new(refused.error));
             }
             sleep(wait).await;
+        }
+    }
+
+    /// Records what is about to be sent, and sends it off in the same moment. Requests that may not be sent any more stay
+    /// behind; where one leaves while the record is written, it is written anew: what stands in the audit trail before a
+    /// call is the call.
+    async fn depart(&self, batch: &mut Batch) -> Result<(), Error> {
+        loop {
+            batch.leave_if_refused(Instant::now());
+            if batch.is_empty() {
+                return Ok(());
+            }
+            self.trail.intend(batch.intents()).await.map_err(|_| Error::AuditUnavailable)?;
+            let recorded = batch.count();
+            batch.depart(Instant::now());
+            if batch.count() == recorded {
+                return Ok(());
+            }
+            batch.was_not_sent();
         }
     }
 

@@ -127,7 +127,10 @@ impl Queue {
     }
 
     fn next_change(&mut self, may_change: bool, now: Instant) -> Option<Next> {
-        while may_change {
+        if !may_change {
+            return None;
+        }
+        loop {
             let mut batch = self.changes.pop()?;
             batch.leave_if_refused(now);
             batch.leave_before(now, &Arc::new(Error::Overloaded { retry_after: Duration::from_secs(1) }));
@@ -137,7 +140,6 @@ impl Queue {
                 None => return Some(Next::Change(batch)),
             }
         }
-        None
     }
 
     /// Halves of a batch come next in their caller's lane.

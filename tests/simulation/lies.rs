@@ -1,11 +1,9 @@
 //! Whether the judge notices: a record of a run without broken promises is falsified in one place, and must be found out.
 
-use std::collections::BTreeSet;
-
 use central_sandbox::{Applied, Ending, Operation};
 
 use crate::{
-    judge::{Promise, judge},
+    judge::{Matched, Promise, judge},
     plan::{Event, Plan},
     record::{Answer, Happened, Record, What},
     world,
@@ -79,7 +77,7 @@ const LIES: [(&str, Promise, Lie); 14] = [
         record.asked.iter_mut().find(waits).map(|asked| asked.answered_at += 61_000).is_some()
     }),
     ("a second with too many calls", Promise::Quota, |record| {
-        let Some(first) = record.calls.iter().position(|seen| seen.is_change()) else { return false };
+        let Some(first) = record.calls.iter().position(super::record::Seen::is_change) else { return false };
         let (at, life) = (record.calls[first].call.at.clone(), record.calls[first].life);
         let others = record.calls.iter_mut().filter(|seen| seen.call.operation != Operation::Token).take(8);
         others.map(|seen| (seen.call.at, seen.life) = (at.clone(), life)).count() == 8

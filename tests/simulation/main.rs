@@ -54,7 +54,7 @@ fn every_promise_is_kept() {
             scope.spawn(|| {
                 while let Some(seed) = seeds.get(next.fetch_add(1, Relaxed)) {
                     let result = run(*seed, times);
-                    found.lock().unwrap_or_else(PoisonError::into_inner).take(*seed, result, seeds.len() == 1);
+                    found.lock().unwrap_or_else(PoisonError::into_inner).take(*seed, &result, seeds.len() == 1);
                 }
             });
         }
@@ -95,7 +95,7 @@ struct Found {
 }
 
 impl Found {
-    fn take(&mut self, seed: u64, played: Played, is_only: bool) {
+    fn take(&mut self, seed: u64, played: &Played, is_only: bool) {
         for broken in &played.broken {
             self.seeds.entry(broken.promise).or_default().insert(seed);
         }
