@@ -222,19 +222,20 @@ impl TokenCache {
     /// A valid token, or why there is none. `refused` is a generation that Central answered with 401: the token given
     /// out is newer. `waiting` are the requests that need it.
     pub async fn newer_than(&self, refused: Option<u64>, waiting: &[Origin]) -> Result<Arc<AccessToken>, Error> {
-        let current = self.current.load();
-        if let Some(token) = &*current
-            && serves(token, refused)
-        {
-            return Ok(Arc::clone(token));
+        if let Some(token) = self.at_hand(refused) {
+            return Ok(token);
         }
-        drop(current);
         let (answer, answered) = oneshot::channel();
         let request = TokenRequest { refused, origins: waiting.to_vec(), answer };
         if self.requests.send(request).is_err() {
             return Err(Error::Stopping);
         }
         answered.await.unwrap_or(Err(Error::Stopping))
+    }
+
+    /// The same, where it is there without waiting.
+    pub fn at_hand(&self, refused: Option<u64>) -> Option<Arc<AccessToken>> {
+        self.current.load().as_ref().filter(|token| serves(token, refused)).cloned()
     }
 
     /// How things stand, and every change of it.

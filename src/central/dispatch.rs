@@ -266,12 +266,7 @@ impl Dispatch {
             } else {
                 permit
             };
-            let permit = match permit {
-                Some(permit) => permit,
-                None => self.quota.permit(Purpose::Again, self.give_up(batch)).await?,
-            };
-            // Permit before token: a token fetched first could be an old one by the time there is a permit.
-            let token = self.tokens.newer_than(attempts.refused_generation, &batch.origins()).await?;
+            let (token, permit) = self.token_and_permit(attempts.refused_generation, permit, batch).await?;
             if let Err(retry_after) = lock(&self.breaker).look(Instant::now()) {
                 return Err(Error::Down { retry_after });
             }
@@ -306,6 +301,26 @@ impl Dispatch {
                 batch.leave_before(Instant::now() + wait, &Arc::new(refused.error));
             }
             sleep(wait).await;
+        }
+    }
+
+    /// A token that is valid at the moment of the permit. Nobody holds a permit while waiting for a token: it would be used
+    /// together with later ones, and a second of Central's would see more calls than it allows.
+    async fn token_and_permit(
+        &self,
+        refused: Option<u64>,
+        mut permit: Option<Permit>,
+        batch: &Batch,
+    ) -> Result<(Arc<AccessToken>, Permit), Error> {
+        loop {
+            match (self.tokens.at_hand(refused), permit.take()) {
+                (Some(token), Some(permit)) => return Ok((token, permit)),
+                (Some(_), None) => permit = Some(self.quota.permit(Purpose::Again, self.give_up(batch)).await?),
+                (None, unused) => {
+                    drop(unused);
+                    self.tokens.newer_than(refused, &batch.origins()).await?;
+                }
+            }
         }
     }
 
