@@ -396,7 +396,8 @@ impl Dispatch {
         }
         result.map_err(|error| {
             attempts.note(&error, call.token.generation());
-            let left = call.give_up.saturating_duration_since(now);
+            // Waiting to be sent again is waiting: no longer than before the first call.
+            let left = call.give_up.saturating_duration_since(now).min(self.max_wait);
             let repeat_after = retry::next(&error, *attempts, left, chance::jitter());
             // A token that Central no longer takes is our trouble, not Central's: it is not in the budget.
             let is_granted = |_: &Duration| attempts.is_unauthorized() || lock(&self.budget).spend(now);
