@@ -223,10 +223,14 @@ impl Batch {
         self.pieces().next().map(Piece::member)
     }
 
-    /// So many customers are in scope, as previewed.
+    /// So many customers are in scope, as previewed. Its wait in the queue is over: a long list takes longer to read than
+    /// a request may wait, and from here the deadline alone counts.
     pub(super) fn confirmed(&mut self, resolved: usize) {
         self.resolved = Some(resolved);
-        self.pieces().for_each(|piece| piece.member().resolved(resolved));
+        for entry in self.places.iter_mut().flat_map(|place| &mut place.entries) {
+            entry.piece.patience = None;
+            entry.piece.member().resolved(resolved);
+        }
     }
 
     /// The requests' traces.

@@ -100,7 +100,7 @@ enum PartState {
 pub(super) struct Piece {
     member: Arc<Member>,
     index: usize,
-    /// Until when it waits for its first call; none after that call: the deadline alone counts then.
+    /// Until when it waits for its first call; none after that call or its pre-send check: the deadline alone counts then.
     pub(super) patience: Option<Instant>,
 }
 

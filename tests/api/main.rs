@@ -38,4 +38,5 @@ mod telemetry;
 mod token_commands;
 mod tokens;
 mod traces;
+mod truth;
 mod views;
