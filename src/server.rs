@@ -19,7 +19,7 @@ use tonic::{
     service::Routes,
     transport::{Server as GrpcServer, server::TcpIncoming},
 };
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use self::{
     admin::{AdminListener, Insight},
@@ -135,8 +135,14 @@ impl Server {
             warn!("callers without an identity are admitted from the network: server.allow_anonymous_callers");
         }
         let (tokens, refresher) = TokenCache::start(&config, store, quota.clone(), tracing.clone())?;
-        let client = CentralClient::new(&config.central, tokens.clone(), quota, trail.clone(), tracing.clone())?;
-        let central = Arc::new(client);
+        let client = CentralClient::new(&config.central, tokens.clone(), quota, trail.clone(), tracing.clone());
+        let central = match client {
+            Ok(client) => Arc::new(client),
+            Err(error) => {
+                refresher.stop().await; // an exchange may be on its way already
+                return Err(error.into());
+            }
+        };
         Ok(Self { listener, address, tls, callers, admin, config, tracing, tokens, refresher, central, trail })
     }
 
@@ -145,13 +151,18 @@ impl Server {
         self.address
     }
 
+    /// Ends the custody of the tokens. [`serve`](Self::serve) does that itself; whoever cuts it short must.
+    pub fn custody(&self) -> RefresherHandle {
+        self.refresher.clone()
+    }
+
     /// Where `/metrics`, `/livez` and `/readyz` are.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin.address()
     }
 
     /// Serves until `stop` is done, then drains: takes no new requests, ends health streams, lets what runs finish, and
-    /// returns after `server.drain_timeout` at the latest.
+    /// returns after `server.drain_timeout` at the latest. Only an exchange of tokens on its way has more time.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let work = TaskTracker::new();
         let boundary = Boundary::new(self.config.server.max_requests, work.clone(), self.tracing.metrics().clone());
@@ -197,7 +208,10 @@ impl Server {
 
         tokio::select! {
             () = stop => {}
-            Ok(Err(error)) = &mut serving => return Err(Error::Serve(error)),
+            Ok(Err(error)) = &mut serving => {
+                self.refresher.stop().await;
+                return Err(Error::Serve(error));
+            }
         }
         let limit = self.config.server.drain_timeout;
         info!(limit = ?limit, "draining: no new requests, what runs is finished");
@@ -206,7 +220,9 @@ impl Server {
         closing.cancel();
         statuses.send_replace(None);
         let _ = end.send(());
-        finish(work, serving, self.trail, self.refresher, &self.callers, limit).await;
+        finish(work, serving, self.trail, &self.callers, limit).await;
+        // Outside of the bound, and after it: work that is stuck must not cost an exchange on its way its end.
+        self.refresher.stop().await;
         // To the end: what waits when the process is told to stop is still sent only if the policy allows it.
         followed.iter().for_each(JoinHandle::abort);
         Ok(())
@@ -232,7 +248,6 @@ async fn finish(
     work: TaskTracker,
     mut serving: JoinHandle<Result<(), tonic::transport::Error>>,
     trail: AuditTrail,
-    refresher: RefresherHandle,
     callers: &Callers,
     limit: Duration,
 ) {
@@ -248,16 +263,11 @@ async fn finish(
             () = answered => serving.abort(),
         }
         work.wait().await;
-        // A token store that is down must not keep the trail from being closed, nor the refresh task.
-        let closed = async {
-            trail.close().await;
-            refresher.stop().await
-        };
-        tokio::join!(closed, callers.close()).0
+        // A token store that is down must not keep the trail from being closed.
+        tokio::join!(trail.close(), callers.close())
     });
     match drained.await {
-        Ok(Ok(())) => info!("drained"),
-        Ok(Err(panic)) => error!(error = &panic as &(dyn std::error::Error + 'static), "the token refresh task failed"),
+        Ok(_) => info!("drained"),
         Err(_) => warn!(calls = work.len(), "not everything was finished within server.drain_timeout"),
     }
 }

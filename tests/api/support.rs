@@ -412,6 +412,12 @@ impl Process {
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
+    /// As when its terminal goes.
+    #[cfg(feature = "failpoints")]
+    pub fn hang_up(&self) {
+        self.signal(rustix::process::Signal::HUP);
+    }
+
     /// Asks it to stop.
     pub fn terminate(&self) {
         self.signal(rustix::process::Signal::TERM);

@@ -16,7 +16,7 @@ use crate::{
     token::{
         AccessToken, Error,
         failpoints::{failpoint, hurried, wall_clock},
-        oauth::{Exchanged, Pair},
+        oauth::{Exchanged, Pair, THROTTLED_AT_MOST},
         refresh::{self, NextLogin, RefreshStep, SEND_WINDOW, Wanted},
         serves,
         store::{self, CONFLICT_PAUSE, LoadedRecord, RECORD_SCHEMA, Swap, TokenRecord, Version},
@@ -37,6 +37,9 @@ impl TokenRefresher {
     pub(super) async fn attempt(&mut self, wanted: Wanted, origins: &[Origin]) -> Result<(), Trouble> {
         let began = Instant::now();
         loop {
+            if self.stop.is_cancelled() {
+                return Err(Trouble::lasting(Duration::ZERO, Error::Stopping));
+            }
             let LoadedRecord { record, version } = self.load().await?;
             let (now, wall) = (Instant::now(), wall_clock());
             if let Some(record) = &record {
@@ -72,6 +75,11 @@ impl TokenRefresher {
                         self.forget_intent(claimed, version).await;
                         return Err(Trouble::later(refresh::backoff(self.failures + 1), TooSlow));
                     }
+                    // The time that is kept for an exchange counts from the stop: one that begins later may outlast it.
+                    if self.stop.is_cancelled() {
+                        self.forget_intent(claimed, version).await;
+                        return Err(Trouble::lasting(Duration::ZERO, Error::Stopping));
+                    }
                     return self.present(claimed, version, wanted, origins).await;
                 }
             }
@@ -102,6 +110,7 @@ impl TokenRefresher {
             }
             Exchanged::Throttled { wait } => {
                 self.forget_intent(claimed, version).await;
+                let wait = wait.max(refresh::backoff(self.failures + 1)).min(THROTTLED_AT_MOST);
                 Err(Trouble::later(wait, Throttled))
             }
             Exchanged::ClientRefused => {
