@@ -34,6 +34,7 @@ use crate::{
     central::CentralClient,
     config::{CallerRules, Config, PolicySource, WhichCaller},
     exchange::SetupError,
+    operations::Operations,
     proto::{
         self,
         health::{health_check_response::ServingStatus, health_server::HealthServer},
@@ -52,6 +53,9 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
 /// How long it may take to answer that.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// What a sync of the audit trail and the store of operations may take beside a call, and clocks that differ.
+const LEASE_MARGIN: Duration = Duration::from_secs(20);
+
 /// How long the last answers may take to leave once they are made.
 const FLUSH_GRACE: Duration = Duration::from_secs(1);
 
@@ -69,6 +73,7 @@ pub struct Server {
     refresher: RefresherHandle,
     central: Arc<CentralClient>,
     trail: AuditTrail,
+    operations: Operations,
 }
 
 /// Why a gateway cannot start or go on.
@@ -130,12 +135,16 @@ impl Server {
         let trail = AuditTrail::open(&config.audit, tracing.metrics().clone()).await?;
         let quota = Quota::new(&config.quota);
         let store = Store::open(&config.token_store).await?;
+        // From the claim of a call to its end, and the wait between two calls of a request.
+        let lease = config.central.timeout + config.central.max_wait + LEASE_MARGIN;
+        let operations = Operations::open(&config.audit, store.operations(), lease).await?;
         let callers = Arc::new(Callers::new(&config, address.ip(), store.usage())?);
         if callers.admits_anonymous() && !address.ip().to_canonical().is_loopback() {
             warn!("callers without an identity are admitted from the network: server.allow_anonymous_callers");
         }
         let (tokens, refresher) = TokenCache::start(&config, store, quota.clone(), tracing.clone())?;
-        let client = CentralClient::new(&config.central, tokens.clone(), quota, trail.clone(), tracing.clone());
+        let (records, known) = (trail.clone(), operations.clone());
+        let client = CentralClient::new(&config.central, tokens.clone(), quota, records, known, tracing.clone());
         let central = match client {
             Ok(client) => Arc::new(client),
             Err(error) => {
@@ -143,7 +152,20 @@ impl Server {
                 return Err(error.into());
             }
         };
-        Ok(Self { listener, address, tls, callers, admin, config, tracing, tokens, refresher, central, trail })
+        Ok(Self {
+            listener,
+            address,
+            tls,
+            callers,
+            admin,
+            config,
+            tracing,
+            tokens,
+            refresher,
+            central,
+            trail,
+            operations,
+        })
     }
 
     /// Where it listens.
@@ -181,6 +203,7 @@ impl Server {
             Arc::clone(&self.callers),
             self.config.central.allow_open_scopes,
             self.trail.clone(),
+            self.operations.clone(),
             work.clone(),
         );
         let routes = routes(licensing, HealthService::new(statuses_seen), &boundary, self.tracing);
@@ -220,7 +243,7 @@ impl Server {
         closing.cancel();
         statuses.send_replace(None);
         let _ = end.send(());
-        finish(work, serving, self.trail, &self.callers, limit).await;
+        finish(work, serving, (self.trail, self.operations), &self.callers, limit).await;
         // Outside of the bound, and after it: work that is stuck must not cost an exchange on its way its end.
         self.refresher.stop().await;
         // To the end: what waits when the process is told to stop is still sent only if the policy allows it.
@@ -247,7 +270,7 @@ fn follow_files(
 async fn finish(
     work: TaskTracker,
     mut serving: JoinHandle<Result<(), tonic::transport::Error>>,
-    trail: AuditTrail,
+    (trail, operations): (AuditTrail, Operations),
     callers: &Callers,
     limit: Duration,
 ) {
@@ -264,7 +287,7 @@ async fn finish(
         }
         work.wait().await;
         // A token store that is down must not keep the trail from being closed.
-        tokio::join!(trail.close(), callers.close())
+        tokio::join!(trail.close(), operations.close(), callers.close())
     });
     match drained.await {
         Ok(_) => info!("drained"),

@@ -3,6 +3,7 @@
 //! The work of a request runs in a task of its own, so that it is finished and recorded whatever becomes of the
 //! caller. The caller's side only waits for it, until the deadline.
 
+mod operations;
 mod preview;
 pub mod request;
 pub mod status;
@@ -13,8 +14,13 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, metadata::MetadataValue};
 use tracing::{debug, info, warn};
+use uuid::Uuid;
 
-use self::status::{Failure, Violation};
+use self::{
+    operations::Begun,
+    request::UnassignRequest,
+    status::{Failure, Violation},
+};
 use crate::{
     audit::{
         AuditTrail, Operation, Receipt,
@@ -24,15 +30,17 @@ use crate::{
     central::{self, Accepted, Catalogue, CentralClient, Failed, Member, Rights, SentMark, Unsent},
     deadline::within,
     license::{Caller, Etag, OperationId, Outcome, Scope, Unassignment},
+    operations::{Claimed, Operations, RequestDigest},
     proto::{
-        ListServicesRequest, ListServicesResponse, PreviewUnassignLicensesRequest, PreviewUnassignLicensesResponse,
-        ScopeKind, Service, UnassignLicensesRequest, UnassignLicensesResponse,
-        licensing_service_server::LicensingService,
+        GetOperationRequest, GetOperationResponse, ListOperationsRequest, ListOperationsResponse, ListServicesRequest,
+        ListServicesResponse, PreviewUnassignLicensesRequest, PreviewUnassignLicensesResponse, ScopeKind, Service,
+        UnassignLicensesRequest, UnassignLicensesResponse, licensing_service_server::LicensingService,
     },
     telemetry::{
         Origin,
         rpc::{self, RpcOutcome},
     },
+    token::failpoint,
 };
 
 /// More customers than these make a line of the log that collectors cut; the audit trail has all of them.
@@ -46,6 +54,7 @@ pub struct Licensing {
     callers: Arc<Callers>,
     allow_open_scopes: bool,
     trail: AuditTrail,
+    operations: Operations,
     /// Holds the work that is on its way; the process waits for it before it exits.
     work: TaskTracker,
 }
@@ -79,10 +88,11 @@ impl Licensing {
         callers: Arc<Callers>,
         allow_open_scopes: bool,
         trail: AuditTrail,
+        operations: Operations,
         work: TaskTracker,
     ) -> Self {
         let catalogue = Arc::new(Catalogue::new(Arc::clone(&central)));
-        Self { central, catalogue, callers, allow_open_scopes, trail, work }
+        Self { central, catalogue, callers, allow_open_scopes, trail, operations, work }
     }
 
     /// Identifies the caller: by the token of the request or the certificate of the connection.
@@ -111,11 +121,35 @@ impl Licensing {
     }
 
     async fn unassign(&self, rpc: &Rpc, message: UnassignLicensesRequest) -> Result<UnassignLicensesResponse, Failure> {
-        let unassignment = Unassignment::try_from(message).map_err(Failure::InvalidRequest)?;
-        if rpc.is_repeated {
+        let UnassignRequest { unassignment, request_id } =
+            UnassignRequest::try_from(message).map_err(Failure::InvalidRequest)?;
+        // An id proves what became of the earlier attempt.
+        if rpc.is_repeated && request_id.is_none() {
             return Err(Failure::RepeatedByProxy);
         }
-        let asked = Asked::Unassign(&unassignment);
+        let operation = Arc::new(operation(rpc, unassignment, request_id));
+        loop {
+            let claimed = match self.claim(rpc, &operation).await? {
+                Begun::First(claimed) => claimed,
+                Begun::Recorded(record) => return operations::replay(record),
+            };
+            match self.run(rpc, &operation, claimed).await {
+                // Another replica was faster: its answer is this one's too.
+                Err(Failure::Change(failed)) if is_held_elsewhere(&failed) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Does what is asked for, under an id that is now this operation's.
+    async fn run(
+        &self,
+        rpc: &Rpc,
+        operation: &Arc<Operation>,
+        claimed: Claimed,
+    ) -> Result<UnassignLicensesResponse, Failure> {
+        let unassignment = &operation.unassignment;
+        let asked = Asked::Unassign(unassignment);
         let admission = self.callers.admit(&rpc.identity, asked, rpc.deadline).await?;
         if unassignment.scope.is_open() && !self.allow_open_scopes {
             return Err(Failure::OpenScopeDenied);
@@ -123,11 +157,11 @@ impl Licensing {
         if unassignment.scope.is_open() && unassignment.etag.is_none() {
             return Err(Failure::PreviewRequired);
         }
-        self.check_services(&unassignment, rpc.deadline).await?;
+        self.check_services(unassignment, rpc.deadline).await?;
 
-        let (member, unsent) = self.request(rpc, unassignment);
+        let (member, unsent) = self.request(rpc, operation);
         let _leave = GiveUpOnDrop(Arc::clone(&member));
-        let work = self.clone().carry_out(Arc::clone(&member.operation), unsent, admission, rpc.room.clone());
+        let work = self.clone().carry_out(claimed, Arc::clone(operation), unsent, admission, rpc.room.clone());
         let work = self.work.spawn(member.origin().run(work));
         let result = match within(rpc.deadline, work).await {
             Ok(Ok(result)) => result,
@@ -146,6 +180,7 @@ impl Licensing {
     /// Sends a request and records its end, whatever becomes of its caller.
     async fn carry_out(
         self,
+        claimed: Claimed,
         operation: Arc<Operation>,
         unsent: Unsent,
         mut admission: Admission,
@@ -162,22 +197,23 @@ impl Licensing {
             }
         }
         record(unfinished, &result).await;
+        failpoint("change: recorded");
+        match &result {
+            // Dropped, the id is the other operation's.
+            Err(failed) if is_held_elsewhere(failed) => drop(claimed),
+            _ => {
+                let (end, resolved) = operations::end(&result);
+                claimed.end(end, resolved).await;
+            }
+        }
         result
     }
 
     /// A request of this caller, with what the moment of sending asks of the policy again.
-    fn request(&self, rpc: &Rpc, unassignment: Unassignment) -> (Arc<Member>, Unsent) {
-        let operation = Arc::new(Operation {
-            id: rpc.operation_id,
-            caller: caller(&rpc.identity, rpc.from),
-            identified_by: rpc.identity.proved_by(),
-            from: rpc.from,
-            unassignment,
-            trace_id: Origin::current().trace_id(),
-        });
+    fn request(&self, rpc: &Rpc, operation: &Arc<Operation>) -> (Arc<Member>, Unsent) {
         let may_send = {
             let (callers, identity, operation) =
-                (Arc::clone(&self.callers), rpc.identity.clone(), Arc::clone(&operation));
+                (Arc::clone(&self.callers), rpc.identity.clone(), Arc::clone(operation));
             move || {
                 let asked = Asked::Unassign(&operation.unassignment);
                 callers.still_allows(&identity, asked).map_err(|denied| denied.to_string())
@@ -188,7 +224,7 @@ impl Licensing {
             move || callers.take_read(&identity, Instant::now()).map_err(|exhausted| exhausted.retry_after)
         };
         let rights = Rights { may_send: Box::new(may_send), may_read: Box::new(may_read) };
-        Unsent::new(operation, rpc.deadline, rights, rpc.mark.clone())
+        Unsent::new(Arc::clone(operation), rpc.deadline, rights, rpc.mark.clone())
     }
 
     /// Refuses names that Central does not list, where the list can be had before the deadline.
@@ -242,6 +278,22 @@ impl LicensingService for Licensing {
         let (rpc, _) = self.begin(request).await?;
         rpc.respond(self.services(&rpc).await)
     }
+
+    async fn get_operation(
+        &self,
+        request: Request<GetOperationRequest>,
+    ) -> Result<Response<GetOperationResponse>, Status> {
+        let (rpc, message) = self.begin(request).await?;
+        rpc.respond(self.operation(&rpc, message).await)
+    }
+
+    async fn list_operations(
+        &self,
+        request: Request<ListOperationsRequest>,
+    ) -> Result<Response<ListOperationsResponse>, Status> {
+        let (rpc, message) = self.begin(request).await?;
+        rpc.respond(self.page_of_operations(&rpc, &message).await)
+    }
 }
 
 impl Rpc {
@@ -249,6 +301,25 @@ impl Rpc {
         let respond = |failure: Failure| status::respond(&failure, self.operation_id, self.deadline, Instant::now());
         result.map(Response::new).map_err(respond)
     }
+}
+
+/// What is asked for, as the audit trail and the record of operations tell of it.
+fn operation(rpc: &Rpc, unassignment: Unassignment, request_id: Option<Uuid>) -> Operation {
+    Operation {
+        id: rpc.operation_id,
+        request_id: request_id.unwrap_or_else(|| rpc.operation_id.as_uuid()),
+        request_digest: RequestDigest::of(&unassignment).text(),
+        caller: caller(&rpc.identity, rpc.from),
+        identified_by: rpc.identity.proved_by(),
+        from: rpc.from,
+        unassignment,
+        trace_id: Origin::current().trace_id(),
+    }
+}
+
+/// Whether nothing was done because another replica has the id of the request.
+fn is_held_elsewhere(failed: &Failed) -> bool {
+    failed.outcome == Outcome::NotApplied && matches!(*failed.error, central::Error::HeldElsewhere { .. })
 }
 
 /// Callers with an identity take turns as one; of the others, every connection is a caller.
@@ -270,6 +341,7 @@ fn response(operation: &Operation, accepted: Accepted) -> UnassignLicensesRespon
         customer_count,
         call_count: accepted.calls,
         resolved_customer_count: accepted.resolved.and_then(|count| u32::try_from(count).ok()),
+        replayed: false,
     }
 }
 
@@ -287,7 +359,8 @@ async fn record(unfinished: Unfinished, result: &Result<Accepted, Failed>) {
     let ended = unfinished.end(result);
     let duration_ms = ended.duration_ms;
     // Refused before it began; there may be thousands a second, and a metric counts them.
-    let is_refused = matches!(result, Err(failed) if matches!(*failed.error, central::Error::Overloaded { .. }) && failed.calls == 0);
+    let is_refused = matches!(result, Err(failed) if is_held_elsewhere(failed)
+        || matches!(*failed.error, central::Error::Overloaded { .. }) && failed.calls == 0);
     let receipt = unfinished.tell(ended).await;
     let (audit_seq, audit_hash) = match &receipt {
         Some(Receipt { seq, hash }) => (Some(*seq), Some(hash.as_str())),
@@ -370,11 +443,11 @@ impl Unfinished {
 
     /// How it ended.
     fn end(&self, result: &Result<Accepted, Failed>) -> Ended {
-        let (outcome, cause, http_status, calls, parts) = match result {
+        let (outcome, told, http_status, calls, parts) = match result {
             Ok(accepted) => (Outcome::Applied, None, Some(accepted.http_status), accepted.calls, None),
             Err(failed) => (
                 failed.outcome,
-                Some(status::reason(failed)),
+                Some(status::told(failed)),
                 failed.error.http_status(),
                 failed.calls,
                 failed.parts.as_ref(),
@@ -383,7 +456,9 @@ impl Unfinished {
         Ended {
             operation_id: self.operation.id.as_uuid(),
             outcome: outcome.as_str().to_owned(),
-            cause: cause.map(str::to_owned),
+            code: told.as_ref().map(|told| told.code),
+            cause: told.as_ref().map(|told| told.reason.to_string()),
+            message: told.map(|told| told.message.into()),
             http_status,
             calls: Some(calls),
             duration_ms: u64::try_from(self.began.elapsed().as_millis()).ok(),

@@ -33,7 +33,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::error;
 
-pub(crate) use self::store::{Error as StoreError, StoredUsage, UsageStore, UsageWrite};
+pub(crate) use self::{
+    failpoints::failpoint,
+    store::{Error as StoreError, OperationStore, StoredOperation, StoredUsage, UsageStore, UsageWrite},
+};
 use self::{
     oauth::TokenEndpoint,
     refresher::{TokenRefresher, TokenRequest},
@@ -198,6 +201,11 @@ impl Store {
     /// The place beside the tokens in which the customers of the hour are kept.
     pub(crate) fn usage(&self) -> UsageStore {
         self.0.usage()
+    }
+
+    /// The place in which replicas share their operations, where they share the tokens.
+    pub(crate) fn operations(&self) -> Option<OperationStore> {
+        self.0.operations()
     }
 }
 

@@ -225,6 +225,7 @@ fn request(customer: &str, trace_id: &str, etag: String) -> Result<Request<Unass
         services: vec![SERVICE.to_owned()],
         reason: REASON.to_owned(),
         etag,
+        ..UnassignLicensesRequest::default()
     });
     let traceparent: MetadataValue<Ascii> =
         format!("00-{trace_id}-{CALLERS_SPAN}-01").parse().map_err(|_| "a trace id is hexadecimal".to_owned())?;

@@ -16,6 +16,10 @@ use crate::{
 pub enum Asked<'a> {
     /// Read the list of services.
     ListServices,
+    /// Read what became of one of their own operations.
+    GetOperation,
+    /// List their own operations.
+    ListOperations,
     /// Read which customers this would affect.
     Preview(&'a Unassignment),
     /// Make this change.
@@ -124,6 +128,8 @@ fn lacks(rules: &CallerRules, asked: Asked<'_>) -> Vec<Lack> {
     let mut lacks = Vec::new();
     let (rpc, unassignment) = match asked {
         Asked::ListServices => (Rpc::ListServices, None),
+        Asked::GetOperation => (Rpc::GetOperation, None),
+        Asked::ListOperations => (Rpc::ListOperations, None),
         Asked::Preview(unassignment) => (Rpc::PreviewUnassignLicenses, Some(unassignment)),
         Asked::Unassign(unassignment) => (Rpc::UnassignLicenses, Some(unassignment)),
     };

@@ -29,13 +29,14 @@ use crate::{
     chance, config,
     exchange::{self, Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},
     license::{Outcome, Resolved},
+    operations::Operations,
     quota::{Permit, Purpose, Quota, RateLimitHeaders},
     telemetry::{
         Origin, Tracing,
         metrics::{Shed, Window},
         queue::QueueWait,
     },
-    token::{AccessToken, TokenCache},
+    token::{AccessToken, TokenCache, failpoint},
 };
 
 /// Takes licences away from all devices of the customers in its body (MSP accounts only).
@@ -55,6 +56,7 @@ pub(super) struct Dispatch {
     tokens: TokenCache,
     quota: Quota,
     trail: AuditTrail,
+    operations: Operations,
     queue: Arc<Mutex<Queue>>,
     /// Something joined the queue.
     joined: Notify,
@@ -95,6 +97,7 @@ impl Dispatch {
         tokens: TokenCache,
         quota: Quota,
         trail: AuditTrail,
+        operations: Operations,
         tracing: Tracing,
     ) -> Result<Self, SetupError> {
         let (queue, breaker) = (Arc::<Mutex<Queue>>::default(), Arc::<Mutex<Breaker>>::default());
@@ -118,6 +121,7 @@ impl Dispatch {
             tokens,
             quota,
             trail,
+            operations,
             queue,
             joined: Notify::new(),
             in_flight: Arc::new(Semaphore::new(settings.max_in_flight)),
@@ -330,10 +334,16 @@ impl Dispatch {
     async fn depart(&self, batch: &mut Batch) -> Result<(), Error> {
         loop {
             batch.leave_if_refused(Instant::now());
+            // Durable before anything is sent: among the replicas, so that no id runs twice, and in the audit trail.
+            failpoint("change: about to claim");
+            let held = self.operations.about_to_send(&batch.operation_ids()).await;
+            batch.leave_held(&held.map_err(|_| Error::OperationsUnavailable)?);
+            failpoint("change: claimed");
             if batch.is_empty() {
                 return Ok(());
             }
             self.trail.intend(batch.intents()).await.map_err(|_| Error::AuditUnavailable)?;
+            failpoint("change: intended");
             let recorded = batch.count();
             batch.depart(Instant::now());
             if batch.count() == recorded {
@@ -384,6 +394,9 @@ impl Dispatch {
             on_behalf: OnBehalf::Members(call.origins),
         };
         let result = client.send(request).await;
+        if kind == Kind::Change {
+            failpoint("change: answered");
+        }
         let now = Instant::now();
         attempts.sent += 1;
         self.took(now - began);

@@ -399,7 +399,16 @@ mod tests {
             etag: None,
         };
         let (id, caller) = (OperationId::new(), Caller::new("a"));
-        let operation = Operation { id, caller, identified_by: "connection", from: None, unassignment, trace_id: None };
+        let operation = Operation {
+            id,
+            request_id: id.as_uuid(),
+            request_digest: String::new(),
+            caller,
+            identified_by: "connection",
+            from: None,
+            unassignment,
+            trace_id: None,
+        };
         Member::new(Arc::new(operation), deadline, rights, SentMark::default())
     }
 

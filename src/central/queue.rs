@@ -264,7 +264,16 @@ mod tests {
 
     fn operation(caller: &str, unassignment: Unassignment) -> Arc<Operation> {
         let (id, caller) = (OperationId::new(), Caller::new(caller));
-        Arc::new(Operation { id, caller, identified_by: "connection", from: None, unassignment, trace_id: None })
+        Arc::new(Operation {
+            id,
+            request_id: id.as_uuid(),
+            request_digest: String::new(),
+            caller,
+            identified_by: "connection",
+            from: None,
+            unassignment,
+            trace_id: None,
+        })
     }
 
     fn piece(caller: &str, wanted: Unassignment, deadline: Option<Instant>) -> (Arc<Member>, Piece, Answer) {

@@ -126,6 +126,7 @@ impl Unassign {
             services: self.service.clone(),
             reason: self.reason.clone(),
             etag,
+            ..UnassignLicensesRequest::default()
         };
         match self.call(request).await {
             Ok(response) => {

@@ -71,6 +71,10 @@ pub enum Rpc {
     PreviewUnassignLicenses,
     /// `ListServices`.
     ListServices,
+    /// `GetOperation`.
+    GetOperation,
+    /// `ListOperations`.
+    ListOperations,
 }
 
 /// A scope without its customers.
@@ -101,10 +105,12 @@ pub(super) const SETTINGS: &[Setting] = &[Setting {
                   section; read again when the file changes.",
 }];
 
-const RPCS: [(&str, Rpc); 3] = [
+const RPCS: [(&str, Rpc); 5] = [
     ("UnassignLicenses", Rpc::UnassignLicenses),
     ("PreviewUnassignLicenses", Rpc::PreviewUnassignLicenses),
     ("ListServices", Rpc::ListServices),
+    ("GetOperation", Rpc::GetOperation),
+    ("ListOperations", Rpc::ListOperations),
 ];
 const SCOPES: [(&str, ScopeKind); 3] =
     [("include", ScopeKind::Include), ("exclude", ScopeKind::Exclude), ("all", ScopeKind::All)];
@@ -255,8 +261,9 @@ impl Entries<'_> {
         let before = self.problems.len();
         let identity = self.identity(name, offset, table);
         let rpcs = self.words(name, "rpcs", offset, table, &RPCS);
-        // Who only asks for the list of services has no customers to name.
-        let names_customers = rpcs.iter().any(|rpc| *rpc != Rpc::ListServices);
+        // The other methods have no customers to name.
+        let names_customers =
+            rpcs.iter().any(|rpc| matches!(rpc, Rpc::UnassignLicenses | Rpc::PreviewUnassignLicenses));
         let (mut scopes, mut services, mut customers) =
             (HashSet::new(), Names::Only(BTreeSet::new()), Names::Only(BTreeSet::new()));
         if names_customers || table.get("scopes").is_some() {

@@ -81,7 +81,9 @@ impl Boundary {
 pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request, next: Next) -> Response {
     let operation_id = request.extensions().get().copied().unwrap_or_else(OperationId::new);
     let is_infrastructure = request.uri().path().starts_with("/grpc.");
-    let is_read = request.uri().path().ends_with("/ListServices");
+    // What needs no call, or one that is kept for all.
+    let is_read =
+        ["/ListServices", "/GetOperation", "/ListOperations"].iter().any(|m| request.uri().path().ends_with(m));
     if boundary.is_draining.load(Relaxed) && !is_infrastructure {
         boundary.metrics.shed(Shed::Draining);
         return respond(&Failure::Draining, operation_id, None);

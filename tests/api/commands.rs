@@ -13,7 +13,8 @@ use std::{
 use license_gateway::{
     config::settings,
     proto::{
-        Customer, DeviceCount, ListServicesRequest, ListServicesResponse, PartialOutcome,
+        Customer, DeviceCount, GetOperationRequest, GetOperationResponse, ListOperationsRequest,
+        ListOperationsResponse, ListServicesRequest, ListServicesResponse, PartialOutcome,
         PreviewUnassignLicensesRequest, PreviewUnassignLicensesResponse, PreviewWarning, PreviewWarningCode, ScopeKind,
         Service, UnassignLicensesRequest, UnassignLicensesResponse,
         health::{
@@ -174,6 +175,17 @@ impl LicensingService for Canned {
         let fetched_at = Some(prost_types::Timestamp { seconds: 1_790_000_000, nanos: 999 });
         Ok(Response::new(ListServicesResponse { services, fetched_at }))
     }
+
+    async fn get_operation(&self, _: Request<GetOperationRequest>) -> Result<Response<GetOperationResponse>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
+
+    async fn list_operations(
+        &self,
+        _: Request<ListOperationsRequest>,
+    ) -> Result<Response<ListOperationsResponse>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
 }
 
 #[tonic::async_trait]
@@ -227,6 +239,7 @@ fn accepted() -> Result<UnassignLicensesResponse, Status> {
         customer_count: Some(2),
         call_count: 1,
         resolved_customer_count: None,
+        replayed: false,
     })
 }
 

@@ -19,6 +19,7 @@ mod failures;
 #[cfg(feature = "failpoints")]
 mod killed;
 
+mod operations;
 mod otel;
 mod previews;
 mod quota;

@@ -243,7 +243,7 @@ fn anyone_may_do_anything() -> config::Policy {
 
 /// The same in a configuration file.
 pub const ANYONE_MAY_DO_ANYTHING: &str = "[[callers]]\nidentity = \"anonymous\"\n\
-     rpcs = [\"UnassignLicenses\", \"PreviewUnassignLicenses\", \"ListServices\"]\n\
+     rpcs = [\"UnassignLicenses\", \"PreviewUnassignLicenses\", \"ListServices\", \"GetOperation\", \"ListOperations\"]\n\
      scopes = [\"include\", \"exclude\", \"all\"]\nservices = \"*\"\ncustomers = \"*\"\n";
 
 /// What these `OTEL_*` variables say.
@@ -289,7 +289,7 @@ fn request(scope: Scope) -> UnassignLicensesRequest {
         scope: Some(scope),
         services: vec![SERVICE.to_owned()],
         reason: "test".to_owned(),
-        etag: String::new(),
+        ..UnassignLicensesRequest::default()
     }
 }
 
