@@ -204,7 +204,7 @@ impl HttpClient {
     }
 
     /// As [`send`](Self::send), for an answer that must not be lost: what has arrived while the process stood still is
-    /// read, however long that was. None: no answer within the bound, and the request may have been acted on.
+    /// read, however long that was, and what has arrived of a body that breaks off is handed over. None: no answer within the bound, and the request may have been acted on.
     pub async fn send_patiently(&self, request: Request<'_>) -> Option<Result<Answer, Error>> {
         let url = self.url(request.path);
         let span = self.open_span(&url, &request);
@@ -248,6 +248,7 @@ impl HttpClient {
             Body::Json(json) => builder.header(CONTENT_TYPE, "application/json").body(json),
             Body::Form(form) => builder.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form),
         };
+        let is_precious = bound.is_none();
         let mut response = builder.send().await.map_err(Error::from)?;
 
         let status = response.status().as_u16();
@@ -259,11 +260,17 @@ impl HttpClient {
                     body.extend_from_slice(&chunk[..MAX_ANSWER_BYTES - body.len()]);
                     break false;
                 }
-                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+                Ok(Some(chunk)) => {
+                    body.extend_from_slice(&chunk);
+                    // More may be announced than ever comes.
+                    if is_precious && is_whole_object(&body) {
+                        break true;
+                    }
+                }
                 Ok(None) => break true,
                 // A refusal is a refusal, however little of its text arrived. A success might have been a report of
                 // failure: we did not see all of it.
-                Err(_) if status >= 300 => break false,
+                Err(_) if status >= 300 || is_precious => break false,
                 Err(error) => return Err(error.into()),
             }
         };
@@ -275,6 +282,13 @@ impl HttpClient {
         url.set_path(&format!("{}{path}", self.base.path().trim_end_matches('/')));
         url
     }
+}
+
+/// Whether this is one JSON object from its first brace to its last.
+fn is_whole_object(body: &[u8]) -> bool {
+    body.trim_ascii().starts_with(b"{")
+        && body.trim_ascii_end().ends_with(b"}")
+        && serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok()
 }
 
 fn record(span: ClientSpan, result: &Result<Answer, Error>) {

@@ -157,11 +157,11 @@ impl Quota {
         debug_assert!(matches!(taken, Availability::Now(_)), "an exchange is never refused");
     }
 
-    /// Learns from an answer of Central. The token endpoint may not be part of the quota: an answer of it that says
-    /// nothing of the quota teaches nothing, a 429 neither.
+    /// Learns from an answer of Central. The token endpoint may not be part of the quota: an answer of it that does not
+    /// count the quota's calls teaches nothing, a 429 with a `Retry-After` neither.
     pub fn learn(&self, purpose: Purpose, status: u16, headers: &HeaderMap) {
         let headers = RateLimitHeaders::read(headers, SystemTime::now());
-        if purpose == Purpose::Exchange && headers.is_silent() {
+        if purpose == Purpose::Exchange && !headers.counts_calls() {
             return;
         }
         let (before, after) = {
@@ -290,6 +290,18 @@ mod tests {
         }
         let order: Vec<_> = came.try_iter().collect();
         assert_eq!(order, [Purpose::Again, Purpose::Change, Purpose::Change, Purpose::Preview]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_throttled_token_endpoint_says_nothing_of_the_quota() {
+        let quota = quota(6);
+        let mut hinted = HeaderMap::new();
+        hinted.insert(http::header::RETRY_AFTER, http::HeaderValue::from_static("3600"));
+        let before = (quota.status(), quota.outlook(Purpose::Change).unwrap());
+        for headers in [&HeaderMap::new(), &hinted, &HeaderMap::new(), &hinted] {
+            quota.learn(Purpose::Exchange, 429, headers);
+        }
+        assert_eq!((quota.status(), quota.outlook(Purpose::Change).unwrap()), before);
     }
 
     #[tokio::test(start_paused = true)]

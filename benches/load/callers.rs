@@ -54,7 +54,7 @@ pub(crate) fn set_of_services(number: usize) -> Vec<String> {
 
 pub(crate) fn request(services: Vec<String>, customer_ids: Vec<String>) -> UnassignLicensesRequest {
     let scope = Some(Scope::IncludeCustomers(CustomerList { customer_ids }));
-    UnassignLicensesRequest { scope, services, reason: "BENCH-1".to_owned(), etag: String::new() }
+    UnassignLicensesRequest { scope, services, reason: "BENCH-1".to_owned(), ..UnassignLicensesRequest::default() }
 }
 
 /// The request of a caller who has a trace and does not keep it.

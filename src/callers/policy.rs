@@ -16,6 +16,10 @@ use crate::{
 pub enum Asked<'a> {
     /// Read the list of services.
     ListServices,
+    /// Read the list of customers.
+    ListCustomers,
+    /// Read whether the licences of this are gone.
+    Watch(&'a Unassignment),
     /// Read which customers this would affect.
     Preview(&'a Unassignment),
     /// Make this change.
@@ -124,6 +128,8 @@ fn lacks(rules: &CallerRules, asked: Asked<'_>) -> Vec<Lack> {
     let mut lacks = Vec::new();
     let (rpc, unassignment) = match asked {
         Asked::ListServices => (Rpc::ListServices, None),
+        Asked::ListCustomers => (Rpc::ListCustomers, None),
+        Asked::Watch(unassignment) => (Rpc::WatchRelease, Some(unassignment)),
         Asked::Preview(unassignment) => (Rpc::PreviewUnassignLicenses, Some(unassignment)),
         Asked::Unassign(unassignment) => (Rpc::UnassignLicenses, Some(unassignment)),
     };

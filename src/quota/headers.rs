@@ -50,6 +50,11 @@ impl RateLimitHeaders {
         }
     }
 
+    /// Whether the answer counts the calls that are left: it is part of the quota.
+    pub fn counts_calls(&self) -> bool {
+        self.second_remaining.is_some() || self.day_remaining.is_some()
+    }
+
     /// Whether the answer says nothing of any quota.
     pub fn is_silent(&self) -> bool {
         self.second_remaining.is_none() && self.day_remaining.is_none() && self.retry_after.is_none()

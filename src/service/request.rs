@@ -9,8 +9,8 @@ use crate::{
         TextError, Unassignment, check_set,
     },
     proto::{
-        CustomerList, PreviewUnassignLicensesRequest, UnassignLicensesRequest, preview_unassign_licenses_request,
-        unassign_licenses_request,
+        AutoLicensingPolicy, CustomerList, PreviewUnassignLicensesRequest, UnassignLicensesRequest,
+        preview_unassign_licenses_request, unassign_licenses_request,
     },
 };
 
@@ -19,6 +19,10 @@ impl TryFrom<UnassignLicensesRequest> for Unassignment {
 
     fn try_from(message: UnassignLicensesRequest) -> Result<Self, Vec<Violation>> {
         let mut violations = Vec::new();
+        if AutoLicensingPolicy::try_from(message.auto_licensing).is_err() {
+            let problem = format!("is {}, which this gateway does not know", message.auto_licensing);
+            violations.push(Violation { field: "auto_licensing".to_owned(), problem });
+        }
         let scope = read_scope(message.scope, &mut violations);
         let services = read_set("services", message.services, MAX_SERVICES, ServiceName::new, &mut violations)
             .and_then(|names| Services::new(names).ok());
@@ -161,7 +165,7 @@ mod tests {
 
     fn request(scope: Option<Message>, services: &[&str]) -> UnassignLicensesRequest {
         let services = services.iter().map(ToString::to_string).collect();
-        UnassignLicensesRequest { scope, services, reason: String::new(), etag: String::new() }
+        UnassignLicensesRequest { scope, services, ..UnassignLicensesRequest::default() }
     }
 
     fn ids(ids: &[&str]) -> CustomerList {
@@ -236,7 +240,7 @@ mod tests {
             scope: Some(Message::IncludeCustomers(CustomerList { customer_ids: names(MAX_CUSTOMERS) })),
             services: names(MAX_SERVICES),
             reason: "\u{e4}".repeat(512),
-            etag: String::new(),
+            ..UnassignLicensesRequest::default()
         };
         assert!(Unassignment::try_from(request).is_ok());
     }
@@ -259,8 +263,7 @@ mod tests {
         (scope, list()).prop_map(|(scope, services)| UnassignLicensesRequest {
             scope,
             services,
-            reason: String::new(),
-            etag: String::new(),
+            ..UnassignLicensesRequest::default()
         })
     }
 

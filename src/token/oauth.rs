@@ -14,7 +14,7 @@ use reqwest::{
     Method,
     header::{HeaderValue, SET_COOKIE},
 };
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use url::form_urlencoded;
 
@@ -44,11 +44,11 @@ const LONGEST_LIFETIME: Duration = Duration::from_hours(2);
 /// Nothing shorter is believed either: a lifetime of zero would refresh without end.
 const SHORTEST_LIFETIME: Duration = Duration::from_mins(1);
 
-/// How long to wait after a 429 if Central's calls of the day are spent.
-const DAY_SPENT_FOR: Duration = Duration::from_hours(1);
-
 /// How long to wait after a 429 that does not say.
 const THROTTLED_FOR: Duration = Duration::from_secs(1);
+/// The longest wait that is believed. An access token that is valid meanwhile is served; but one that has ended stops
+/// everything, and a try in a minute costs nobody anything.
+pub(super) const THROTTLED_AT_MOST: Duration = Duration::from_mins(1);
 
 /// Talks to the token endpoint as one application.
 #[derive(Debug)]
@@ -217,12 +217,7 @@ impl TokenEndpoint {
         match self.http.send_patiently(request).await {
             Some(Ok(answer)) => {
                 self.quota.learn(Purpose::Exchange, answer.status, &answer.headers);
-                match classify(&answer) {
-                    Exchanged::Throttled { .. } if self.quota.status().is_day_spent => {
-                        Exchanged::Throttled { wait: DAY_SPENT_FOR }
-                    }
-                    exchanged => exchanged,
-                }
+                classify(&answer)
             }
             Some(Err(error @ exchange::Error::NotConnected(_))) => Exchanged::NotSent(NotSent::NotConnected(error)),
             Some(Err(error)) => Exchanged::Unclear(Unclear::NoAnswer(error)),
@@ -320,7 +315,7 @@ fn classify(answer: &Answer) -> Exchanged {
         429 => {
             let hint = answer.headers.get(reqwest::header::RETRY_AFTER).and_then(|value| value.to_str().ok());
             let wait = hint.and_then(|text| text.trim().parse().ok()).map_or(THROTTLED_FOR, Duration::from_secs);
-            Exchanged::Throttled { wait: wait.clamp(THROTTLED_FOR, Duration::from_hours(1)) }
+            Exchanged::Throttled { wait: wait.clamp(THROTTLED_FOR, THROTTLED_AT_MOST) }
         }
         400 | 401 => match serde_json::from_slice::<OAuthRefusal>(&answer.body) {
             Ok(refusal) => match refusal.error.as_str() {
@@ -346,10 +341,12 @@ fn read_pair(answer: &Answer) -> Result<Pair, &'static str> {
         expires_in: Value,
     }
 
-    if !answer.complete {
-        return Err("its body is longer than any answer with tokens");
-    }
-    let tokens: Tokens = serde_json::from_slice(&answer.body).map_err(|_| "its body is not JSON with two tokens")?;
+    let tokens: Tokens = match serde_json::from_slice(&answer.body) {
+        Ok(tokens) => tokens,
+        Err(_) if answer.complete => return Err("its body is not JSON with two tokens"),
+        // The tokens exist nowhere else: what is wrong behind them does not matter.
+        Err(_) => closed_early(&answer.body).ok_or("its body broke off before both tokens, or is too long")?,
+    };
     for token in [&tokens.access_token, &tokens.refresh_token] {
         // Checked here so that a token can always be sent in a header.
         if token.trim().is_empty() || HeaderValue::from_str(token).is_err() {
@@ -361,6 +358,17 @@ fn read_pair(answer: &Answer) -> Result<Pair, &'static str> {
         refresh_token: Secret::new(tokens.refresh_token),
         lifetime: lifetime(&tokens.expires_in),
     })
+}
+
+/// An object that broke off, without the field that it broke off in. A string that is cut is no string, so no token is
+/// ever taken in part.
+fn closed_early<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
+    /// More fields than any answer with tokens has.
+    const MOST_FIELDS: usize = 16;
+
+    let commas = body.iter().enumerate().rev().filter(|(_, byte)| **byte == b',').map(|(place, _)| place);
+    let ends = std::iter::once(body.len()).chain(commas.take(MOST_FIELDS));
+    ends.map(|end| [&body[..end], b"}"].concat()).find_map(|object| serde_json::from_slice(&object).ok())
 }
 
 /// `expires_in` may be a number, a string, missing, zero, negative or huge.
@@ -431,8 +439,24 @@ mod tests {
         for (status, body, expected) in table {
             assert_eq!(kind(&answer(status, body)), expected, "{status} {body}");
         }
-        let cut = Answer { complete: false, ..answer(200, r#"{"access_token":"a","refresh_token":"r"}"#) };
-        assert_eq!(kind(&cut), "unclear");
+    }
+
+    #[test]
+    fn both_tokens_are_taken_whatever_is_wrong_behind_them() {
+        let table = [
+            (r#"{"access_token":"a","refresh_token":"r"}"#, "pair"),
+            (r#"{"access_token":"a","refresh_token":"r","expires_in":7200"#, "pair"),
+            (r#"{"access_token":"a","refresh_token":"r","expi"#, "pair"),
+            (r#"{"access_token":"a","refresh_token":"r""#, "pair"),
+            (r#"{"access_token":"a","refresh_token":"r"#, "unclear"),
+            (r#"{"access_token":"a","expires_in":7200,"#, "unclear"),
+            (r#"{"access_token":"a,"#, "unclear"),
+            ("", "unclear"),
+        ];
+        for (body, expected) in table {
+            let cut = Answer { complete: false, ..answer(200, body) };
+            assert_eq!(kind(&cut), expected, "{body}");
+        }
     }
 
     #[test]
@@ -456,7 +480,7 @@ mod tests {
 
     #[test]
     fn a_429_says_how_long_to_wait_within_reason() {
-        for (hint, seconds) in [("7", 7), ("0", 1), ("never", 1), ("999999999", 3600)] {
+        for (hint, seconds) in [("7", 7), ("0", 1), ("never", 1), ("3600", 60), ("999999999", 60)] {
             let mut answer = answer(429, "");
             answer.headers.insert(RETRY_AFTER, HeaderValue::from_static(hint));
             let Exchanged::Throttled { wait } = classify(&answer) else { panic!("{hint}") };

@@ -243,7 +243,7 @@ fn anyone_may_do_anything() -> config::Policy {
 
 /// The same in a configuration file.
 pub const ANYONE_MAY_DO_ANYTHING: &str = "[[callers]]\nidentity = \"anonymous\"\n\
-     rpcs = [\"UnassignLicenses\", \"PreviewUnassignLicenses\", \"ListServices\"]\n\
+     rpcs = [\"UnassignLicenses\", \"PreviewUnassignLicenses\", \"ListServices\", \"WatchRelease\", \"ListCustomers\"]\n\
      scopes = [\"include\", \"exclude\", \"all\"]\nservices = \"*\"\ncustomers = \"*\"\n";
 
 /// What these `OTEL_*` variables say.
@@ -289,7 +289,7 @@ fn request(scope: Scope) -> UnassignLicensesRequest {
         scope: Some(scope),
         services: vec![SERVICE.to_owned()],
         reason: "test".to_owned(),
-        etag: String::new(),
+        ..UnassignLicensesRequest::default()
     }
 }
 
@@ -410,6 +410,12 @@ impl Process {
         let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells");
         line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
+    /// As when its terminal goes.
+    #[cfg(feature = "failpoints")]
+    pub fn hang_up(&self) {
+        self.signal(rustix::process::Signal::HUP);
     }
 
     /// Asks it to stop.

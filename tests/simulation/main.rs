@@ -29,7 +29,9 @@ use judge::{Broken, Promise};
 use plan::Plan;
 
 /// Seeds that once broke a promise. They are played whenever the tests run.
-const REGRESSIONS: &[u64] = &[];
+const REGRESSIONS: &[u64] = &[
+    10_738, // SIGTERM late in an exchange of tokens: the process ended before the answer
+];
 
 /// How many stories are told of seeds that fail.
 const STORIES: usize = 2;

@@ -316,7 +316,7 @@ impl Stage<'_> {
                 scope: Some(Wanted::IncludeCustomers(CustomerList { customer_ids: vec![named.clone()] })),
                 services: vec![SERVICES[0].to_owned()],
                 reason: PROBE.to_owned(),
-                etag: String::new(),
+                ..UnassignLicensesRequest::default()
             };
             last = answer(client.unassign_licenses(gateway::by(PROBE, message, Some(20_000))).await);
             if last == Answer::Applied {
@@ -419,7 +419,13 @@ impl CallerSide {
             Scope::Exclude(ids) => Wanted::ExcludeCustomers(list(ids)),
             Scope::All => Wanted::AllCustomers(AllCustomers {}),
         };
-        let message = UnassignLicensesRequest { scope: Some(scope), services, reason: request.name.clone(), etag };
+        let message = UnassignLicensesRequest {
+            scope: Some(scope),
+            services,
+            reason: request.name.clone(),
+            etag,
+            ..UnassignLicensesRequest::default()
+        };
         let place = {
             let mut notes = notes.open();
             let (at, life) = (notes.now(), notes.life);

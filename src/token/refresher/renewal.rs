@@ -16,7 +16,7 @@ use crate::{
     token::{
         AccessToken, Error,
         failpoints::{failpoint, hurried, wall_clock},
-        oauth::{Exchanged, Pair},
+        oauth::{Exchanged, Pair, THROTTLED_AT_MOST},
         refresh::{self, NextLogin, RefreshStep, SEND_WINDOW, Wanted},
         serves,
         store::{self, CONFLICT_PAUSE, LoadedRecord, RECORD_SCHEMA, Swap, TokenRecord, Version},
@@ -102,6 +102,7 @@ impl TokenRefresher {
             }
             Exchanged::Throttled { wait } => {
                 self.forget_intent(claimed, version).await;
+                let wait = wait.max(refresh::backoff(self.failures + 1)).min(THROTTLED_AT_MOST);
                 Err(Trouble::later(wait, Throttled))
             }
             Exchanged::ClientRefused => {

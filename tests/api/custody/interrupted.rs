@@ -142,6 +142,59 @@ async fn a_seed_that_comes_into_the_inbox_while_another_is_adopted_is_adopted_to
     stop(process).await;
 }
 
+/// An exchange whose answer is held by Central, in a process with this bound on its drain.
+async fn in_an_exchange(sandbox: &Sandbox, dir: &Path, drain: &str) -> Process {
+    let process = Process::serve(sandbox, dir, &[("LICENSE_GATEWAY__SERVER__DRAIN_TIMEOUT", drain)]).await;
+    let (connection, customer) = (channel(process.address).await, customer(sandbox, 0));
+    wait_for("a first token", PATIENCE, async || unassign(&connection, &customer).await.ok()).await;
+    sandbox.revoke_access_token();
+    sandbox.fault(Fault::hold_answer("answer").on(Operation::Token));
+    tokio::spawn(async move { unassign(&connection, &customer).await });
+    sandbox.wait_for_held("answer", 1).await;
+    process
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exchange_that_outlasts_the_drain_is_stored_before_the_process_ends() {
+    let (sandbox, dir) = (sandbox().await, tempfile::tempdir().unwrap());
+    let mut process = in_an_exchange(&sandbox, dir.path(), "100ms").await;
+    process.terminate();
+    process.said("not everything was finished within server.drain_timeout").await;
+    sandbox.release("answer");
+    let (status, log) = process.exit().await;
+    assert_eq!(status.code(), Some(0), "{log:#?}");
+    assert!(holds_the_living(dir.path(), &sandbox), "{log:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_cuts_the_drain_short_but_not_an_exchange() {
+    let (sandbox, dir) = (sandbox().await, tempfile::tempdir().unwrap());
+    let mut process = in_an_exchange(&sandbox, dir.path(), "1m").await;
+    process.terminate();
+    process.said("draining: no new requests, what runs is finished").await;
+    process.terminate();
+    process.said("told to stop again: what runs is not finished, but for an exchange of tokens").await;
+    sandbox.release("answer");
+    let (status, log) = process.exit().await;
+    assert_eq!(status.code(), Some(1), "{log:#?}");
+    assert!(holds_the_living(dir.path(), &sandbox), "{log:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_terminal_that_goes_away_ends_nothing() {
+    let (sandbox, dir) = (sandbox().await, tempfile::tempdir().unwrap());
+    let mut process = in_an_exchange(&sandbox, dir.path(), "1m").await;
+    process.hang_up();
+    process
+        .said("SIGHUP is ignored: files that may change are read again when they change; SIGTERM ends the gateway")
+        .await;
+    process.hang_up();
+    sandbox.release("answer");
+    let is_stored = async || holds_the_living(dir.path(), &sandbox).then_some(());
+    wait_for("the pair to be stored", PATIENCE, is_stored).await;
+    stop(process).await;
+}
+
 /// It may be all that is left of a living pair, and somebody may be able to read it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_journal_that_cannot_be_understood_is_told_and_left_alone() {

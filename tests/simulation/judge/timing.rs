@@ -18,6 +18,8 @@ const FOLLOWED_WITHIN: Ms = 260;
 const OVERTAKING: usize = 2;
 /// After its bound, a drain closes the trail and lets answers out.
 const DRAIN_GRACE: Ms = 1_100;
+/// And an exchange of tokens on its way gets this much more.
+const EXCHANGE_RESERVE: Ms = 35_000;
 
 /// Every caller is answered by their deadline; without one, before the story ends.
 pub fn deadlines(record: &Record, broken: &mut Vec<Broken>) {
@@ -155,7 +157,13 @@ pub fn process(record: &Record, broken: &mut Vec<Broken>) {
             What::Draining => draining = Some(it.at),
             What::Drained => {
                 let took = it.at - draining.unwrap_or(it.at);
-                if took > record.plan.gateway.drain_timeout + DRAIN_GRACE {
+                let ends_exchange = record.calls.iter().any(|seen| {
+                    seen.life == it.life
+                        && seen.call.operation == Operation::Token
+                        && seen.at + EXCHANGE_RESERVE > draining.unwrap_or(it.at)
+                });
+                let reserve = if ends_exchange { EXCHANGE_RESERVE } else { 0 };
+                if took > record.plan.gateway.drain_timeout + reserve + DRAIN_GRACE {
                     broken.push(break_of(Promise::Process, it.at, format!("the drain took {took} ms")));
                 }
             }
