@@ -24,8 +24,9 @@ use self::{
     },
 };
 use crate::{
-    config::{CallerRules, Config, Policy, WhichCaller},
+    config::{CallerRules, Config, Names, Policy, WhichCaller},
     deadline::within,
+    license::CustomerId,
     token::UsageStore,
 };
 
@@ -208,6 +209,14 @@ impl Callers {
     pub fn take_read(&self, identity: &Identity, now: Instant) -> Result<(), CallerQuotaExhausted> {
         let max = policy::rules_of(&self.policy(), identity).map(|rules| rules.max_reads_per_hour);
         self.reads.take(identity, max.unwrap_or(CallerRules::DEFAULT_READS_PER_HOUR), now)
+    }
+
+    /// Whether the policy that holds now lets this caller do anything to this customer at all.
+    pub fn may_touch(&self, identity: &Identity, customer: &CustomerId) -> bool {
+        policy::rules_of(&self.policy(), identity).is_some_and(|rules| match &rules.customers {
+            Names::Any => true,
+            Names::Only(customers) => customers.contains(customer),
+        })
     }
 
     /// Whether the policy that holds now allows this, the hourly quota aside: that was counted when the request was

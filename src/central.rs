@@ -11,13 +11,17 @@ mod breaker;
 mod catalogue;
 mod customers;
 mod devices;
+mod directory;
 mod dispatch;
 mod error;
 mod fate;
+mod inventory;
 mod list;
 mod preview;
 mod queue;
+mod release;
 mod retry;
+mod watch;
 pub(crate) mod wire;
 
 use std::sync::Arc;
@@ -27,10 +31,14 @@ use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
 pub use self::{
     catalogue::{Catalogue, ServiceList},
     devices::DeviceCount,
+    directory::{CustomerList, Directory},
+    dispatch::Asker,
     error::Error,
     fate::{Member, Rights, SentMark},
     list::Flaw,
-    preview::Preview,
+    preview::{AutoLicensed, Preview},
+    release::{End, HeldDevice, Progress},
+    watch::{Report, WatchFailed, Watched},
 };
 use self::{
     dispatch::Dispatch,

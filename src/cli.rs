@@ -5,6 +5,7 @@
 mod audit;
 mod check_config;
 mod client;
+mod customers;
 mod failure;
 mod health;
 mod preview;
@@ -15,13 +16,16 @@ mod services;
 mod signals;
 mod token;
 mod unassign;
+mod watch;
 
 use std::{future::Future, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 
 // What the demo, a program of its own, shows as these commands do.
-pub use self::{client::chain, preview::preview_text, signals::stop_signal, unassign::answer_text};
+pub use self::{
+    client::chain, preview::preview_text, signals::stop_signal, unassign::answer_text, watch::release_text,
+};
 use crate::config::FILE_VARIABLE;
 
 /// The command line.
@@ -38,6 +42,7 @@ Exit codes:
   1   failed
   2   unassign: not applied, nothing was changed
   3   unassign: unknown or partial; check Central before you repeat it
+  4   watch, unassign --wait: the licences are still held, came back, or were not seen to the end
   64  the command line or the configuration is wrong
 
 Examples:
@@ -46,8 +51,10 @@ Examples:
   license-gateway token status --config gateway.toml
   license-gateway audit show --config gateway.toml --since 24h
   license-gateway services
+  license-gateway customers --name hotel
   license-gateway preview --all --service advanced_ap
-  license-gateway unassign --include 0123456789abcdef0123456789abcdef --service advanced_ap --reason TICKET-42";
+  license-gateway unassign --include 0123456789abcdef0123456789abcdef --service advanced_ap --reason TICKET-42
+  license-gateway watch --include 0123456789abcdef0123456789abcdef --service advanced_ap";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -57,6 +64,10 @@ enum Command {
     Unassign(unassign::Unassign),
     /// Show the customers that an unassignment would affect now; changes nothing
     Preview(preview::PreviewCommand),
+    /// Watch whether licences are really gone; changes nothing
+    Watch(watch::WatchCommand),
+    /// List the customers of the account
+    Customers(customers::CustomersCommand),
     /// List the services whose licences can be taken away
     Services(services::ServicesCommand),
     /// Check the configuration and show what holds, or every problem at once
@@ -82,6 +93,8 @@ pub enum Exit {
     NotApplied = 2,
     /// An unassignment may have changed something.
     Unsure = 3,
+    /// Licences were not seen to be gone.
+    NotReleased = 4,
     /// The command line or the configuration is wrong; nothing was tried. BSD's `EX_USAGE`.
     Usage = 64,
 }
@@ -93,6 +106,8 @@ impl Cli {
             Command::Serve(serve) => serve.run(),
             Command::Unassign(unassign) => finish(unassign.run()),
             Command::Preview(preview) => finish(preview.run()),
+            Command::Watch(watch) => finish(watch.run()),
+            Command::Customers(customers) => finish(customers.run()),
             Command::Services(services) => finish(services.run()),
             Command::CheckConfig(check_config) => check_config.run(),
             Command::Token(token) => finish(token.run()),

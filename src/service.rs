@@ -3,15 +3,21 @@
 //! The work of a request runs in a task of its own, so that it is finished and recorded whatever becomes of the
 //! caller. The caller's side only waits for it, until the deadline.
 
+mod customers;
 mod operations;
 mod preview;
+mod release;
 pub mod request;
 pub mod status;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
-use tokio_util::task::TaskTracker;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, metadata::MetadataValue};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
@@ -27,14 +33,16 @@ use crate::{
         record::{Ended, PartIds},
     },
     callers::{Admission, Callers, Identity, policy::Asked},
-    central::{self, Accepted, Catalogue, CentralClient, Failed, Member, Rights, SentMark, Unsent},
+    central::{self, Accepted, Asker, Catalogue, CentralClient, Directory, Failed, Member, Rights, SentMark, Unsent},
     deadline::within,
     license::{Caller, Etag, OperationId, Outcome, Scope, Unassignment},
     operations::{Claimed, Operations, RequestDigest},
     proto::{
-        GetOperationRequest, GetOperationResponse, ListOperationsRequest, ListOperationsResponse, ListServicesRequest,
-        ListServicesResponse, PreviewUnassignLicensesRequest, PreviewUnassignLicensesResponse, ScopeKind, Service,
-        UnassignLicensesRequest, UnassignLicensesResponse, licensing_service_server::LicensingService,
+        AutoLicensingPolicy, GetOperationRequest, GetOperationResponse, ListCustomersRequest, ListCustomersResponse,
+        ListOperationsRequest, ListOperationsResponse, ListServicesRequest, ListServicesResponse,
+        PreviewUnassignLicensesRequest, PreviewUnassignLicensesResponse, ScopeKind, Service, UnassignLicensesRequest,
+        UnassignLicensesResponse, WatchReleaseRequest, WatchReleaseResponse,
+        licensing_service_server::LicensingService,
     },
     telemetry::{
         Origin,
@@ -45,16 +53,21 @@ use crate::{
 
 /// More customers than these make a line of the log that collectors cut; the audit trail has all of them.
 const MOST_LOGGED: usize = 100;
+/// A request that refuses automatic licensing asks Central about so many customers, a call for each.
+const MOST_ASKED_ABOUT: usize = 100;
 
 /// The licensing service.
 #[derive(Debug, Clone)]
 pub struct Licensing {
     central: Arc<CentralClient>,
     catalogue: Arc<Catalogue>,
+    directory: Arc<Directory>,
     callers: Arc<Callers>,
     allow_open_scopes: bool,
     trail: AuditTrail,
     operations: Operations,
+    /// Places for watches.
+    watches: Arc<Semaphore>,
     /// Holds the work that is on its way; the process waits for it before it exits.
     work: TaskTracker,
 }
@@ -68,6 +81,10 @@ pub struct Deadline(pub Instant);
 #[derive(Debug, Clone)]
 pub struct Room(pub Arc<OwnedSemaphorePermit>);
 
+/// Cancelled when the process begins to stop. Put into the extensions of an RPC by the server.
+#[derive(Debug, Clone, Default)]
+pub struct Draining(pub CancellationToken);
+
 /// One RPC: its caller, and when it must be answered.
 struct Rpc {
     identity: Identity,
@@ -77,6 +94,7 @@ struct Rpc {
     /// What is sent and not answered takes up room, also when its caller has gone.
     room: Option<Room>,
     mark: SentMark,
+    draining: CancellationToken,
     /// A proxy or a library announces that it has sent this before.
     is_repeated: bool,
 }
@@ -92,7 +110,9 @@ impl Licensing {
         work: TaskTracker,
     ) -> Self {
         let catalogue = Arc::new(Catalogue::new(Arc::clone(&central)));
-        Self { central, catalogue, callers, allow_open_scopes, trail, operations, work }
+        let directory = Arc::new(Directory::new(Arc::clone(&central)));
+        let watches = Arc::new(Semaphore::new(release::MOST_WATCHES));
+        Self { central, catalogue, directory, callers, allow_open_scopes, trail, operations, watches, work }
     }
 
     /// Identifies the caller: by the token of the request or the certificate of the connection.
@@ -114,13 +134,15 @@ impl Licensing {
             Ok(identity) => {
                 let (room, mark) = (extensions.get().cloned(), extensions.get().cloned().unwrap_or_default());
                 let is_repeated = request::announced_attempts(&metadata) > 0;
-                Ok((Rpc { identity, operation_id, deadline, from, room, mark, is_repeated }, message))
+                let Draining(draining) = extensions.get().cloned().unwrap_or_default();
+                Ok((Rpc { identity, operation_id, deadline, from, room, mark, draining, is_repeated }, message))
             }
             Err(failure) => Err(status::respond(&failure, operation_id, deadline, Instant::now())),
         }
     }
 
     async fn unassign(&self, rpc: &Rpc, message: UnassignLicensesRequest) -> Result<UnassignLicensesResponse, Failure> {
+        let refuses_auto_licensing = message.auto_licensing() == AutoLicensingPolicy::Refuse;
         let UnassignRequest { unassignment, request_id } =
             UnassignRequest::try_from(message).map_err(Failure::InvalidRequest)?;
         // An id proves what became of the earlier attempt.
@@ -133,7 +155,7 @@ impl Licensing {
                 Begun::First(claimed) => claimed,
                 Begun::Recorded(record) => return operations::replay(record),
             };
-            match self.run(rpc, &operation, claimed).await {
+            match self.run(rpc, &operation, claimed, refuses_auto_licensing).await {
                 // Another replica was faster: its answer is this one's too.
                 Err(Failure::Change(failed)) if is_held_elsewhere(&failed) => {}
                 result => return result,
@@ -147,6 +169,7 @@ impl Licensing {
         rpc: &Rpc,
         operation: &Arc<Operation>,
         claimed: Claimed,
+        refuses_auto_licensing: bool,
     ) -> Result<UnassignLicensesResponse, Failure> {
         let unassignment = &operation.unassignment;
         let asked = Asked::Unassign(unassignment);
@@ -161,6 +184,9 @@ impl Licensing {
 
         let (member, unsent) = self.request(rpc, operation);
         let _leave = GiveUpOnDrop(Arc::clone(&member));
+        if refuses_auto_licensing {
+            self.check_auto_licensing(&member, rpc.deadline).await?;
+        }
         let work = self.clone().carry_out(claimed, Arc::clone(operation), unsent, admission, rpc.room.clone());
         let work = self.work.spawn(member.origin().run(work));
         let result = match within(rpc.deadline, work).await {
@@ -225,6 +251,36 @@ impl Licensing {
         };
         let rights = Rights { may_send: Box::new(may_send), may_read: Box::new(may_read) };
         Unsent::new(Arc::clone(operation), rpc.deadline, rights, rpc.mark.clone())
+    }
+
+    /// Refuses where Central would put licences back by itself, or where nobody can say so.
+    async fn check_auto_licensing(&self, member: &Arc<Member>, deadline: Option<Instant>) -> Result<(), Failure> {
+        // In a task of its own: a call that was begun is finished, so that it is known whether Central is well.
+        let work = self.work.spawn(Origin::current().run({
+            let (central, member) = (Arc::clone(&self.central), Arc::clone(member));
+            async move { central.auto_licensed(&member, MOST_ASKED_ABOUT).await }
+        }));
+        match within(deadline, work).await {
+            Ok(Ok(Ok(Some(found)))) if found.customers.is_empty() => Ok(()),
+            Ok(Ok(Ok(Some(found)))) => Err(Failure::AutoLicensingActive(found)),
+            Ok(Ok(Ok(None))) => Err(Failure::AutoLicensingUnknown { most: MOST_ASKED_ABOUT }),
+            Ok(Ok(Err(error))) => Err(Failure::Read(Arc::new(error))),
+            Ok(Err(_panic)) => Err(Failure::Bug { nothing_was_sent: true }),
+            Err(_) => Err(Failure::DeadlineExceeded { nothing_was_sent: true }),
+        }
+    }
+
+    /// Reads for this caller that belong to no change.
+    fn asker(&self, rpc: &Rpc) -> Asker {
+        let (callers, identity) = (Arc::clone(&self.callers), rpc.identity.clone());
+        let may_read = move || callers.take_read(&identity, Instant::now()).map_err(|exhausted| exhausted.retry_after);
+        Asker {
+            caller: caller(&rpc.identity, rpc.from),
+            origin: Origin::current(),
+            deadline: rpc.deadline,
+            gone: CancellationToken::new(),
+            may_read: Box::new(may_read),
+        }
     }
 
     /// Refuses names that Central does not list, where the list can be had before the deadline.
@@ -293,6 +349,24 @@ impl LicensingService for Licensing {
     ) -> Result<Response<ListOperationsResponse>, Status> {
         let (rpc, message) = self.begin(request).await?;
         rpc.respond(self.page_of_operations(&rpc, &message).await)
+    }
+
+    type WatchReleaseStream = ReceiverStream<Result<WatchReleaseResponse, Status>>;
+
+    async fn watch_release(
+        &self,
+        request: Request<WatchReleaseRequest>,
+    ) -> Result<Response<Self::WatchReleaseStream>, Status> {
+        let (rpc, message) = self.begin(request).await?;
+        rpc.respond(self.watch(&rpc, message).await)
+    }
+
+    async fn list_customers(
+        &self,
+        request: Request<ListCustomersRequest>,
+    ) -> Result<Response<ListCustomersResponse>, Status> {
+        let (rpc, message) = self.begin(request).await?;
+        rpc.respond(self.customers(&rpc, message).await)
     }
 }
 

@@ -16,13 +16,13 @@ use license_gateway::{
     cli::{
         Exit, answer_text, chain, preview_text,
         print::{self, HEADING},
-        stop_signal,
+        release_text, stop_signal,
     },
     config,
     proto::{
-        CustomerList, PreviewUnassignLicensesRequest, UnassignLicensesRequest,
+        CustomerList, PreviewUnassignLicensesRequest, UnassignLicensesRequest, WatchReleaseRequest,
         licensing_service_client::LicensingServiceClient, preview_unassign_licenses_request as previewed,
-        unassign_licenses_request::Scope,
+        unassign_licenses_request::Scope, watch_release_request as watched,
     },
     server::Server,
     telemetry::{Recorder, Telemetry},
@@ -184,8 +184,9 @@ async fn tell_the_call(stage: &Stage) -> Result<(), String> {
     ));
     let text = answer_text(answer.map(Response::into_inner));
     print::out(&format!("\n{HEADING}6. The answer{HEADING:#}\n\n{text}"));
+    tell_the_release(stage, &customer).await?;
     print::out(&format!(
-        "\n{HEADING}7. The trace{HEADING:#}, below the caller's span\n\n{}",
+        "\n{HEADING}8. The trace{HEADING:#}, below the caller's span\n\n{}",
         indented(&stage.recorder.tree(&trace_id))
     ));
     Ok(())
@@ -205,13 +206,32 @@ async fn tell_the_preview(stage: &Stage, customer: &Customer) -> Result<String, 
     Ok(etag)
 }
 
+/// Watches until Central's own inventory says that the licences are gone.
+async fn tell_the_release(stage: &Stage, customer: &Customer) -> Result<(), String> {
+    let watch = WatchReleaseRequest {
+        scope: Some(watched::Scope::IncludeCustomers(only(&customer.id))),
+        services: vec![SERVICE.to_owned()],
+        settle_seconds: 1,
+        ..WatchReleaseRequest::default()
+    };
+    let failed = |status: tonic::Status| chain(&status);
+    let mut updates = stage.client.clone().watch_release(watch).await.map_err(failed)?.into_inner();
+    let mut last = None;
+    while let Some(update) = updates.message().await.map_err(failed)? {
+        last = Some(update);
+    }
+    let text = last.map(release_text).ok_or("the watch ended without a message")?;
+    print::out(&format!("\n{HEADING}7. Is it really gone?{HEADING:#} WatchRelease\n\n{text}"));
+    Ok(())
+}
+
 async fn tell_a_failure(stage: &Stage) -> Result<(), String> {
     let unknown = "00000000000000000000000000000000";
     let request = request(unknown, &Uuid::new_v4().simple().to_string(), String::new())?;
     let answer = stage.client.clone().unassign_licenses(request).await;
     let text = answer_text(answer.map(Response::into_inner));
     print::out(&format!(
-        "\n{HEADING}8. A failure{HEADING:#}: the same for customer {unknown}, whom Central does not know\n\n{text}"
+        "\n{HEADING}9. A failure{HEADING:#}: the same for customer {unknown}, whom Central does not know\n\n{text}"
     ));
     Ok(())
 }
@@ -286,7 +306,7 @@ fn comparison(before: &[[String; 3]], after: &[[String; 3]]) -> String {
 fn more(stage: &Stage) -> String {
     let customer = &stage.sandbox.settings().customers[1];
     format!(
-        "\n{HEADING}9. Your turn{HEADING:#}: both go on until Ctrl-C\n\n  \
+        "\n{HEADING}10. Your turn{HEADING:#}: both go on until Ctrl-C\n\n  \
          license-gateway unassign --address http://{address} --include {id} --service {SERVICE}\n  \
          license-gateway preview --address http://{address} --all --service {SERVICE}\n  \
          license-gateway services --address http://{address}\n  \

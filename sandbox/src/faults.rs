@@ -30,6 +30,8 @@ pub enum Operation {
     ServicesEnabled,
     /// `GET …/subscriptions`.
     Subscriptions,
+    /// `GET …/subscriptions/stats`.
+    Stats,
     /// `GET`, `POST`, `DELETE …/msp/customer/settings/autolicense`.
     AutoLicense,
     /// `GET /msp_api/v1/customers`.

@@ -42,8 +42,8 @@ pub use self::{
     dialects::{Answer, Dialect, RateHeaders},
     faults::{Fault, Operation, Reply, Stage, TokenBody, Wait},
     settings::{
-        BothLists, EmptyList, GrantPlacement, RefreshRace, Role, Settings, SuccessBody, TlsPem, UnknownCustomer,
-        UnknownService, Unscoped,
+        BothLists, EmptyList, GrantPlacement, InventoryPage, RefreshRace, Role, Settings, SuccessBody, TlsPem,
+        UnknownCustomer, UnknownService, Unscoped,
     },
     state::{Applied, Customer, Device},
 };

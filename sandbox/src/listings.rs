@@ -9,6 +9,7 @@ use super::{
     dialects::Page,
     exchange::Received,
     routes::number,
+    settings::InventoryPage,
     state::{Customer, Device},
     world::World,
 };
@@ -89,6 +90,23 @@ pub(crate) fn subscriptions(world: &World, call: &Received) -> Page {
     }
 }
 
+/// `subscriptions/stats`: flat numbers of one service, or of all, of the whole account (C for the fields).
+pub(crate) fn stats(world: &World, call: &Received) -> Page {
+    let wanted = call.parameter("license_type").filter(|wanted| *wanted != "all");
+    let devices = world.account.owners.iter().flat_map(|owner| &owner.devices);
+    let held = |device: &Device| match wanted {
+        Some(wanted) => usize::from(device.services.contains(wanted)),
+        None => device.services.len(),
+    };
+    let of_devices: Vec<usize> = devices.map(held).collect();
+    let used: usize = of_devices.iter().sum();
+    let bare = of_devices.iter().filter(|held| **held == 0).count();
+    Page::json(
+        200,
+        &json!({ "total": used + 20, "used": used, "available": 20, "non_subscribed_devices": bare, "expiring": 0 }),
+    )
+}
+
 /// `/msp_api/v1/customers`: 10 by default; `customer_name` is a filter for parts of names (C).
 pub(crate) fn customers(world: &mut World, call: &Received) -> Page {
     let is_beginning = call.parameter("offset").is_none_or(|offset| offset == "0");
@@ -146,11 +164,20 @@ pub(crate) fn devices(world: &World, call: &Received) -> Page {
         })
         .map(|(owner, device)| device_json(owner, device, inventory))
         .collect();
-    let page = match page_of(call, &all, if inventory { 20 } else { 10 }) {
+    let mut page = match page_of(call, &all, if inventory { 20 } else { 10 }) {
         Ok(page) => page,
         Err(refusal) => return refusal,
     };
     if inventory {
+        match world.settings.inventory_page {
+            InventoryPage::AnySize => {}
+            InventoryPage::CappedAt(most) => page.truncate(most),
+            InventoryPage::RefusedAbove(most) => {
+                if number(call, "limit", 20).is_ok_and(|limit| limit > most) {
+                    return Page::json(400, &json!({ "detail": format!("limit must not exceed {most}") }));
+                }
+            }
+        }
         return Page::json(200, &json!({ "devices": page, "total": all.len() }));
     }
     if let (Ok(offset), Ok(limit)) = (number(call, "offset", 0), number(call, "limit", 10))

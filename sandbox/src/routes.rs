@@ -24,6 +24,7 @@ pub(crate) fn operation(method: &Method, path: &str) -> Operation {
             (&Method::GET, "services/config") => Operation::ServicesConfig,
             (&Method::GET, "services/enabled") => Operation::ServicesEnabled,
             (&Method::GET, "subscriptions") => Operation::Subscriptions,
+            (&Method::GET, "subscriptions/stats") => Operation::Stats,
             (&Method::GET | &Method::POST | &Method::DELETE, "msp/customer/settings/autolicense") => {
                 Operation::AutoLicense
             }
@@ -53,6 +54,7 @@ pub(crate) fn carry_out(world: &mut World, call: &Received) -> Page {
         Operation::ServicesConfig => listings::services_config(world, call),
         Operation::ServicesEnabled => Page::json(200, &json!({ "services": { "services": world.account.catalogue } })),
         Operation::Subscriptions => listings::subscriptions(world, call),
+        Operation::Stats => listings::stats(world, call),
         Operation::Customers => listings::customers(world, call),
         Operation::Devices => listings::devices(world, call),
         Operation::Any

@@ -80,11 +80,17 @@ pub struct Settings {
     pub unknown_service: UnknownService,
     /// The most entries of a page of customers, whatever `limit` asks for; null: as many as it asks for.
     pub longest_page: Option<usize>,
+    /// The most entries of a page of the inventory, and what a larger `limit` means. Clients in use disagree on both: 50,
+    /// 500 and 1,000.
+    pub inventory_page: InventoryPage,
     /// Whether the list of customers moves while it is read: after its first page the last customer becomes the first,
     /// so that the pages overlap and one customer is on none of them. Read from the beginning, it is in the order of ids.
     pub customers_move: bool,
     /// Milliseconds from the 200 until the last licence is gone; customers follow one another evenly. 0: at once.
     pub completion_delay_ms: u64,
+    /// The work of an unassignment stops after so many customers of it, and the others keep their licences; null: it is
+    /// finished.
+    pub completion_stalls_after: Option<usize>,
     /// Milliseconds until auto-licensing gives a licence back to a customer who has it switched on; null: never.
     pub auto_license_after_ms: Option<u64>,
     /// The body of a successful unassignment. Central's is not documented.
@@ -181,6 +187,18 @@ pub enum UnknownCustomer {
     BadRequest,
 }
 
+/// How long the inventory's pages get (A).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InventoryPage {
+    /// As long as `limit` says.
+    AnySize,
+    /// At most so many entries, whatever `limit` says.
+    CappedAt(usize),
+    /// 400 for a larger `limit`.
+    RefusedAbove(usize),
+}
+
 /// What happens if a service is not in the list. Not documented.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -257,8 +275,10 @@ impl Default for Settings {
             unknown_customer: UnknownCustomer::NotFound,
             unknown_service: UnknownService::BadRequest,
             longest_page: None,
+            inventory_page: InventoryPage::AnySize,
             customers_move: false,
             completion_delay_ms: 0,
+            completion_stalls_after: None,
             auto_license_after_ms: None,
             success_body: SuccessBody::Object,
             random_seed: None,

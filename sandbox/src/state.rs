@@ -199,12 +199,16 @@ impl Account {
         for (position, owner) in owners.iter().map(|index| &self.owners[*index]).enumerate() {
             let share = u128::from(settings.completion_delay_ms) * (position as u128 + 1) / owners.len() as u128;
             let due = clock::later_by_ms(now, u64::try_from(share).unwrap_or(u64::MAX));
+            let is_stalled = settings.completion_stalls_after.is_some_and(|finished| position >= finished);
             for device in &owner.devices {
                 let services: Vec<String> =
                     request.services.iter().filter(|service| device.services.contains(*service)).cloned().collect();
                 for service in &services {
                     let change =
                         |due, gained| Change { due, serial: device.serial.clone(), service: service.clone(), gained };
+                    if is_stalled {
+                        continue;
+                    }
                     self.changes.push(change(due, false));
                     if let Some(after) = settings.auto_license_after_ms.filter(|_| owner.auto_license.contains(service))
                     {
@@ -347,6 +351,22 @@ mod tests {
         ] {
             assert!(matches!(losers(body, &Settings::default()), Err(Refusal::BadRequest(_))), "{body}");
         }
+    }
+
+    #[test]
+    fn the_work_in_the_background_can_stall() {
+        let settings = Settings { completion_stalls_after: Some(2), ..Settings::default() };
+        let mut account = Account::new(&settings);
+        let request =
+            ScopedServices::parse(br#"{"services":["advanced_ap"]}"#, settings.empty_list).expect("a valid body");
+        let applied = account.unassign(&request, &settings, Timestamp::UNIX_EPOCH).expect("a valid scope");
+        assert_eq!(
+            applied.iter().map(|one| &one.customer_id).collect::<HashSet<_>>().len(),
+            6,
+            "it was accepted for all"
+        );
+        let holds = |owner: &&Customer| owner.devices.iter().any(|d| d.services.contains("advanced_ap"));
+        assert_eq!(account.owners.iter().filter(holds).count(), 4);
     }
 
     #[test]

@@ -20,6 +20,10 @@ pub enum Asked<'a> {
     GetOperation,
     /// List their own operations.
     ListOperations,
+    /// Read the list of customers.
+    ListCustomers,
+    /// Read whether the licences of this are gone.
+    Watch(&'a Unassignment),
     /// Read which customers this would affect.
     Preview(&'a Unassignment),
     /// Make this change.
@@ -130,6 +134,8 @@ fn lacks(rules: &CallerRules, asked: Asked<'_>) -> Vec<Lack> {
         Asked::ListServices => (Rpc::ListServices, None),
         Asked::GetOperation => (Rpc::GetOperation, None),
         Asked::ListOperations => (Rpc::ListOperations, None),
+        Asked::ListCustomers => (Rpc::ListCustomers, None),
+        Asked::Watch(unassignment) => (Rpc::WatchRelease, Some(unassignment)),
         Asked::Preview(unassignment) => (Rpc::PreviewUnassignLicenses, Some(unassignment)),
         Asked::Unassign(unassignment) => (Rpc::UnassignLicenses, Some(unassignment)),
     };

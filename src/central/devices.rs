@@ -15,7 +15,7 @@ use super::{
 use crate::license::{CustomerId, Resolved, Scope, Services, Unassignment};
 
 /// Lists devices with their services.
-const INVENTORY: &str = "/platform/device_inventory/v1/devices";
+pub(super) const INVENTORY: &str = "/platform/device_inventory/v1/devices";
 /// So many customers are asked about one by one. A call or more for each of them costs less than all devices of the
 /// account, a call for every hundred; for more customers, or an open scope, it is the other way round.
 const FEW: usize = 10;

@@ -14,6 +14,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+pub use self::reads::Asker;
 pub(super) use self::reads::{Read, Reads};
 use super::{
     Error,

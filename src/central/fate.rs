@@ -173,8 +173,8 @@ impl Member {
     }
 
     /// Whether the caller may cause one more read; a yes is counted.
-    pub(super) fn may_read(&self) -> Result<(), Error> {
-        (self.rights.may_read)().map_err(|retry_after| Error::ReadsSpent { retry_after })
+    pub(super) fn read_right(&self) -> &(dyn Fn() -> Result<(), Duration> + Send + Sync) {
+        &*self.rights.may_read
     }
 
     /// So many customers were in scope just before the call.

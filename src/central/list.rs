@@ -119,6 +119,8 @@ pub(super) struct Pages<Id, T> {
     count: u32,
     /// How often it was begun anew.
     restarts: u32,
+    /// How many entries to ask for at first.
+    page: usize,
 }
 
 /// What a page means.
@@ -132,22 +134,33 @@ pub(super) enum Next {
 
 impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
     pub(super) fn new() -> Self {
+        Self::asking_for(PAGE)
+    }
+
+    /// Asks for so many entries at once, where Central is known to give more, or fewer.
+    pub(super) fn asking_for(page: usize) -> Self {
         Self {
             entries: Vec::new(),
             seen: HashSet::new(),
             first: Vec::new(),
             received: 0,
-            limit: PAGE,
-            shortest: PAGE,
+            limit: page,
+            shortest: page,
             total: None,
             count: 0,
             restarts: 0,
+            page,
         }
     }
 
     /// What came, each id once.
     pub(super) fn into_entries(self) -> Vec<T> {
         self.entries.into_iter().map(|(_, entry)| entry).collect()
+    }
+
+    /// The same, with their ids.
+    pub(super) fn into_keyed(self) -> Vec<(Id, T)> {
+        self.entries
     }
 
     /// Takes the page that was asked for with the offset `received` and this `limit`.
@@ -209,7 +222,7 @@ impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
         if self.restarts + 1 == MOST_ROUNDS {
             return Err(flaw);
         }
-        *self = Self { restarts: self.restarts + 1, ..Self::new() };
+        *self = Self { restarts: self.restarts + 1, ..Self::asking_for(self.page) };
         Ok(Next::More)
     }
 }

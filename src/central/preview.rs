@@ -10,12 +10,23 @@ use super::{
     wire::listings,
 };
 use crate::{
-    license::{CustomerId, Etag, Resolved, Unassignment},
+    license::{Customer, CustomerId, Etag, Resolved, Scope, Unassignment},
     quota::Purpose,
 };
 
 /// Tells which services Central assigns to a customer's devices by itself.
 const AUTO_LICENSE: &str = "/platform/licensing/v1/msp/customer/settings/autolicense";
+
+/// To whom Central assigns services by itself, as far as it was read.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct AutoLicensed {
+    /// Customers in scope, and which of the services.
+    pub customers: Vec<(CustomerId, Vec<String>)>,
+    /// How many customers in scope were asked about.
+    pub seen: usize,
+    /// Whether Central told of all of them.
+    pub is_complete: bool,
+}
 
 /// What an unassignment would hit.
 #[derive(Debug)]
@@ -30,8 +41,8 @@ pub struct Preview {
     pub devices: Option<DeviceCount>,
     /// Why they were not all counted, if that was not for want of calls.
     pub devices_failure: Option<Error>,
-    /// A customer in scope to whom Central assigns some of the services by itself, and which. None: not known of anybody.
-    pub auto_licensed: Option<(CustomerId, Vec<String>)>,
+    /// To whom Central assigns some of the services by itself.
+    pub auto_licensed: AutoLicensed,
     /// Central's calls of a day, where it has said how many there are.
     pub day_limit: Option<u64>,
     /// How many calls all this cost.
@@ -49,8 +60,10 @@ impl CentralClient {
         let listed = dispatch.list_customers(&mut reads).await?;
         let resolved_at = SystemTime::now();
         let resolved = Resolved::of(&wanted.scope, listed);
+        let mut auto_licensed = AutoLicensed::default();
         reads.allow(1);
-        let auto_licensed = dispatch.auto_licensed(wanted, &resolved, &mut reads).await;
+        let (first, others) = resolved.customers.split_at(resolved.customers.len().min(1));
+        dispatch.read_auto_licensing(wanted, first, &mut auto_licensed, &mut reads).await;
         reads.allow(max_device_calls);
         let (devices, devices_failure) = if max_device_calls == 0 {
             (None, None)
@@ -58,6 +71,11 @@ impl CentralClient {
             let (devices, failure) = dispatch.count_devices(wanted, &resolved, &mut reads).await;
             (Some(devices), failure)
         };
+        if devices_failure.is_none() {
+            // What the devices left.
+            dispatch.read_auto_licensing(wanted, others, &mut auto_licensed, &mut reads).await;
+        }
+        auto_licensed.is_complete = auto_licensed.seen == resolved.customers.len();
         Ok(Preview {
             etag: resolved.etag(&wanted.scope, &wanted.services),
             resolved,
@@ -71,22 +89,80 @@ impl CentralClient {
     }
 }
 
+impl CentralClient {
+    /// Whether Central assigns some of the member's services by itself to customers in scope, read of every one of them. None:
+    /// more than `most` are in scope.
+    pub async fn auto_licensed(&self, member: &Member, most: usize) -> Result<Option<AutoLicensed>, Error> {
+        let (dispatch, wanted) = (&self.dispatch, &member.operation.unassignment);
+        dispatch.today(Purpose::Preview)?;
+        let mut reads = Reads::for_preview(member);
+        let customers = match &wanted.scope {
+            Scope::Include(customers) => customers.ids().to_vec(),
+            Scope::Exclude(_) | Scope::All(_) => {
+                let resolved = Resolved::of(&wanted.scope, dispatch.list_customers(&mut reads).await?);
+                resolved.customers.into_iter().map(|customer| customer.id).collect()
+            }
+        };
+        if customers.len() > most {
+            return Ok(None);
+        }
+        let mut found = AutoLicensed { is_complete: true, ..AutoLicensed::default() };
+        for customer in customers {
+            // Repeats of a call that did not run come on top, as everywhere.
+            reads.allow(2);
+            let back = dispatch.auto_licensing_of(wanted, &customer, &mut reads).await?;
+            found.take(customer, back);
+        }
+        Ok(Some(found))
+    }
+}
+
+impl AutoLicensed {
+    fn take(&mut self, customer: CustomerId, services: Vec<String>) {
+        self.seen += 1;
+        if !services.is_empty() {
+            self.customers.push((customer, services));
+        }
+    }
+}
+
 impl Dispatch {
-    /// Asks about one customer in scope: more would cost a call for each. Where Central does not tell, nobody knows.
-    async fn auto_licensed(
+    /// Asks about one customer after the other, as long as there are calls for it. Where Central does not tell, nobody knows.
+    async fn read_auto_licensing(
         &self,
         wanted: &Unassignment,
-        resolved: &Resolved,
+        customers: &[Customer],
+        found: &mut AutoLicensed,
         reads: &mut Reads<'_>,
-    ) -> Option<(CustomerId, Vec<String>)> {
-        let customer = &resolved.customers.first()?.id;
+    ) {
+        for customer in customers {
+            if reads.left == 0 {
+                return;
+            }
+            match self.auto_licensing_of(wanted, &customer.id, reads).await {
+                Ok(services) => found.take(customer.id.clone(), services),
+                Err(error) => {
+                    debug!(
+                        error = &error as &(dyn std::error::Error + 'static),
+                        "whether licensing is automatic is not known"
+                    );
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Which of the services Central assigns to this customer by itself.
+    async fn auto_licensing_of(
+        &self,
+        wanted: &Unassignment,
+        customer: &CustomerId,
+        reads: &mut Reads<'_>,
+    ) -> Result<Vec<String>, Error> {
         let read = Read { path: AUTO_LICENSE, query: &[("customer_id", customer.as_str())], headers: &[] };
-        let answer = self.read(read, reads).await.inspect_err(|error| {
-            debug!(error = error as &(dyn std::error::Error + 'static), "whether licensing is automatic is not known");
-        });
-        let licensed = listings::auto_licensed(&answer.ok()?.body)?;
+        let answer = self.read(read, reads).await?;
+        let licensed = listings::auto_licensed(&answer.body).ok_or(Error::Unreadable { status: answer.status })?;
         let services = wanted.services.names().iter().map(ToString::to_string);
-        let back: Vec<_> = services.filter(|name| licensed.contains(&name.to_lowercase())).collect();
-        (!back.is_empty()).then(|| (customer.clone(), back))
+        Ok(services.filter(|name| licensed.contains(&name.to_lowercase())).collect())
     }
 }

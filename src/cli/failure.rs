@@ -103,6 +103,12 @@ impl FailedCall {
         Self::local(Code::DeadlineExceeded, "CLIENT_TIMEOUT", sent_outcome, message)
     }
 
+    /// A stream ended without its last message.
+    pub(super) fn cut_short() -> Self {
+        let message = "the gateway ended the watch without saying how".to_owned();
+        Self::local(Code::Unknown, "CONNECTION_LOST", Outcome::NotApplied, message)
+    }
+
     /// The person ended the waiting.
     pub(super) fn interrupted(sent_outcome: Outcome) -> Self {
         Self::local(Code::Cancelled, "INTERRUPTED", sent_outcome, "interrupted before the gateway answered".to_owned())

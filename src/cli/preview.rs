@@ -55,7 +55,7 @@ pub(super) const DEVICE_CALLS: u32 = 10;
 
 const PREVIEW_AFTER_HELP: &str = "\
 Costs calls of Central's quota: one for every 100 customers of the account, one about automatic licensing, and at most
---device-calls.
+--device-calls: what devices do not need of them is spent on automatic licensing of further customers.
 
 The etag stands for exactly this scope, these services and these customers: give it to `unassign --etag`, which then
 fails, and changes nothing, if the customers are others by then.
@@ -64,7 +64,8 @@ Exit codes: 0 done, 1 failed, 64 the command line is wrong.
 
 Keys of --json, all always there unless said otherwise:
   ok, scope, services, customer_count, customers [{id, name}] (the first 100 by name), unknown_customer_ids, etag,
-  resolved_at, devices {device_count, customers_seen, is_complete} (null: not counted), warnings [{code, text}],
+  resolved_at, devices {device_count, customers_seen, is_complete} (null: not counted), auto_licensing {customer_count,
+  customer_ids, customers_seen, is_complete}, warnings [{code, text}],
   call_count; or, where it failed, those of `unassign --json`
   Codes of warnings: MSP_DEVICES_IN_REACH, AUTO_LICENSING, QUOTA_MAY_SHRINK, UNUSUAL_CUSTOMER_ID,
     UNKNOWN_CUSTOMER_EXCLUDED, DEVICES_NOT_COUNTED; there may be more one day
@@ -160,6 +161,7 @@ pub(super) struct PreviewReport {
     /// RFC 3339, UTC.
     resolved_at: Option<String>,
     devices: Option<Devices>,
+    auto_licensing: Option<Automatic>,
     warnings: Vec<Warning>,
     call_count: u32,
 }
@@ -173,6 +175,14 @@ struct Named {
 #[derive(Debug, Serialize)]
 struct Devices {
     device_count: u64,
+    customers_seen: u32,
+    is_complete: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Automatic {
+    customer_count: u32,
+    customer_ids: Vec<String>,
     customers_seen: u32,
     is_complete: bool,
 }
@@ -201,6 +211,12 @@ impl PreviewReport {
                 device_count: count.device_count,
                 customers_seen: count.customers_seen,
                 is_complete: count.is_complete,
+            }),
+            auto_licensing: response.auto_licensing.map(|seen| Automatic {
+                customer_count: seen.customer_count,
+                customer_ids: seen.customer_ids,
+                customers_seen: seen.customers_seen,
+                is_complete: seen.is_complete,
             }),
             call_count: response.call_count,
         }

@@ -16,12 +16,13 @@ use super::{
     preview::{self, DEVICE_CALLS},
     print::{self, GOOD},
     scope::{self, ScopeArguments},
+    watch::{self, ReleaseReport},
 };
 use crate::{
     license::Outcome,
     proto::{
-        UnassignLicensesRequest, UnassignLicensesResponse, licensing_service_client::LicensingServiceClient,
-        unassign_licenses_request::Scope,
+        AutoLicensingPolicy, UnassignLicensesRequest, UnassignLicensesResponse, WatchReleaseRequest,
+        licensing_service_client::LicensingServiceClient, unassign_licenses_request::Scope,
     },
 };
 
@@ -52,6 +53,15 @@ pub(super) struct Unassign {
     #[arg(long, value_parser = NonEmptyStringValueParser::new(), value_name = "ETAG")]
     etag: Option<String>,
 
+    /// Refuse where Central assigns licences automatically to a customer in scope, and so would put them back
+    #[arg(long)]
+    refuse_auto_licensing: bool,
+
+    /// Afterwards, watch until the licences are really gone, for so long at most; 10m if nothing is said
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "10m", value_name = "DURATION")]
+    #[arg(value_parser = humantime::parse_duration)]
+    wait: Option<Duration>,
+
     /// Print one JSON object, whether it worked or not
     #[arg(long)]
     json: bool,
@@ -75,12 +85,13 @@ Exit codes:
   0   applied: Central accepted it
   2   not applied: nothing was changed; so too where others are in scope than --expect or --etag say
   3   unknown or partial: check Central before you repeat it
+  4   applied, but with --wait the licences were not seen to be gone
   64  the command line is wrong; nothing was sent
 
 Keys of --json, all always there unless said otherwise:
   ok, outcome (applied, not_applied, partial, unknown), operation_id
   if ok: scope, customer_count (null for open scopes), resolved_customer_count (null without an etag), services,
-    call_count
+    call_count, release (as `watch --json` has it, or what its failure was; null without --wait)
   if not: code, reason, message, http_status, retry {allowed, after_seconds}, field_violations [{field, description}],
     quota_violations [{subject, description}], partial {applied_customer_ids, not_applied_customer_ids,
     unknown_customer_ids}; null where there is none
@@ -90,7 +101,8 @@ Keys of --json, all always there unless said otherwise:
 Examples:
   license-gateway unassign --include 0123456789abcdef0123456789abcdef --service advanced_ap --reason TICKET-42
   license-gateway unassign --include-from customers.txt --service advanced_ap foundation_ap --json
-  license-gateway unassign --all --service advanced_ap --yes --expect 12";
+  license-gateway unassign --all --service advanced_ap --yes --expect 12
+  license-gateway unassign --include 0123456789abcdef0123456789abcdef --service advanced_ap --wait=5m";
 
 impl Unassign {
     pub(super) async fn run(self) -> Exit {
@@ -122,25 +134,54 @@ impl Unassign {
             self.etag.clone().unwrap_or_default()
         };
         let request = UnassignLicensesRequest {
-            scope: Some(scope),
+            scope: Some(scope.clone()),
             services: self.service.clone(),
             reason: self.reason.clone(),
             etag,
+            auto_licensing: self.auto_licensing().into(),
             ..UnassignLicensesRequest::default()
         };
+        let watched = watch::request(scope, self.service.clone());
         match self.call(request).await {
-            Ok(response) => {
-                let done = Done::of(response);
-                if self.json {
-                    print::json(&done);
-                } else {
-                    print::out(&done.text());
-                }
-                Exit::Clean
-            }
+            Ok(response) => self.done(Done::of(response), watched).await,
             Err(CallError::Usage(message)) => usage(&message),
             Err(CallError::Failed(failure)) => self.failed(&failure),
         }
+    }
+
+    /// Tells of what was done, and waits for it to be seen where that is wanted.
+    async fn done(&self, mut done: Done, watched: WatchReleaseRequest) -> Exit {
+        if !self.json {
+            print::out(&done.text());
+        }
+        let Some(limit) = self.wait else {
+            if self.json {
+                print::json(&done);
+            }
+            return Exit::Clean;
+        };
+        let seen = watch::follow(&self.gateway, watched, limit).await;
+        let exit = seen.as_ref().map_or(Exit::NotReleased, ReleaseReport::exit);
+        if self.json {
+            let seen = match &seen {
+                Ok(report) => serde_json::to_value(report),
+                Err(CallError::Failed(failure)) => serde_json::to_value(failure),
+                Err(CallError::Usage(message)) => Ok(message.as_str().into()),
+            };
+            done.release = seen.ok();
+            print::json(&done);
+            return exit;
+        }
+        match seen {
+            Ok(report) => print::out(&format!("\n{}", report.text())),
+            Err(CallError::Failed(failure)) => failure.print(false),
+            Err(CallError::Usage(message)) => print::error(&message),
+        }
+        exit
+    }
+
+    fn auto_licensing(&self) -> AutoLicensingPolicy {
+        if self.refuse_auto_licensing { AutoLicensingPolicy::Refuse } else { AutoLicensingPolicy::Unspecified }
     }
 
     /// Previews it, and checks that its customers are meant: the etag to send.
@@ -219,6 +260,7 @@ pub(super) struct Done {
     resolved_customer_count: Option<u32>,
     services: Vec<String>,
     call_count: u32,
+    release: Option<serde_json::Value>,
 }
 
 impl Done {
@@ -232,6 +274,7 @@ impl Done {
             resolved_customer_count: response.resolved_customer_count,
             services: response.services,
             call_count: response.call_count,
+            release: None,
         }
     }
 

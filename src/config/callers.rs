@@ -47,7 +47,7 @@ pub struct CallerRules {
     pub max_customers_per_request: Option<u32>,
     /// How many customers they may touch within an hour; none: no limit.
     pub max_customers_per_hour: Option<u32>,
-    /// How many calls to Central their previews may make within an hour.
+    /// How many calls to Central their previews, watches and lists may make within an hour.
     pub max_reads_per_hour: u32,
 }
 
@@ -75,6 +75,10 @@ pub enum Rpc {
     GetOperation,
     /// `ListOperations`.
     ListOperations,
+    /// `WatchRelease`.
+    WatchRelease,
+    /// `ListCustomers`.
+    ListCustomers,
 }
 
 /// A scope without its customers.
@@ -105,12 +109,14 @@ pub(super) const SETTINGS: &[Setting] = &[Setting {
                   section; read again when the file changes.",
 }];
 
-const RPCS: [(&str, Rpc); 5] = [
+const RPCS: [(&str, Rpc); 7] = [
     ("UnassignLicenses", Rpc::UnassignLicenses),
     ("PreviewUnassignLicenses", Rpc::PreviewUnassignLicenses),
     ("ListServices", Rpc::ListServices),
     ("GetOperation", Rpc::GetOperation),
     ("ListOperations", Rpc::ListOperations),
+    ("WatchRelease", Rpc::WatchRelease),
+    ("ListCustomers", Rpc::ListCustomers),
 ];
 const SCOPES: [(&str, ScopeKind); 3] =
     [("include", ScopeKind::Include), ("exclude", ScopeKind::Exclude), ("all", ScopeKind::All)];
@@ -261,15 +267,17 @@ impl Entries<'_> {
         let before = self.problems.len();
         let identity = self.identity(name, offset, table);
         let rpcs = self.words(name, "rpcs", offset, table, &RPCS);
-        // The other methods have no customers to name.
-        let names_customers =
-            rpcs.iter().any(|rpc| matches!(rpc, Rpc::UnassignLicenses | Rpc::PreviewUnassignLicenses));
+        // Lists have no scope and no services to name, and the list of services no customers.
+        let has_scope = rpcs
+            .iter()
+            .any(|rpc| matches!(rpc, Rpc::UnassignLicenses | Rpc::PreviewUnassignLicenses | Rpc::WatchRelease));
+        let names_customers = has_scope || rpcs.contains(&Rpc::ListCustomers);
         let (mut scopes, mut services, mut customers) =
             (HashSet::new(), Names::Only(BTreeSet::new()), Names::Only(BTreeSet::new()));
-        if names_customers || table.get("scopes").is_some() {
+        if has_scope || table.get("scopes").is_some() {
             scopes = self.words(name, "scopes", offset, table, &SCOPES);
         }
-        if names_customers || table.get("services").is_some() {
+        if has_scope || table.get("services").is_some() {
             services = self.names(name, "services", offset, table, |text| {
                 ServiceName::new(text).map_err(|error| error.to_string())
             });

@@ -1,14 +1,7 @@
 //! What holds for every RPC: a deadline that is answered as one, panics that stay inside, refusals while draining, and
 //! failures of the transport in the same words as all others.
 
-use std::{
-    any::Any,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{any::Any, sync::Arc, time::Duration};
 
 use axum::{
     extract::{Request, State},
@@ -17,7 +10,7 @@ use axum::{
 };
 use http::HeaderMap;
 use tokio::{sync::Semaphore, time::Instant};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Code, Status};
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -26,7 +19,7 @@ use crate::{
     deadline::within,
     license::OperationId,
     service::{
-        Deadline, Room,
+        Deadline, Draining, Room,
         status::{self, Failure},
     },
     telemetry::metrics::{Metrics, Shed},
@@ -49,7 +42,7 @@ const CHANGES_PER_READ: usize = 8;
 /// Stands around every RPC.
 #[derive(Debug, Clone)]
 pub(super) struct Boundary {
-    is_draining: Arc<AtomicBool>,
+    draining: CancellationToken,
     /// Capacity for requests that change something.
     changes: Arc<Semaphore>,
     /// Capacity for reads.
@@ -63,7 +56,7 @@ impl Boundary {
     /// Open for `max_requests` requests at once, which count as `work` until they are answered.
     pub(super) fn new(max_requests: usize, work: TaskTracker, metrics: Metrics) -> Self {
         Self {
-            is_draining: Arc::default(),
+            draining: CancellationToken::new(),
             changes: Arc::new(Semaphore::new(max_requests)),
             reads: Arc::new(Semaphore::new(max_requests.div_ceil(CHANGES_PER_READ))),
             work,
@@ -71,9 +64,9 @@ impl Boundary {
         }
     }
 
-    /// From now on, requests are refused.
+    /// From now on, requests are refused, and streams end.
     pub(super) fn drain(&self) {
-        self.is_draining.store(true, Relaxed);
+        self.draining.cancel();
     }
 }
 
@@ -82,9 +75,9 @@ pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request
     let operation_id = request.extensions().get().copied().unwrap_or_else(OperationId::new);
     let is_infrastructure = request.uri().path().starts_with("/grpc.");
     // What needs no call, or one that is kept for all.
-    let is_read =
-        ["/ListServices", "/GetOperation", "/ListOperations"].iter().any(|m| request.uri().path().ends_with(m));
-    if boundary.is_draining.load(Relaxed) && !is_infrastructure {
+    let cheap = ["/ListServices", "/ListCustomers", "/GetOperation", "/ListOperations"];
+    let is_read = cheap.iter().any(|method| request.uri().path().ends_with(method));
+    if boundary.draining.is_cancelled() && !is_infrastructure {
         boundary.metrics.shed(Shed::Draining);
         return respond(&Failure::Draining, operation_id, None);
     }
@@ -99,6 +92,7 @@ pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request
     }
     let mark = SentMark::default();
     request.extensions_mut().insert(mark.clone());
+    request.extensions_mut().insert(Draining(boundary.draining.clone()));
     let _unfinished = boundary.work.token();
     let deadline = grpc_timeout(request.headers()).map(|allowed| {
         let now = Instant::now();

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use super::{
     Licensing, Rpc, caller,
     request::read_uuid,
@@ -14,7 +16,7 @@ use crate::{
     deadline::within,
     license::Outcome,
     operations::{
-        Claim, Claimed, Finished, MOST_ON_A_PAGE, OperationEnd, OperationRecord, Owner, now_ms,
+        Claim, Claimed, Finished, MOST_ON_A_PAGE, OperationEnd, OperationRecord, Owner, Unavailable, now_ms,
         record::{Names, RecordedOutcome},
     },
     proto::{
@@ -84,17 +86,19 @@ impl Licensing {
             }
         };
         self.callers.admit(&rpc.identity, Asked::GetOperation, None).await?;
-        let owner = owner(rpc);
-        let find = async {
-            if by_request {
-                self.operations.find_request(owner, id).await
-            } else {
-                self.operations.find(owner, id).await
-            }
+        let record = if by_request {
+            let found = within(rpc.deadline, self.operations.find_request(owner(rpc), id)).await;
+            found_record(found.map_err(|_| Failure::ReadDeadlineExceeded)?)?
+        } else {
+            self.operation_of(rpc, id).await?
         };
-        let found = within(rpc.deadline, find).await.map_err(|_| Failure::ReadDeadlineExceeded)?;
-        let record = found.map_err(|_| Failure::OperationsUnavailable)?.ok_or(Failure::OperationNotFound)?;
         Ok(GetOperationResponse { operation: Some(told(&record, true)) })
+    }
+
+    /// The caller's operation of this id.
+    pub(super) async fn operation_of(&self, rpc: &Rpc, id: Uuid) -> Result<OperationRecord, Failure> {
+        let found = within(rpc.deadline, self.operations.find(owner(rpc), id)).await;
+        found_record(found.map_err(|_| Failure::ReadDeadlineExceeded)?)
     }
 
     /// `ListOperations`.
@@ -126,6 +130,10 @@ impl Licensing {
             operations: page.iter().map(|record| told(record, false)).collect(),
         })
     }
+}
+
+fn found_record(found: Result<Option<OperationRecord>, Unavailable>) -> Result<OperationRecord, Failure> {
+    found.map_err(|_| Failure::OperationsUnavailable)?.ok_or(Failure::OperationNotFound)
 }
 
 /// Whose operations this caller may see: their own.

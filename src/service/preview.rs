@@ -1,6 +1,6 @@
 //! `PreviewUnassignLicenses`: whom a scope would hit now, the etag that binds a change to them, and what to know before.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, fmt::Write as _, sync::Arc};
 
 use tracing::info;
 
@@ -11,8 +11,8 @@ use crate::{
     deadline::within,
     license::{CustomerId, Scope, Unassignment},
     proto::{
-        Customer, DeviceCount, PreviewUnassignLicensesRequest, PreviewUnassignLicensesResponse, PreviewWarning,
-        PreviewWarningCode,
+        AutoLicensing, Customer, DeviceCount, PreviewUnassignLicensesRequest, PreviewUnassignLicensesResponse,
+        PreviewWarning, PreviewWarningCode,
     },
     telemetry::Origin,
 };
@@ -64,7 +64,8 @@ impl Licensing {
 
 fn response(wanted: &Unassignment, preview: Preview) -> PreviewUnassignLicensesResponse {
     let warnings = warnings(wanted, &preview);
-    let Preview { resolved, etag, resolved_at, devices, calls, .. } = preview;
+    let Preview { resolved, etag, resolved_at, devices, calls, auto_licensed, .. } = preview;
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     PreviewUnassignLicensesResponse {
         scope: scope_kind(&wanted.scope).into(),
         services: wanted.services.names().iter().map(ToString::to_string).collect(),
@@ -85,6 +86,12 @@ fn response(wanted: &Unassignment, preview: Preview) -> PreviewUnassignLicensesR
         }),
         warnings,
         call_count: calls,
+        auto_licensing: Some(AutoLicensing {
+            customer_count: count(auto_licensed.customers.len()),
+            customer_ids: auto_licensed.customers.iter().take(MOST_SHOWN).map(|(id, _)| id.to_string()).collect(),
+            customers_seen: count(auto_licensed.seen),
+            is_complete: auto_licensed.is_complete,
+        }),
     }
 }
 
@@ -99,12 +106,20 @@ fn warnings(wanted: &Unassignment, preview: &Preview) -> Vec<PreviewWarning> {
         let text = "the MSP's own devices are in reach too, and the etag does not cover them";
         warn(Code::MspDevicesInReach, text.to_owned());
     }
-    if let Some((customer, services)) = &preview.auto_licensed {
-        let services = services.join(", ");
-        let text = format!(
-            "Central assigns {services} automatically to customer {customer}, and may put licences back; others were \
-             not looked at"
+    let auto_licensed = &preview.auto_licensed;
+    if !auto_licensed.customers.is_empty() {
+        let customers: Vec<_> = auto_licensed.customers.iter().map(|(id, _)| id).collect();
+        let services: BTreeSet<_> =
+            auto_licensed.customers.iter().flat_map(|(_, services)| services).cloned().collect();
+        let mut text = format!(
+            "Central assigns {} automatically, and may put licences back, to the customers {}",
+            services.into_iter().collect::<Vec<_>>().join(", "),
+            some(&customers)
         );
+        if !auto_licensed.is_complete {
+            let seen = auto_licensed.seen;
+            let _ = write!(text, "; only {seen} of {} were looked at", preview.resolved.customers.len());
+        }
         warn(Code::AutoLicensing, text);
     }
     let is_large = scope.is_open() || preview.resolved.customers.len() >= MANY;
@@ -152,7 +167,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        central::Error,
+        central::{AutoLicensed, Error},
         license::{self, Customers, Reason, Resolved, ServiceName, Services},
     };
 
@@ -179,7 +194,7 @@ mod tests {
             resolved_at: SystemTime::UNIX_EPOCH,
             devices: None,
             devices_failure: None,
-            auto_licensed: None,
+            auto_licensed: AutoLicensed::default(),
             day_limit: None,
             calls: 1,
         }
@@ -215,7 +230,8 @@ mod tests {
             assert_eq!(codes(&wanted, &preview(&wanted, 20)), expected, "{wanted:?}");
         }
         let one = include(vec![usual(0)]);
-        let licensed = Some((usual(0), vec!["pa".to_owned()]));
+        let customers = vec![(usual(0), vec!["pa".to_owned()])];
+        let licensed = AutoLicensed { customers, seen: 1, is_complete: true };
         assert_eq!(codes(&one, &Preview { auto_licensed: licensed, ..preview(&one, 1) }), [Code::AutoLicensing]);
         let failed = Some(Error::PermissionDenied);
         assert_eq!(codes(&one, &Preview { devices_failure: failed, ..preview(&one, 1) }), [Code::DevicesNotCounted]);

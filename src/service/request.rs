@@ -10,8 +10,8 @@ use crate::{
         TextError, Unassignment, check_set,
     },
     proto::{
-        CustomerList, PreviewUnassignLicensesRequest, UnassignLicensesRequest, preview_unassign_licenses_request,
-        unassign_licenses_request,
+        AutoLicensingPolicy, CustomerList, PreviewUnassignLicensesRequest, UnassignLicensesRequest,
+        preview_unassign_licenses_request, unassign_licenses_request,
     },
 };
 
@@ -54,6 +54,10 @@ impl TryFrom<UnassignLicensesRequest> for Unassignment {
 
     fn try_from(message: UnassignLicensesRequest) -> Result<Self, Vec<Violation>> {
         let mut violations = Vec::new();
+        if AutoLicensingPolicy::try_from(message.auto_licensing).is_err() {
+            let problem = format!("is {}, which this gateway does not know", message.auto_licensing);
+            violations.push(Violation { field: "auto_licensing".to_owned(), problem });
+        }
         let scope = read_scope(message.scope, &mut violations);
         let services = read_set("services", message.services, MAX_SERVICES, ServiceName::new, &mut violations)
             .and_then(|names| Services::new(names).ok());

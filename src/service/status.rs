@@ -22,7 +22,7 @@ use crate::{
         policy::{Denied, PolicyRefusal},
         usage::{CallerQuotaExhausted, HourlyQuota},
     },
-    central::{Error, Failed},
+    central::{AutoLicensed, Error, Failed},
     license::{OperationId, Outcome},
     operations::record::{OperationRecord, RecordedFailure},
     telemetry::rpc::{self, RpcOutcome},
@@ -53,6 +53,13 @@ pub enum Failure {
     OpenScopeDenied,
     /// An open scope that is not bound to a preview.
     PreviewRequired,
+    /// Central would put licences back by itself, and the request does not want that.
+    AutoLicensingActive(AutoLicensed),
+    /// The same, but too many customers are in scope to ask about each.
+    AutoLicensingUnknown {
+        /// As many are asked about.
+        most: usize,
+    },
     /// The caller's deadline passed.
     DeadlineExceeded {
         /// Whether that was before anything was sent.
@@ -173,6 +180,18 @@ fn row(failure: &Failure) -> Row {
             "exclude_customers and all_customers need the etag of a preview: ask PreviewUnassignLicenses for the same \
              scope and services, look whom it hits, and send its etag",
         ),
+        Failure::AutoLicensingActive(found) => {
+            Row::new(Code::FailedPrecondition, "AUTO_LICENSING_ACTIVE", NotApplied, put_back(found))
+        }
+        Failure::AutoLicensingUnknown { most } => Row::new(
+            Code::FailedPrecondition,
+            "AUTO_LICENSING_UNKNOWN",
+            NotApplied,
+            format!(
+                "more than {most} customers are in scope, too many to ask Central about automatic licensing of each; name \
+                 fewer, or send auto_licensing = ALLOW; nothing was changed"
+            ),
+        ),
         Failure::DeadlineExceeded { nothing_was_sent } => Row::new(
             Code::DeadlineExceeded,
             "DEADLINE_EXCEEDED",
@@ -266,6 +285,19 @@ fn row(failure: &Failure) -> Row {
     }
 }
 
+fn put_back(found: &AutoLicensed) -> String {
+    const CUSTOMERS_SHOWN: usize = 5;
+    let named = found.customers.iter().take(CUSTOMERS_SHOWN);
+    let named: Vec<_> = named.map(|(customer, services)| format!("{customer} ({})", services.join(", "))).collect();
+    let more = found.customers.len() - named.len();
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!(
+        "Central assigns licences automatically to the customers {}{more}, and may put back what is taken away; switch \
+         automatic licensing off there, or send auto_licensing = ALLOW; nothing was changed",
+        named.join(", ")
+    )
+}
+
 const CUSTOMERS_PER_HOUR: Quota = Quota {
     subject: "license-gateway: customers per hour",
     description: "the gateway's policy gives each caller so many customers an hour (max_customers_per_hour)",
@@ -331,6 +363,8 @@ fn log(failure: &Failure, row: &Row) {
         | Failure::PreviewRequired
         | Failure::RequestIdReused
         | Failure::OperationsUnavailable
+        | Failure::AutoLicensingActive(_)
+        | Failure::AutoLicensingUnknown { .. }
         | Failure::OperationNotFound
         | Failure::Draining
         | Failure::MessageTooLarge

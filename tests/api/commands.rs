@@ -13,10 +13,11 @@ use std::{
 use license_gateway::{
     config::settings,
     proto::{
-        Customer, DeviceCount, GetOperationRequest, GetOperationResponse, ListOperationsRequest,
-        ListOperationsResponse, ListServicesRequest, ListServicesResponse, PartialOutcome,
-        PreviewUnassignLicensesRequest, PreviewUnassignLicensesResponse, PreviewWarning, PreviewWarningCode, ScopeKind,
-        Service, UnassignLicensesRequest, UnassignLicensesResponse,
+        AutoLicensing, AutoLicensingPolicy, Customer, DeviceCount, GetOperationRequest, GetOperationResponse,
+        HeldDevice, ListCustomersRequest, ListCustomersResponse, ListOperationsRequest, ListOperationsResponse,
+        ListServicesRequest, ListServicesResponse, PartialOutcome, PreviewUnassignLicensesRequest,
+        PreviewUnassignLicensesResponse, PreviewWarning, PreviewWarningCode, ReleaseState, ScopeKind, Service,
+        UnassignLicensesRequest, UnassignLicensesResponse, WatchEnd, WatchReleaseRequest, WatchReleaseResponse,
         health::{
             HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
             health_check_response::ServingStatus,
@@ -29,7 +30,7 @@ use license_gateway::{
 use prost::Message as _;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{
     Code, Request, Response, Status,
     metadata::{MetadataMap, MetadataValue},
@@ -186,6 +187,50 @@ impl LicensingService for Canned {
     ) -> Result<Response<ListOperationsResponse>, Status> {
         Err(Status::unimplemented("not needed here"))
     }
+
+    type WatchReleaseStream = ReceiverStream<Result<WatchReleaseResponse, Status>>;
+
+    async fn watch_release(
+        &self,
+        _: Request<WatchReleaseRequest>,
+    ) -> Result<Response<Self::WatchReleaseStream>, Status> {
+        (self.answer)()?;
+        let (out, updates) = tokio::sync::mpsc::channel(2);
+        let first = WatchReleaseResponse {
+            state: ReleaseState::Watching.into(),
+            customer_count: 2,
+            resume_token: "AQ".to_owned(),
+            ..WatchReleaseResponse::default()
+        };
+        let held = HeldDevice { serial: "SN1".to_owned(), customer_id: "c1".to_owned() };
+        let last = WatchReleaseResponse {
+            state: ReleaseState::StillHeld.into(),
+            released_customer_count: 1,
+            held_device_count: 1,
+            held_devices: vec![held],
+            call_count: 7,
+            end: WatchEnd::TimeOver.into(),
+            ..first.clone()
+        };
+        out.try_send(Ok(first)).expect("there is room");
+        out.try_send(Ok(last)).expect("there is room");
+        Ok(Response::new(ReceiverStream::new(updates)))
+    }
+
+    async fn list_customers(
+        &self,
+        request: Request<ListCustomersRequest>,
+    ) -> Result<Response<ListCustomersResponse>, Status> {
+        (self.answer)()?;
+        let is_first = request.into_inner().page_token.is_empty();
+        let customer = |id: &str| Customer { id: id.to_owned(), name: format!("Name of {id}\u{1b}") };
+        Ok(Response::new(ListCustomersResponse {
+            customers: vec![customer(if is_first { "c1" } else { "c2" })],
+            next_page_token: if is_first { "next".to_owned() } else { String::new() },
+            total_size: 2,
+            fetched_at: Some(prost_types::Timestamp { seconds: 1_790_000_000, nanos: 999 }),
+        }))
+    }
 }
 
 #[tonic::async_trait]
@@ -227,6 +272,12 @@ fn previewed() -> PreviewUnassignLicensesResponse {
         devices: Some(DeviceCount { device_count: 7, customers_seen: 2, is_complete: false }),
         warnings: vec![warning(PreviewWarningCode::MspDevicesInReach, "the MSP's own devices are in reach")],
         call_count: 4,
+        auto_licensing: Some(AutoLicensing {
+            customer_count: 1,
+            customer_ids: vec!["c1".to_owned()],
+            customers_seen: 2,
+            is_complete: false,
+        }),
     }
 }
 
@@ -325,7 +376,7 @@ fn applied_unassignment_is_one_json_object() {
         ran.json(),
         json!({
             "ok": true, "outcome": "applied", "operation_id": OPERATION, "scope": "include_customers",
-            "customer_count": 2, "resolved_customer_count": null, "services": ["advanced_ap"], "call_count": 1,
+            "customer_count": 2, "resolved_customer_count": null, "services": ["advanced_ap"], "call_count": 1, "release": null,
         })
     );
     assert_eq!(ran.code, 0);
@@ -694,6 +745,9 @@ fn a_preview_is_one_json_object() {
             "unknown_customer_ids": ["c9"], "etag": ETAG, "resolved_at": "2026-09-21T14:13:20Z",
             "devices": {"device_count": 7, "customers_seen": 2, "is_complete": false},
             "warnings": [{"code": "MSP_DEVICES_IN_REACH", "text": "the MSP's own devices are in reach"}],
+            "auto_licensing": {
+                "customer_count": 1, "customer_ids": ["c1"], "customers_seen": 2, "is_complete": false
+            },
             "call_count": 4,
         })
     );
@@ -704,6 +758,45 @@ fn a_preview_is_one_json_object() {
 }
 
 // ---- services, health
+
+#[test]
+fn customers_are_listed_page_by_page() {
+    let gateway = Gateway::answering(accepted);
+    let ran = gateway.run(&["customers"]);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    assert_eq!(
+        ran.out,
+        "  CUSTOMER  NAME\n  c1        Name of c1\u{fffd}\n  c2        Name of c2\u{fffd}\n\n2 customer(s), as Central listed \
+         them at 2026-09-21T14:13:20Z\n"
+    );
+    let customers = json!([{"id": "c1", "name": "Name of c1\u{1b}"}, {"id": "c2", "name": "Name of c2\u{1b}"}]);
+    let expected = json!({"ok": true, "customers": customers, "fetched_at": "2026-09-21T14:13:20Z"});
+    assert_eq!(gateway.run(&["customers", "--name", "x", "--json"]).json(), expected);
+}
+
+#[test]
+fn a_watch_ends_with_what_was_seen() {
+    let gateway = Gateway::answering(accepted);
+    let seen = json!({
+        "ok": true, "state": "STILL_HELD", "end": "TIME_OVER", "customer_count": 2, "released_customer_count": 1,
+        "held_device_count": 1, "held_devices": [{"serial": "SN1", "customer_id": "c1"}], "call_count": 7,
+        "resume_token": "AQ",
+    });
+    let scope = ["--include", "c1", "c2", "--service", "advanced_ap"];
+    let ran = gateway.run(&[&["watch", "--json"], &scope[..]].concat());
+    assert_eq!((ran.code, ran.json()), (4, seen.clone()));
+    let ran = gateway.run(&[&["watch"], &scope[..]].concat());
+    assert_eq!((ran.code, ran.err.as_str()), (4, ""), "no bar where nobody sees it");
+    assert!(
+        ran.out.contains("Still held") && ran.out.contains("SN1") && ran.out.contains("--resume AQ"),
+        "{}",
+        ran.out
+    );
+
+    let ran = gateway.run(&[&["unassign", "--json", "--wait=1m", "--refuse-auto-licensing"], &scope[..]].concat());
+    assert_eq!((ran.code, ran.json()["release"].clone()), (4, seen));
+    assert_eq!(gateway.request().auto_licensing(), AutoLicensingPolicy::Refuse);
+}
 
 #[test]
 fn services_are_listed_with_their_age() {

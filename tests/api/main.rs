@@ -14,6 +14,7 @@ mod collector;
 mod collector_trouble;
 mod commands;
 mod custody;
+mod customers;
 mod departures;
 mod failures;
 #[cfg(feature = "failpoints")]
@@ -27,6 +28,7 @@ mod reads;
 #[cfg(feature = "tests-with-redis")]
 #[allow(dead_code)] // the tests of the store itself use the rest
 mod redis_server;
+mod release;
 #[cfg(all(feature = "failpoints", feature = "tests-with-redis"))]
 mod replicas;
 mod requests;

@@ -80,15 +80,19 @@ async fn a_preview_tells_whom_a_scope_hits_and_only_reads() {
     assert_eq!((devices.device_count, devices.customers_seen, devices.is_complete), (3, 2, true));
     assert!(one.warnings.is_empty(), "{:?}", one.warnings);
     assert!(one.resolved_at.is_some());
-    assert_eq!(one.call_count as usize, calls(&sandbox), "the list, automatic licensing, a call for each of two");
-    assert_eq!(one.call_count, 4);
+    assert_eq!(
+        one.call_count as usize,
+        calls(&sandbox),
+        "the list, and for each of two automatic licensing and devices"
+    );
+    assert_eq!(one.call_count, 5);
 
     sandbox.clear_calls();
     let others = gateway.preview(&exclude(&[&a]), 10).await.unwrap();
     assert_eq!((others.scope(), others.customer_count), (ScopeKind::ExcludeCustomers, 4));
     // Four customers' and the MSP's own.
     assert_eq!(others.devices.unwrap().device_count, 5);
-    assert_eq!(others.call_count, 3, "the inventory of all is one page");
+    assert_eq!(others.call_count, 6, "the list, the inventory of all in one page, automatic licensing of four");
     let codes: Vec<_> = others.warnings.iter().map(PreviewWarning::code).collect();
     assert_eq!(codes, [PreviewWarningCode::MspDevicesInReach, PreviewWarningCode::QuotaMayShrink]);
 

@@ -37,6 +37,18 @@ class BufClient:
         method = "central.licensing.v1.LicensingService/ListServices"
         return self._call(method, {}, licensing_pb2.ListServicesResponse)
 
+    def watch_release(self, request):
+        """All messages of the stream."""
+        method = "central.licensing.v1.LicensingService/WatchRelease"
+        done = self._run(self._command(method, "-d", json.dumps(request)))
+        assert done.returncode == 0, done.stderr
+        text, messages = done.stdout.strip(), []
+        while text:
+            message, end = json.JSONDecoder().raw_decode(text)
+            messages.append(to_dict(json_format.ParseDict(message, licensing_pb2.WatchReleaseResponse())))
+            text = text[end:].lstrip()
+        return messages
+
     def health_check(self, service):
         return self._call("grpc.health.v1.Health/Check", {"service": service}, health_pb2.HealthCheckResponse)
 

@@ -107,6 +107,18 @@ def services_are_listed_by_name(world, client):
     assert answer.response["fetched_at"], answer
 
 
+@case(GrpcioClient, GrpcJsClient, BufClient)
+def a_release_is_watched_to_its_end(world, client):
+    assert client.unassign(REQUEST).code == "OK"
+    watch = {"include_customers": {"customer_ids": CUSTOMERS}, "services": SERVICES, "settle_seconds": 1}
+    messages = client.watch_release(watch)
+    *progress, last = messages
+    assert progress and all(message["state"] == "RELEASE_STATE_WATCHING" for message in progress), messages
+    assert (last["state"], last["end"]) == ("RELEASE_STATE_RELEASED", "WATCH_END_SEEN"), last
+    assert last["released_customer_count"] == last["customer_count"] == len(CUSTOMERS), last
+    assert last["held_devices"] == [] and last["resume_token"], last
+
+
 # ---- failures, decoded ----
 
 

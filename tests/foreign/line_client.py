@@ -75,6 +75,12 @@ class LineClient:
     def list_services(self):
         return self._ask("list_services")
 
+    def watch_release(self, request):
+        """All messages of the stream."""
+        answer = self._ask("watch_release", request=request)
+        assert answer.code == "OK", answer
+        return answer.response["messages"]
+
     def call_unknown(self, path):
         return self._ask("call_unknown", path=path)
 

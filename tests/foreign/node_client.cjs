@@ -79,6 +79,13 @@ const streams = new Map();
 const ops = {
   unassign: (ask) => unary(licensing, 'UnassignLicenses', ask),
   list_services: (ask) => unary(licensing, 'ListServices', ask),
+  watch_release({ id, request }) {
+    const messages = [];
+    const stream = licensing.WatchRelease(request, { deadline: Date.now() + 60_000 });
+    stream.on('data', (message) => messages.push(message));
+    stream.on('error', () => {});
+    stream.on('status', ({ code }) => say({ id, code: nameOf(code), response: { messages } }));
+  },
   health_check: (ask) => unary(health, 'Check', ask),
   health_list: (ask) => unary(health, 'List', ask),
   call_unknown({ id, path }) {

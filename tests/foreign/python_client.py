@@ -72,6 +72,11 @@ class GrpcioClient:
     def list_services(self):
         return answer(self.licensing.ListServices, licensing_pb2.ListServicesRequest())
 
+    def watch_release(self, request):
+        """All messages of the stream."""
+        message = json_format.ParseDict(request, licensing_pb2.WatchReleaseRequest())
+        return [to_dict(update) for update in self.licensing.WatchRelease(message, timeout=60)]
+
     def call_unknown(self, path):
         return answer(self.channel.unary_unary(path), b"")
 

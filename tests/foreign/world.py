@@ -153,7 +153,7 @@ class Sandbox(Process):
 ANONYMOUS = """
             [[callers]]
             identity = "anonymous"
-            rpcs = ["UnassignLicenses", "PreviewUnassignLicenses", "ListServices"]
+            rpcs = ["UnassignLicenses", "PreviewUnassignLicenses", "ListServices", "WatchRelease", "ListCustomers"]
             scopes = ["include", "exclude", "all"]
             services = "*"
             customers = "*"

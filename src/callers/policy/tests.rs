@@ -87,6 +87,8 @@ fn taken(customers: u64, now: SystemTime) -> Hour {
 #[derive(Debug, Clone, Copy)]
 enum Method {
     List,
+    ListCustomers,
+    Watch,
     Preview,
     Unassign,
 }
@@ -94,6 +96,8 @@ enum Method {
 fn asked(method: Method, unassignment: &Unassignment) -> Asked<'_> {
     match method {
         Method::List => Asked::ListServices,
+        Method::ListCustomers => Asked::ListCustomers,
+        Method::Watch => Asked::Watch(unassignment),
         Method::Preview => Asked::Preview(unassignment),
         Method::Unassign => Asked::Unassign(unassignment),
     }
@@ -381,7 +385,13 @@ fn names<T: Clone + Ord + Hash + fmt::Debug + 'static>(of: fn(&str) -> T) -> imp
 }
 
 fn rules() -> impl Strategy<Value = CallerRules> {
-    let rpcs = some_of(vec![Rpc::UnassignLicenses, Rpc::PreviewUnassignLicenses, Rpc::ListServices]);
+    let rpcs = some_of(vec![
+        Rpc::UnassignLicenses,
+        Rpc::PreviewUnassignLicenses,
+        Rpc::ListServices,
+        Rpc::WatchRelease,
+        Rpc::ListCustomers,
+    ]);
     let scopes = some_of(vec![ScopeKind::Include, ScopeKind::Exclude, ScopeKind::All]);
     let who = prop_oneof![
         Just(WhichCaller::Anonymous),
@@ -436,12 +446,12 @@ proptest! {
         read_only in proptest::bool::weighted(0.1),
         callers in vec(rules(), 0..4),
         identity in identity(),
-        method in 0..3,
+        method in 0..5,
         unassignment in unassignment(),
         had in 0..8_u64,
     ) {
         let policy = Policy { read_only, callers };
-        let method = [Method::List, Method::Preview, Method::Unassign][usize::try_from(method).unwrap()];
+        let method = [Method::List, Method::Preview, Method::Unassign, Method::ListCustomers, Method::Watch][usize::try_from(method).unwrap()];
         let now = SystemTime::now();
         let allowed = decide(&policy, &identity, asked(method, &unassignment), &taken(had, now), now).is_ok();
         prop_assert_eq!(allowed, by_the_book(&policy, &identity, method, &unassignment, had));
@@ -460,6 +470,8 @@ fn by_the_book(policy: &Policy, identity: &Identity, method: Method, unassignmen
         }
         let rpc = match method {
             Method::List => return entry.rpcs.contains(&Rpc::ListServices),
+            Method::ListCustomers => return entry.rpcs.contains(&Rpc::ListCustomers),
+            Method::Watch => Rpc::WatchRelease,
             Method::Preview => Rpc::PreviewUnassignLicenses,
             Method::Unassign => Rpc::UnassignLicenses,
         };

@@ -1,5 +1,7 @@
 //! Calls that only read. They wait for their permits in their caller's own lane.
 
+use std::{fmt, time::Duration};
+
 use reqwest::Method;
 use tokio::{
     sync::oneshot,
@@ -27,13 +29,34 @@ pub(in crate::central) struct Read<'a> {
     pub(in crate::central) headers: &'a [(&'static str, &'a str)],
 }
 
+/// Who reads Central for another reason than a change or its preview.
+pub struct Asker {
+    /// Whose lane the reads wait in.
+    pub caller: Caller,
+    /// The trace that they belong to.
+    pub origin: Origin,
+    /// When the caller stops waiting.
+    pub deadline: Option<Instant>,
+    /// Cancelled when the caller has gone: no further call is made.
+    pub gone: CancellationToken,
+    /// As [`Rights::may_read`](crate::central::Rights::may_read).
+    pub may_read: Box<dyn Fn() -> Result<(), Duration> + Send + Sync>,
+}
+
+impl fmt::Debug for Asker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Asker").field("caller", &self.caller).finish_non_exhaustive()
+    }
+}
+
 /// Reads that belong together: whose they are, and what they may cost.
-#[derive(Debug)]
 pub(in crate::central) struct Reads<'a> {
     caller: Caller,
     origin: Origin,
-    /// The request that they are for; none: whoever asks first reads for all, and nobody's leaving ends it.
-    member: Option<&'a Member>,
+    deadline: Option<Instant>,
+    gone: CancellationToken,
+    /// None: whoever asks first reads for all.
+    may_read: Option<&'a (dyn Fn() -> Result<(), Duration> + Send + Sync)>,
     purpose: Purpose,
     /// How many calls may still be made.
     pub(in crate::central) left: u32,
@@ -52,8 +75,24 @@ impl<'a> Reads<'a> {
         Self {
             caller: member.operation.caller.clone(),
             origin: member.origin().clone(),
-            member: Some(member),
+            deadline: member.deadline,
+            gone: member.gone().clone(),
+            may_read: Some(member.read_right()),
             purpose: Purpose::Change,
+            left: list::MOST_CALLS,
+            made: 0,
+        }
+    }
+
+    /// For somebody who only reads.
+    pub(in crate::central) fn of(asker: &'a Asker) -> Self {
+        Self {
+            caller: asker.caller.clone(),
+            origin: asker.origin.clone(),
+            deadline: asker.deadline,
+            gone: asker.gone.clone(),
+            may_read: Some(&*asker.may_read),
+            purpose: Purpose::Preview,
             left: list::MOST_CALLS,
             made: 0,
         }
@@ -69,17 +108,13 @@ impl<'a> Reads<'a> {
         self.left = self.left.saturating_sub(calls);
     }
 
-    fn deadline(&self) -> Option<Instant> {
-        self.member.and_then(|member| member.deadline)
-    }
-
     /// Whether the next call may be made for its caller.
     fn is_wanted(&self, now: Instant) -> Result<(), Error> {
-        let Some(member) = self.member else { return Ok(()) };
-        if member.gone().is_cancelled() || self.deadline().is_some_and(|deadline| deadline <= now) {
+        if self.gone.is_cancelled() || self.deadline.is_some_and(|deadline| deadline <= now) {
             return Err(Error::Deadline { nothing_was_sent: true });
         }
-        member.may_read()
+        let Some(may_read) = self.may_read else { return Ok(()) };
+        may_read().map_err(|retry_after| Error::ReadsSpent { retry_after })
     }
 }
 
@@ -89,7 +124,9 @@ impl Dispatch {
         let mut reads = Reads {
             caller: Caller::new(""), // a lane of its own
             origin: Origin::current(),
-            member: None,
+            deadline: None,
+            gone: CancellationToken::new(),
+            may_read: None,
             purpose: Purpose::Change,
             left: u32::MAX,
             made: 0,
@@ -102,7 +139,7 @@ impl Dispatch {
     /// there is one.
     pub(in crate::central) async fn read(&self, read: Read<'_>, reads: &mut Reads<'_>) -> Result<Answer, Error> {
         let longest = Instant::now() + self.max_wait;
-        let give_up = reads.deadline().map_or(longest, |deadline| deadline.min(longest));
+        let give_up = reads.deadline.map_or(longest, |deadline| deadline.min(longest));
         let origins = [reads.origin.clone()];
         let mut attempts = Attempts::default();
         loop {
@@ -141,12 +178,10 @@ impl Dispatch {
         let is_next = is_repeat || reads.purpose == Purpose::Change;
         lock(&self.queue).join_reads(&reads.caller, reader, is_next);
         self.joined.notify_one();
-        let never = CancellationToken::new();
-        let gone = reads.member.map_or(&never, Member::gone);
         tokio::select! {
             permit = permit => Ok(permit.unwrap_or(Err(NoPermit::TooLate { wait: self.max_wait }))?),
-            () = gone.cancelled() => Err(Error::Deadline { nothing_was_sent: true }),
-            () = sleep_until(give_up) => Err(match reads.deadline() {
+            () = reads.gone.cancelled() => Err(Error::Deadline { nothing_was_sent: true }),
+            () = sleep_until(give_up) => Err(match reads.deadline {
                 Some(deadline) if deadline <= give_up => Error::Deadline { nothing_was_sent: true },
                 _ => Error::Overloaded { retry_after: self.max_wait },
             }),

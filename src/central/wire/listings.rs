@@ -46,6 +46,11 @@ pub(in crate::central) fn auto_licensed(body: &[u8]) -> Option<Vec<String>> {
     names(&serde_json::from_slice(body).ok()?)
 }
 
+/// How many licences are used. None if the answer does not tell.
+pub(in crate::central) fn used_licences(body: &[u8]) -> Option<u64> {
+    serde_json::from_slice::<Value>(body).ok()?.get("used")?.as_u64()
+}
+
 fn names(value: &Value) -> Option<Vec<String>> {
     let names = value.get("services")?.as_array()?.iter();
     Some(names.filter_map(Value::as_str).map(str::to_lowercase).collect())
@@ -110,5 +115,7 @@ mod tests {
         assert_eq!(device_page(br#"{"deviceList":{}}"#), None);
         assert_eq!(auto_licensed(br#"{"services":["PA"]}"#), Some(vec!["pa".to_owned()]));
         assert_eq!(auto_licensed(br#"{"services":true}"#), None);
+        assert_eq!(used_licences(br#"{"total":9,"used":7,"available":2}"#), Some(7));
+        assert_eq!(used_licences(br#"{"stats":{"used":7}}"#), None);
     }
 }

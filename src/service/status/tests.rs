@@ -86,6 +86,19 @@ async fn table() -> Vec<(Failure, Expected)> {
         (Failure::RepeatedByProxy, (Aborted, "REPEATED_BY_PROXY", "unknown", None, -1, &[])),
         (Failure::UsageUnavailable, (Unavailable, "USAGE_UNAVAILABLE", "not_applied", None, 1_000, retry)),
         (Failure::PreviewRequired, (FailedPrecondition, "PREVIEW_REQUIRED", "not_applied", None, -1, &[])),
+        (
+            Failure::AutoLicensingActive(AutoLicensed {
+                customers: vec![(id("a"), vec!["pa".to_owned()])],
+                seen: 1,
+                is_complete: true,
+            }),
+            (FailedPrecondition, "AUTO_LICENSING_ACTIVE", "not_applied", None, -1, &[]),
+        ),
+        (
+            Failure::AutoLicensingUnknown { most: 100 },
+            (FailedPrecondition, "AUTO_LICENSING_UNKNOWN", "not_applied", None, -1, &[]),
+        ),
+        (Failure::OperationNotFound, (NotFound, "OPERATION_NOT_FOUND", "not_applied", None, -1, &[])),
         (change(Error::PreviewStale), (Aborted, "PREVIEW_STALE", "not_applied", None, -1, &[])),
         (
             change(Error::ListUnreliable { list: "customers", flaw: Flaw::NoId }),

@@ -1,0 +1,124 @@
+//! `customers`: the account's customers, for `--include` and its like.
+
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+use tonic::{Request, Status, service::interceptor::InterceptedService, transport::Channel};
+
+use super::{
+    Exit,
+    client::{Bearer, ConnectError, Gateway},
+    failure::FailedCall,
+    print,
+    services::time,
+};
+use crate::{
+    license::Outcome,
+    proto::{ListCustomersRequest, ListCustomersResponse, licensing_service_client::LicensingServiceClient},
+};
+
+/// Lists the customers of the account that you may work on.
+#[derive(Debug, Args)]
+#[command(after_help = CUSTOMERS_AFTER_HELP)]
+pub(super) struct CustomersCommand {
+    /// Only customers whose name contains this, whatever the case
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
+    name: String,
+
+    /// Print one JSON object, whether it worked or not
+    #[arg(long)]
+    json: bool,
+
+    /// How long to wait for each page; sent to the gateway as the deadline
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration, value_name = "DURATION")]
+    timeout: Duration,
+
+    #[command(flatten)]
+    gateway: Gateway,
+}
+
+const CUSTOMERS_AFTER_HELP: &str = "\
+The gateway keeps the list, and asks Central for it when it is older than five minutes.
+
+Exit codes: 0 done, 1 failed, 64 the command line is wrong.
+
+Keys of --json: ok, customers [{id, name}], fetched_at; or, where it failed, those of `unassign --json`.
+
+Examples:
+  license-gateway customers --name hotel
+  license-gateway customers --name hotel --json | jq -r '.customers[].id' > customers.txt";
+
+/// As much as the gateway gives at once.
+const PAGE: u32 = 500;
+
+/// Success. Serialized, it is the `--json` output, whose keys are stable.
+#[derive(Serialize)]
+struct List {
+    ok: bool,
+    customers: Vec<Named>,
+    /// When Central gave the list: RFC 3339, UTC.
+    fetched_at: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Named {
+    id: String,
+    name: String,
+}
+
+impl CustomersCommand {
+    pub(super) async fn run(self) -> Exit {
+        let failure = match self.gateway.connect(self.timeout).await {
+            Ok(channel) => match self.list(LicensingServiceClient::new(channel)).await {
+                Ok(list) => {
+                    self.print(&list);
+                    return Exit::Clean;
+                }
+                // Reading changes nothing.
+                Err(status) => FailedCall::of_status(&status, Outcome::NotApplied),
+            },
+            Err(ConnectError::Usage(message)) => {
+                print::error(&message);
+                return Exit::Usage;
+            }
+            Err(ConnectError::Failed(message)) => FailedCall::not_connected(message),
+        };
+        failure.print(self.json);
+        Exit::Failure
+    }
+
+    /// All pages.
+    async fn list(
+        &self,
+        mut client: LicensingServiceClient<InterceptedService<Channel, Bearer>>,
+    ) -> Result<List, Status> {
+        let mut list = List { ok: true, customers: Vec::new(), fetched_at: None };
+        let mut page_token = String::new();
+        loop {
+            let mut request =
+                Request::new(ListCustomersRequest { page_size: PAGE, page_token, name_contains: self.name.clone() });
+            request.set_timeout(self.timeout);
+            let page: ListCustomersResponse = client.list_customers(request).await?.into_inner();
+            list.customers.extend(page.customers.into_iter().map(|one| Named { id: one.id, name: one.name }));
+            list.fetched_at = page.fetched_at.and_then(time);
+            if page.next_page_token.is_empty() {
+                return Ok(list);
+            }
+            page_token = page.next_page_token;
+        }
+    }
+
+    fn print(&self, list: &List) {
+        if self.json {
+            return print::json(list);
+        }
+        let rows: Vec<_> = list.customers.iter().map(|one| [one.id.clone(), one.name.clone()]).collect();
+        let fetched_at = list.fetched_at.as_deref().unwrap_or("an unknown time");
+        print::out(&format!(
+            "{}\n{} customer(s), as Central listed them at {fetched_at}",
+            print::table(["CUSTOMER", "NAME"], &rows),
+            rows.len()
+        ));
+    }
+}
