@@ -11,6 +11,7 @@
 mod chain;
 mod directory;
 mod files;
+mod recent;
 pub(crate) mod record;
 pub(crate) mod show;
 mod stdout;
@@ -29,6 +30,7 @@ use tokio::{
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
+pub(crate) use self::recent::read_recent;
 pub use self::record::Operation;
 use self::{
     chain::HashChain,

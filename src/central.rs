@@ -49,6 +49,7 @@ use crate::{
     config,
     exchange::SetupError,
     license::{CustomerId, Outcome, ServiceName},
+    operations::Operations,
     quota::{Purpose, Quota},
     telemetry::Tracing,
     token::TokenCache,
@@ -121,15 +122,16 @@ impl Unsent {
 
 impl CentralClient {
     /// A client that takes its tokens from `tokens` and its permits from `quota`, and sends nothing that `trail` did not
-    /// take. Must be called inside a tokio runtime.
+    /// take and `operations` did not record. Must be called inside a tokio runtime.
     pub fn new(
         settings: &config::Central,
         tokens: TokenCache,
         quota: Quota,
         trail: AuditTrail,
+        operations: Operations,
         tracing: Tracing,
     ) -> Result<Self, SetupError> {
-        let dispatch = Arc::new(Dispatch::new(settings, tokens, quota, trail, tracing)?);
+        let dispatch = Arc::new(Dispatch::new(settings, tokens, quota, trail, operations, tracing)?);
         let task = tokio::spawn(Arc::clone(&dispatch).run());
         Ok(Self { dispatch, task })
     }

@@ -17,7 +17,7 @@ pub use self::drawn::seed;
 mod drawn {
     use std::cell::RefCell;
 
-    use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+    use rand::{SeedableRng as _, rngs::StdRng};
 
     thread_local! {
         static DRAWN: RefCell<Option<StdRng>> = const { RefCell::new(None) };
@@ -29,6 +29,6 @@ mod drawn {
     }
 
     pub(crate) fn jitter() -> f64 {
-        DRAWN.with_borrow_mut(|drawn| drawn.as_mut().map_or_else(rand::random, |drawn| drawn.random()))
+        DRAWN.with_borrow_mut(|drawn| drawn.as_mut().map_or_else(rand::random, rand::RngExt::random))
     }
 }

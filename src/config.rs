@@ -122,6 +122,20 @@ impl Config {
     }
 }
 
+impl Config {
+    /// What is wrong with settings that are valid each, and do not fit each other.
+    pub fn misfits(&self) -> Vec<String> {
+        let (drain, call) = (self.server.drain_timeout, self.central.timeout);
+        if drain >= call {
+            return Vec::new();
+        }
+        vec![format!(
+            "server.drain_timeout is {drain:?} and central.timeout {call:?}: a call that is on its way when the gateway is \
+             told to stop may be cut off with an unknown outcome; raise the one or lower the other"
+        )]
+    }
+}
+
 impl LoadedConfig {
     /// As [`Config::load`], for whoever also wants to know where the values came from.
     pub fn load(

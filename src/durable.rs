@@ -1,7 +1,7 @@
 //! Files that outlast a crash of the machine: written, synced, renamed into place, and the directory synced.
 //!
 //! At every moment there is the old file or the new one, whole. The token's stores, journal and inbox use it, and the
-//! audit trail makes its directory with it. Unit tests can put a simulated disk below it ([`disk`]).
+//! audit trail makes its directory with it. Unit tests can put a simulated disk below it (`disk`).
 
 #[cfg(test)]
 pub(crate) mod disk;

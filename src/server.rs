@@ -19,7 +19,7 @@ use tonic::{
     service::Routes,
     transport::{Server as GrpcServer, server::TcpIncoming},
 };
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use self::{
     admin::{AdminListener, Insight},
@@ -34,6 +34,7 @@ use crate::{
     central::CentralClient,
     config::{CallerRules, Config, PolicySource, WhichCaller},
     exchange::SetupError,
+    operations::Operations,
     proto::{
         self,
         health::{health_check_response::ServingStatus, health_server::HealthServer},
@@ -52,6 +53,9 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
 /// How long it may take to answer that.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// What a sync of the audit trail and the store of operations may take beside a call, and clocks that differ.
+const LEASE_MARGIN: Duration = Duration::from_secs(20);
+
 /// How long the last answers may take to leave once they are made.
 const FLUSH_GRACE: Duration = Duration::from_secs(1);
 
@@ -69,6 +73,7 @@ pub struct Server {
     refresher: RefresherHandle,
     central: Arc<CentralClient>,
     trail: AuditTrail,
+    operations: Operations,
 }
 
 /// Why a gateway cannot start or go on.
@@ -130,19 +135,47 @@ impl Server {
         let trail = AuditTrail::open(&config.audit, tracing.metrics().clone()).await?;
         let quota = Quota::new(&config.quota);
         let store = Store::open(&config.token_store).await?;
+        // From the claim of a call to its end, and the wait between two calls of a request.
+        let lease = config.central.timeout + config.central.max_wait + LEASE_MARGIN;
+        let operations = Operations::open(&config.audit, store.operations(), lease).await?;
         let callers = Arc::new(Callers::new(&config, address.ip(), store.usage())?);
         if callers.admits_anonymous() && !address.ip().to_canonical().is_loopback() {
             warn!("callers without an identity are admitted from the network: server.allow_anonymous_callers");
         }
         let (tokens, refresher) = TokenCache::start(&config, store, quota.clone(), tracing.clone())?;
-        let client = CentralClient::new(&config.central, tokens.clone(), quota, trail.clone(), tracing.clone())?;
-        let central = Arc::new(client);
-        Ok(Self { listener, address, tls, callers, admin, config, tracing, tokens, refresher, central, trail })
+        let (records, known) = (trail.clone(), operations.clone());
+        let client = CentralClient::new(&config.central, tokens.clone(), quota, records, known, tracing.clone());
+        let central = match client {
+            Ok(client) => Arc::new(client),
+            Err(error) => {
+                refresher.stop().await; // an exchange may be on its way already
+                return Err(error.into());
+            }
+        };
+        Ok(Self {
+            listener,
+            address,
+            tls,
+            callers,
+            admin,
+            config,
+            tracing,
+            tokens,
+            refresher,
+            central,
+            trail,
+            operations,
+        })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Ends the custody of the tokens. [`serve`](Self::serve) does that itself; whoever cuts it short must.
+    pub fn custody(&self) -> RefresherHandle {
+        self.refresher.clone()
     }
 
     /// Where `/metrics`, `/livez` and `/readyz` are.
@@ -151,7 +184,7 @@ impl Server {
     }
 
     /// Serves until `stop` is done, then drains: takes no new requests, ends health streams, lets what runs finish, and
-    /// returns after `server.drain_timeout` at the latest.
+    /// returns after `server.drain_timeout` at the latest. Only an exchange of tokens on its way has more time.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let work = TaskTracker::new();
         let boundary = Boundary::new(self.config.server.max_requests, work.clone(), self.tracing.metrics().clone());
@@ -170,6 +203,7 @@ impl Server {
             Arc::clone(&self.callers),
             self.config.central.allow_open_scopes,
             self.trail.clone(),
+            self.operations.clone(),
             work.clone(),
         );
         let routes = routes(licensing, HealthService::new(statuses_seen), &boundary, self.tracing);
@@ -197,7 +231,10 @@ impl Server {
 
         tokio::select! {
             () = stop => {}
-            Ok(Err(error)) = &mut serving => return Err(Error::Serve(error)),
+            Ok(Err(error)) = &mut serving => {
+                self.refresher.stop().await;
+                return Err(Error::Serve(error));
+            }
         }
         let limit = self.config.server.drain_timeout;
         info!(limit = ?limit, "draining: no new requests, what runs is finished");
@@ -206,7 +243,9 @@ impl Server {
         closing.cancel();
         statuses.send_replace(None);
         let _ = end.send(());
-        finish(work, serving, self.trail, self.refresher, &self.callers, limit).await;
+        finish(work, serving, (self.trail, self.operations), &self.callers, limit).await;
+        // Outside of the bound, and after it: work that is stuck must not cost an exchange on its way its end.
+        self.refresher.stop().await;
         // To the end: what waits when the process is told to stop is still sent only if the policy allows it.
         followed.iter().for_each(JoinHandle::abort);
         Ok(())
@@ -231,8 +270,7 @@ fn follow_files(
 async fn finish(
     work: TaskTracker,
     mut serving: JoinHandle<Result<(), tonic::transport::Error>>,
-    trail: AuditTrail,
-    refresher: RefresherHandle,
+    (trail, operations): (AuditTrail, Operations),
     callers: &Callers,
     limit: Duration,
 ) {
@@ -248,16 +286,11 @@ async fn finish(
             () = answered => serving.abort(),
         }
         work.wait().await;
-        // A token store that is down must not keep the trail from being closed, nor the refresh task.
-        let closed = async {
-            trail.close().await;
-            refresher.stop().await
-        };
-        tokio::join!(closed, callers.close()).0
+        // A token store that is down must not keep the trail from being closed.
+        tokio::join!(trail.close(), operations.close(), callers.close())
     });
     match drained.await {
-        Ok(Ok(())) => info!("drained"),
-        Ok(Err(panic)) => error!(error = &panic as &(dyn std::error::Error + 'static), "the token refresh task failed"),
+        Ok(_) => info!("drained"),
         Err(_) => warn!(calls = work.len(), "not everything was finished within server.drain_timeout"),
     }
 }

@@ -4,6 +4,7 @@
 //! caller. The caller's side only waits for it, until the deadline.
 
 mod customers;
+mod operations;
 mod preview;
 mod release;
 pub mod request;
@@ -19,8 +20,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, metadata::MetadataValue};
 use tracing::{debug, info, warn};
+use uuid::Uuid;
 
-use self::status::{Failure, Violation};
+use self::{
+    operations::Begun,
+    request::UnassignRequest,
+    status::{Failure, Violation},
+};
 use crate::{
     audit::{
         AuditTrail, Operation, Receipt,
@@ -30,8 +36,10 @@ use crate::{
     central::{self, Accepted, Asker, Catalogue, CentralClient, Directory, Failed, Member, Rights, SentMark, Unsent},
     deadline::within,
     license::{Caller, Etag, OperationId, Outcome, Scope, Unassignment},
+    operations::{Claimed, Operations, RequestDigest},
     proto::{
-        AutoLicensingPolicy, ListCustomersRequest, ListCustomersResponse, ListServicesRequest, ListServicesResponse,
+        AutoLicensingPolicy, GetOperationRequest, GetOperationResponse, ListCustomersRequest, ListCustomersResponse,
+        ListOperationsRequest, ListOperationsResponse, ListServicesRequest, ListServicesResponse,
         PreviewUnassignLicensesRequest, PreviewUnassignLicensesResponse, ScopeKind, Service, UnassignLicensesRequest,
         UnassignLicensesResponse, WatchReleaseRequest, WatchReleaseResponse,
         licensing_service_server::LicensingService,
@@ -40,6 +48,7 @@ use crate::{
         Origin,
         rpc::{self, RpcOutcome},
     },
+    token::failpoint,
 };
 
 /// More customers than these make a line of the log that collectors cut; the audit trail has all of them.
@@ -56,6 +65,7 @@ pub struct Licensing {
     callers: Arc<Callers>,
     allow_open_scopes: bool,
     trail: AuditTrail,
+    operations: Operations,
     /// Places for watches.
     watches: Arc<Semaphore>,
     /// Holds the work that is on its way; the process waits for it before it exits.
@@ -96,12 +106,13 @@ impl Licensing {
         callers: Arc<Callers>,
         allow_open_scopes: bool,
         trail: AuditTrail,
+        operations: Operations,
         work: TaskTracker,
     ) -> Self {
         let catalogue = Arc::new(Catalogue::new(Arc::clone(&central)));
         let directory = Arc::new(Directory::new(Arc::clone(&central)));
         let watches = Arc::new(Semaphore::new(release::MOST_WATCHES));
-        Self { central, catalogue, directory, callers, allow_open_scopes, trail, watches, work }
+        Self { central, catalogue, directory, callers, allow_open_scopes, trail, operations, watches, work }
     }
 
     /// Identifies the caller: by the token of the request or the certificate of the connection.
@@ -132,11 +143,36 @@ impl Licensing {
 
     async fn unassign(&self, rpc: &Rpc, message: UnassignLicensesRequest) -> Result<UnassignLicensesResponse, Failure> {
         let refuses_auto_licensing = message.auto_licensing() == AutoLicensingPolicy::Refuse;
-        let unassignment = Unassignment::try_from(message).map_err(Failure::InvalidRequest)?;
-        if rpc.is_repeated {
+        let UnassignRequest { unassignment, request_id } =
+            UnassignRequest::try_from(message).map_err(Failure::InvalidRequest)?;
+        // An id proves what became of the earlier attempt.
+        if rpc.is_repeated && request_id.is_none() {
             return Err(Failure::RepeatedByProxy);
         }
-        let asked = Asked::Unassign(&unassignment);
+        let operation = Arc::new(operation(rpc, unassignment, request_id));
+        loop {
+            let claimed = match self.claim(rpc, &operation).await? {
+                Begun::First(claimed) => claimed,
+                Begun::Recorded(record) => return operations::replay(record),
+            };
+            match self.run(rpc, &operation, claimed, refuses_auto_licensing).await {
+                // Another replica was faster: its answer is this one's too.
+                Err(Failure::Change(failed)) if is_held_elsewhere(&failed) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Does what is asked for, under an id that is now this operation's.
+    async fn run(
+        &self,
+        rpc: &Rpc,
+        operation: &Arc<Operation>,
+        claimed: Claimed,
+        refuses_auto_licensing: bool,
+    ) -> Result<UnassignLicensesResponse, Failure> {
+        let unassignment = &operation.unassignment;
+        let asked = Asked::Unassign(unassignment);
         let admission = self.callers.admit(&rpc.identity, asked, rpc.deadline).await?;
         if unassignment.scope.is_open() && !self.allow_open_scopes {
             return Err(Failure::OpenScopeDenied);
@@ -144,14 +180,14 @@ impl Licensing {
         if unassignment.scope.is_open() && unassignment.etag.is_none() {
             return Err(Failure::PreviewRequired);
         }
-        self.check_services(&unassignment, rpc.deadline).await?;
+        self.check_services(unassignment, rpc.deadline).await?;
 
-        let (member, unsent) = self.request(rpc, unassignment);
+        let (member, unsent) = self.request(rpc, operation);
         let _leave = GiveUpOnDrop(Arc::clone(&member));
         if refuses_auto_licensing {
             self.check_auto_licensing(&member, rpc.deadline).await?;
         }
-        let work = self.clone().carry_out(Arc::clone(&member.operation), unsent, admission, rpc.room.clone());
+        let work = self.clone().carry_out(claimed, Arc::clone(operation), unsent, admission, rpc.room.clone());
         let work = self.work.spawn(member.origin().run(work));
         let result = match within(rpc.deadline, work).await {
             Ok(Ok(result)) => result,
@@ -170,6 +206,7 @@ impl Licensing {
     /// Sends a request and records its end, whatever becomes of its caller.
     async fn carry_out(
         self,
+        claimed: Claimed,
         operation: Arc<Operation>,
         unsent: Unsent,
         mut admission: Admission,
@@ -186,22 +223,23 @@ impl Licensing {
             }
         }
         record(unfinished, &result).await;
+        failpoint("change: recorded");
+        match &result {
+            // Dropped, the id is the other operation's.
+            Err(failed) if is_held_elsewhere(failed) => drop(claimed),
+            _ => {
+                let (end, resolved) = operations::end(&result);
+                claimed.end(end, resolved).await;
+            }
+        }
         result
     }
 
     /// A request of this caller, with what the moment of sending asks of the policy again.
-    fn request(&self, rpc: &Rpc, unassignment: Unassignment) -> (Arc<Member>, Unsent) {
-        let operation = Arc::new(Operation {
-            id: rpc.operation_id,
-            caller: caller(&rpc.identity, rpc.from),
-            identified_by: rpc.identity.proved_by(),
-            from: rpc.from,
-            unassignment,
-            trace_id: Origin::current().trace_id(),
-        });
+    fn request(&self, rpc: &Rpc, operation: &Arc<Operation>) -> (Arc<Member>, Unsent) {
         let may_send = {
             let (callers, identity, operation) =
-                (Arc::clone(&self.callers), rpc.identity.clone(), Arc::clone(&operation));
+                (Arc::clone(&self.callers), rpc.identity.clone(), Arc::clone(operation));
             move || {
                 let asked = Asked::Unassign(&operation.unassignment);
                 callers.still_allows(&identity, asked).map_err(|denied| denied.to_string())
@@ -212,7 +250,7 @@ impl Licensing {
             move || callers.take_read(&identity, Instant::now()).map_err(|exhausted| exhausted.retry_after)
         };
         let rights = Rights { may_send: Box::new(may_send), may_read: Box::new(may_read) };
-        Unsent::new(operation, rpc.deadline, rights, rpc.mark.clone())
+        Unsent::new(Arc::clone(operation), rpc.deadline, rights, rpc.mark.clone())
     }
 
     /// Refuses where Central would put licences back by itself, or where nobody can say so.
@@ -297,6 +335,22 @@ impl LicensingService for Licensing {
         rpc.respond(self.services(&rpc).await)
     }
 
+    async fn get_operation(
+        &self,
+        request: Request<GetOperationRequest>,
+    ) -> Result<Response<GetOperationResponse>, Status> {
+        let (rpc, message) = self.begin(request).await?;
+        rpc.respond(self.operation(&rpc, message).await)
+    }
+
+    async fn list_operations(
+        &self,
+        request: Request<ListOperationsRequest>,
+    ) -> Result<Response<ListOperationsResponse>, Status> {
+        let (rpc, message) = self.begin(request).await?;
+        rpc.respond(self.page_of_operations(&rpc, &message).await)
+    }
+
     type WatchReleaseStream = ReceiverStream<Result<WatchReleaseResponse, Status>>;
 
     async fn watch_release(
@@ -323,6 +377,25 @@ impl Rpc {
     }
 }
 
+/// What is asked for, as the audit trail and the record of operations tell of it.
+fn operation(rpc: &Rpc, unassignment: Unassignment, request_id: Option<Uuid>) -> Operation {
+    Operation {
+        id: rpc.operation_id,
+        request_id: request_id.unwrap_or_else(|| rpc.operation_id.as_uuid()),
+        request_digest: RequestDigest::of(&unassignment).text(),
+        caller: caller(&rpc.identity, rpc.from),
+        identified_by: rpc.identity.proved_by(),
+        from: rpc.from,
+        unassignment,
+        trace_id: Origin::current().trace_id(),
+    }
+}
+
+/// Whether nothing was done because another replica has the id of the request.
+fn is_held_elsewhere(failed: &Failed) -> bool {
+    failed.outcome == Outcome::NotApplied && matches!(*failed.error, central::Error::HeldElsewhere { .. })
+}
+
 /// Callers with an identity take turns as one; of the others, every connection is a caller.
 fn caller(identity: &Identity, address: Option<SocketAddr>) -> Caller {
     match identity {
@@ -342,6 +415,7 @@ fn response(operation: &Operation, accepted: Accepted) -> UnassignLicensesRespon
         customer_count,
         call_count: accepted.calls,
         resolved_customer_count: accepted.resolved.and_then(|count| u32::try_from(count).ok()),
+        replayed: false,
     }
 }
 
@@ -359,7 +433,8 @@ async fn record(unfinished: Unfinished, result: &Result<Accepted, Failed>) {
     let ended = unfinished.end(result);
     let duration_ms = ended.duration_ms;
     // Refused before it began; there may be thousands a second, and a metric counts them.
-    let is_refused = matches!(result, Err(failed) if matches!(*failed.error, central::Error::Overloaded { .. }) && failed.calls == 0);
+    let is_refused = matches!(result, Err(failed) if is_held_elsewhere(failed)
+        || matches!(*failed.error, central::Error::Overloaded { .. }) && failed.calls == 0);
     let receipt = unfinished.tell(ended).await;
     let (audit_seq, audit_hash) = match &receipt {
         Some(Receipt { seq, hash }) => (Some(*seq), Some(hash.as_str())),
@@ -442,11 +517,11 @@ impl Unfinished {
 
     /// How it ended.
     fn end(&self, result: &Result<Accepted, Failed>) -> Ended {
-        let (outcome, cause, http_status, calls, parts) = match result {
+        let (outcome, told, http_status, calls, parts) = match result {
             Ok(accepted) => (Outcome::Applied, None, Some(accepted.http_status), accepted.calls, None),
             Err(failed) => (
                 failed.outcome,
-                Some(status::reason(failed)),
+                Some(status::told(failed)),
                 failed.error.http_status(),
                 failed.calls,
                 failed.parts.as_ref(),
@@ -455,7 +530,9 @@ impl Unfinished {
         Ended {
             operation_id: self.operation.id.as_uuid(),
             outcome: outcome.as_str().to_owned(),
-            cause: cause.map(str::to_owned),
+            code: told.as_ref().map(|told| told.code),
+            cause: told.as_ref().map(|told| told.reason.to_string()),
+            message: told.map(|told| told.message.into()),
             http_status,
             calls: Some(calls),
             duration_ms: u64::try_from(self.began.elapsed().as_millis()).ok(),

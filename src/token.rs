@@ -28,12 +28,15 @@ use arc_swap::ArcSwapOption;
 use secrecy::SecretString;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    task::{JoinError, JoinHandle},
-    time::Instant,
+    time::{Instant, timeout},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::error;
 
-pub(crate) use self::store::{Error as StoreError, StoredUsage, UsageStore, UsageWrite};
+pub(crate) use self::{
+    failpoints::failpoint,
+    store::{Error as StoreError, OperationStore, StoredOperation, StoredUsage, UsageStore, UsageWrite},
+};
 use self::{
     oauth::TokenEndpoint,
     refresher::{TokenRefresher, TokenRequest},
@@ -49,6 +52,10 @@ use crate::{
         metrics::{TokenAges, TokenState},
     },
 };
+
+/// How long the refresh task may take to end once it is told to: an exchange that began just before ([`oauth`] gives it
+/// 30 s, and 1 s more to a process that stood still), and storing its pair. Nothing else may use this time up.
+pub(crate) const EXCHANGE_RESERVE: Duration = Duration::from_secs(35);
 
 /// Gives out the access token. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -195,6 +202,11 @@ impl Store {
     pub(crate) fn usage(&self) -> UsageStore {
         self.0.usage()
     }
+
+    /// The place in which replicas share their operations, where they share the tokens.
+    pub(crate) fn operations(&self) -> Option<OperationStore> {
+        self.0.operations()
+    }
 }
 
 impl TokenCache {
@@ -213,22 +225,20 @@ impl TokenCache {
         let (condition, condition_seen) = watch::channel(Condition::Starting);
         tracing.metrics().observe_token(token_state(Arc::clone(&current), condition_seen.clone()));
         let endpoint = TokenEndpoint::new(&config.central, &config.credentials, quota, tracing)?;
-        let refresher = TokenRefresher::new(config, store, endpoint, Arc::clone(&current), asked, condition);
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(refresher.run(stop.clone()));
-        Ok((Self { current, requests, condition: condition_seen }, RefresherHandle { stop, task }))
+        let handle = RefresherHandle::default();
+        let stop = handle.stop.clone();
+        let refresher = TokenRefresher::new(config, store, endpoint, Arc::clone(&current), asked, condition, stop);
+        handle.task.spawn(refresher.run());
+        handle.task.close();
+        Ok((Self { current, requests, condition: condition_seen }, handle))
     }
 
     /// A valid token, or why there is none. `refused` is a generation that Central answered with 401: the token given
     /// out is newer. `waiting` are the requests that need it.
     pub async fn newer_than(&self, refused: Option<u64>, waiting: &[Origin]) -> Result<Arc<AccessToken>, Error> {
-        let current = self.current.load();
-        if let Some(token) = &*current
-            && serves(token, refused)
-        {
-            return Ok(Arc::clone(token));
+        if let Some(token) = self.at_hand(refused) {
+            return Ok(token);
         }
-        drop(current);
         let (answer, answered) = oneshot::channel();
         let request = TokenRequest { refused, origins: waiting.to_vec(), answer };
         if self.requests.send(request).is_err() {
@@ -237,24 +247,32 @@ impl TokenCache {
         answered.await.unwrap_or(Err(Error::Stopping))
     }
 
+    /// The same, where it is there without waiting.
+    pub fn at_hand(&self, refused: Option<u64>) -> Option<Arc<AccessToken>> {
+        self.current.load().as_ref().filter(|token| serves(token, refused)).cloned()
+    }
+
     /// How things stand, and every change of it.
     pub fn condition(&self) -> watch::Receiver<Condition> {
         self.condition.clone()
     }
 }
 
-/// Stops the refresh task.
-#[derive(Debug)]
+/// Stops the refresh task. Cheap to clone: every way out of the process goes through [`stop`](Self::stop).
+#[derive(Debug, Clone, Default)]
 pub struct RefresherHandle {
     stop: CancellationToken,
-    task: JoinHandle<()>,
+    task: TaskTracker,
 }
 
 impl RefresherHandle {
-    /// Waits until an exchange on its way is finished and stored. An error is a panic of the refresh task.
-    pub async fn stop(self) -> Result<(), JoinError> {
+    /// Waits until an exchange on its way is finished and stored; no other one begins. Bounded by [`EXCHANGE_RESERVE`]:
+    /// call it outside of every other bound.
+    pub async fn stop(&self) {
         self.stop.cancel();
-        self.task.await
+        if timeout(EXCHANGE_RESERVE, self.task.wait()).await.is_err() {
+            error!(limit = ?EXCHANGE_RESERVE, "the token refresh task did not end in time: the newest pair may be lost");
+        }
     }
 }
 

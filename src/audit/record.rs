@@ -84,6 +84,12 @@ pub(crate) struct Intent {
     /// How many customers were in scope just before the call, as the preview had said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) resolved_customers: Option<usize>,
+    /// Under which id a repeat of the request would come: the caller's, or the operation's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) request_id: Option<Uuid>,
+    /// Tells whether another request of this id is the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) request_digest: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) trace_id: Option<String>,
 }
@@ -107,6 +113,11 @@ pub(crate) struct Ended {
     /// Why it is not `applied`: the reason that the caller was told, or `crash`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cause: Option<String>,
+    /// What the caller was told beside the reason: the number of the gRPC code, and the message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) code: Option<i32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) message: Option<String>,
     /// The status of Central's last answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) http_status: Option<u16>,
@@ -136,6 +147,10 @@ pub(crate) struct PartIds {
 pub struct Operation {
     /// Its name.
     pub id: OperationId,
+    /// Under which id a repeat of the request would come.
+    pub request_id: Uuid,
+    /// Tells whether another request of this id is the same.
+    pub request_digest: String,
     /// Who asks.
     pub caller: Caller,
     /// What says that it is this caller.
@@ -176,6 +191,8 @@ impl Operation {
             reason: self.unassignment.reason.as_str().to_owned(),
             etag: self.unassignment.etag.as_ref().map(ToString::to_string),
             resolved_customers: resolved,
+            request_id: Some(self.request_id),
+            request_digest: Some(self.request_digest.clone()),
             trace_id: self.trace_id.clone(),
         }
     }
@@ -188,6 +205,8 @@ impl Ended {
             operation_id,
             outcome: Outcome::Unknown.as_str().to_owned(),
             cause: Some(cause.to_owned()),
+            code: None,
+            message: None,
             http_status: None,
             calls: None,
             duration_ms: None,

@@ -116,6 +116,8 @@ mod tests {
             reason: String::new(),
             etag: None,
             resolved_customers: None,
+            request_id: None,
+            request_digest: None,
             trace_id: None,
         }
     }

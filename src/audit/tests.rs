@@ -33,6 +33,8 @@ fn intent(n: u128) -> Event {
         reason: String::new(),
         etag: None,
         resolved_customers: None,
+        request_id: None,
+        request_digest: None,
         trace_id: None,
     })
 }

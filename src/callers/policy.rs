@@ -16,6 +16,10 @@ use crate::{
 pub enum Asked<'a> {
     /// Read the list of services.
     ListServices,
+    /// Read what became of one of their own operations.
+    GetOperation,
+    /// List their own operations.
+    ListOperations,
     /// Read the list of customers.
     ListCustomers,
     /// Read whether the licences of this are gone.
@@ -128,6 +132,8 @@ fn lacks(rules: &CallerRules, asked: Asked<'_>) -> Vec<Lack> {
     let mut lacks = Vec::new();
     let (rpc, unassignment) = match asked {
         Asked::ListServices => (Rpc::ListServices, None),
+        Asked::GetOperation => (Rpc::GetOperation, None),
+        Asked::ListOperations => (Rpc::ListOperations, None),
         Asked::ListCustomers => (Rpc::ListCustomers, None),
         Asked::Watch(unassignment) => (Rpc::WatchRelease, Some(unassignment)),
         Asked::Preview(unassignment) => (Rpc::PreviewUnassignLicenses, Some(unassignment)),

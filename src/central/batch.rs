@@ -12,6 +12,7 @@ use std::{
 };
 
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::{
     Error,
@@ -20,6 +21,7 @@ use super::{
 use crate::{
     audit::{Operation, record::Intent},
     license::{Caller, Customers, MAX_CUSTOMERS, Scope, ServiceName, Services, Unassignment},
+    operations::Held,
     telemetry::{Origin, queue::QueueWait},
 };
 
@@ -146,6 +148,15 @@ impl Batch {
         self.leave(|entry| entry.piece.until().is_some_and(|until| until <= at).then(|| Arc::clone(error)));
     }
 
+    /// Pieces leave whose request another replica has taken.
+    pub(super) fn leave_held(&mut self, held: &[Held]) {
+        self.leave(|entry| {
+            let id = entry.piece.member().operation.id.as_uuid();
+            let held = held.iter().find(|held| held.operation_id == id)?;
+            Some(Arc::new(Error::HeldElsewhere { operation_id: held.by }))
+        });
+    }
+
     fn leave(&mut self, mut why: impl FnMut(&mut Entry) -> Option<Arc<Error>>) {
         for place in &mut self.places {
             for mut entry in std::mem::take(&mut place.entries) {
@@ -166,6 +177,11 @@ impl Batch {
             piece.member().operation.intent(piece.next_intent(), travelling, place.customers.as_ref(), self.resolved)
         };
         self.places.iter().flat_map(|place| place.entries.iter().map(move |entry| intent(place, entry))).collect()
+    }
+
+    /// The operations in it.
+    pub(super) fn operation_ids(&self) -> Vec<Uuid> {
+        self.pieces().map(|piece| piece.member().operation.id.as_uuid()).collect()
     }
 
     /// The call surely did not run: callers may give up again.
@@ -223,10 +239,14 @@ impl Batch {
         self.pieces().next().map(Piece::member)
     }
 
-    /// So many customers are in scope, as previewed.
+    /// So many customers are in scope, as previewed. Its wait in the queue is over: a long list takes longer to read than
+    /// a request may wait, and from here the deadline alone counts.
     pub(super) fn confirmed(&mut self, resolved: usize) {
         self.resolved = Some(resolved);
-        self.pieces().for_each(|piece| piece.member().resolved(resolved));
+        for entry in self.places.iter_mut().flat_map(|place| &mut place.entries) {
+            entry.piece.patience = None;
+            entry.piece.member().resolved(resolved);
+        }
     }
 
     /// The requests' traces.

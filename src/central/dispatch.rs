@@ -30,13 +30,14 @@ use crate::{
     chance, config,
     exchange::{self, Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},
     license::{Outcome, Resolved},
+    operations::Operations,
     quota::{Permit, Purpose, Quota, RateLimitHeaders},
     telemetry::{
         Origin, Tracing,
         metrics::{Shed, Window},
         queue::QueueWait,
     },
-    token::{AccessToken, TokenCache},
+    token::{AccessToken, TokenCache, failpoint},
 };
 
 /// Takes licences away from all devices of the customers in its body (MSP accounts only).
@@ -56,6 +57,7 @@ pub(super) struct Dispatch {
     tokens: TokenCache,
     quota: Quota,
     trail: AuditTrail,
+    operations: Operations,
     queue: Arc<Mutex<Queue>>,
     /// Something joined the queue.
     joined: Notify,
@@ -96,6 +98,7 @@ impl Dispatch {
         tokens: TokenCache,
         quota: Quota,
         trail: AuditTrail,
+        operations: Operations,
         tracing: Tracing,
     ) -> Result<Self, SetupError> {
         let (queue, breaker) = (Arc::<Mutex<Queue>>::default(), Arc::<Mutex<Breaker>>::default());
@@ -119,6 +122,7 @@ impl Dispatch {
             tokens,
             quota,
             trail,
+            operations,
             queue,
             joined: Notify::new(),
             in_flight: Arc::new(Semaphore::new(settings.max_in_flight)),
@@ -267,20 +271,11 @@ impl Dispatch {
             } else {
                 permit
             };
-            let permit = match permit {
-                Some(permit) => permit,
-                None => self.quota.permit(Purpose::Again, self.give_up(batch)).await?,
-            };
-            // Permit before token: a token fetched first could be an old one by the time there is a permit.
-            let token = self.tokens.newer_than(attempts.refused_generation, &batch.origins()).await?;
+            let (token, permit) = self.token_and_permit(attempts.refused_generation, permit, batch).await?;
             if let Err(retry_after) = lock(&self.breaker).look(Instant::now()) {
                 return Err(Error::Down { retry_after });
             }
-            batch.leave_if_refused(Instant::now());
-            // Durable before anything is sent.
-            self.trail.intend(batch.intents()).await.map_err(|_| Error::AuditUnavailable)?;
-            // The moment of sending. Requests that may not be sent any more stay behind.
-            batch.depart(Instant::now());
+            self.depart(batch).await?;
             let Some(scope) = batch.scope() else { return Err(Error::Deadline { nothing_was_sent: true }) };
             let body = Body::Json(wire::unassign_body(&scope, batch.services()));
             let origins = batch.origins();
@@ -311,6 +306,51 @@ impl Dispatch {
                 batch.leave_before(Instant::now() + wait, &Arc::new(refused.error));
             }
             sleep(wait).await;
+        }
+    }
+
+    /// A token that is valid at the moment of the permit. Nobody holds a permit while waiting for a token: it would be used
+    /// together with later ones, and a second of Central's would see more calls than it allows.
+    async fn token_and_permit(
+        &self,
+        refused: Option<u64>,
+        mut permit: Option<Permit>,
+        batch: &Batch,
+    ) -> Result<(Arc<AccessToken>, Permit), Error> {
+        loop {
+            match (self.tokens.at_hand(refused), permit.take()) {
+                (Some(token), Some(permit)) => return Ok((token, permit)),
+                (Some(_), None) => permit = Some(self.quota.permit(Purpose::Again, self.give_up(batch)).await?),
+                (None, unused) => {
+                    drop(unused);
+                    self.tokens.newer_than(refused, &batch.origins()).await?;
+                }
+            }
+        }
+    }
+
+    /// Records what is about to be sent, and sends it off in the same moment. Requests that may not be sent any more stay
+    /// behind; where one leaves while the record is written, it is written anew: what stands in the audit trail before a
+    /// call is the call.
+    async fn depart(&self, batch: &mut Batch) -> Result<(), Error> {
+        loop {
+            batch.leave_if_refused(Instant::now());
+            // Durable before anything is sent: among the replicas, so that no id runs twice, and in the audit trail.
+            failpoint("change: about to claim");
+            let held = self.operations.about_to_send(&batch.operation_ids()).await;
+            batch.leave_held(&held.map_err(|_| Error::OperationsUnavailable)?);
+            failpoint("change: claimed");
+            if batch.is_empty() {
+                return Ok(());
+            }
+            self.trail.intend(batch.intents()).await.map_err(|_| Error::AuditUnavailable)?;
+            failpoint("change: intended");
+            let recorded = batch.count();
+            batch.depart(Instant::now());
+            if batch.count() == recorded {
+                return Ok(());
+            }
+            batch.was_not_sent();
         }
     }
 
@@ -355,6 +395,9 @@ impl Dispatch {
             on_behalf: OnBehalf::Members(call.origins),
         };
         let result = client.send(request).await;
+        if kind == Kind::Change {
+            failpoint("change: answered");
+        }
         let now = Instant::now();
         attempts.sent += 1;
         self.took(now - began);
@@ -367,7 +410,8 @@ impl Dispatch {
         }
         result.map_err(|error| {
             attempts.note(&error, call.token.generation());
-            let left = call.give_up.saturating_duration_since(now);
+            // Waiting to be sent again is waiting: no longer than before the first call.
+            let left = call.give_up.saturating_duration_since(now).min(self.max_wait);
             let repeat_after = retry::next(&error, *attempts, left, chance::jitter());
             // A token that Central no longer takes is our trouble, not Central's: it is not in the budget.
             let is_granted = |_: &Duration| attempts.is_unauthorized() || lock(&self.budget).spend(now);

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::Flaw;
 use crate::{exchange, license::Outcome, quota::NoPermit, token};
 
@@ -135,6 +137,15 @@ pub enum Error {
     /// Nothing was sent: the audit trail did not take what was about to be.
     #[error("the audit trail cannot be written, and no call is made without it")]
     AuditUnavailable,
+    /// Nothing was sent: the operation could not be recorded where replicas share it.
+    #[error("operations cannot be recorded, and no call is made without that")]
+    OperationsUnavailable,
+    /// Nothing was sent: an operation of another replica holds the request's id.
+    #[error("the operation {operation_id} of another replica has this id of a request")]
+    HeldElsewhere {
+        /// That one.
+        operation_id: Uuid,
+    },
     /// The caller's deadline passed, or the caller left.
     #[error("the caller's deadline passed {}", if *nothing_was_sent { "before the call was made" } else { "while Central was at work" })]
     Deadline {
@@ -184,6 +195,8 @@ impl Error {
             | Self::PreviewStale
             | Self::Unresolved(_)
             | Self::AuditUnavailable
+            | Self::OperationsUnavailable
+            | Self::HeldElsewhere { .. }
             | Self::NotPermitted { .. }
             | Self::ReadsSpent { .. }
             | Self::Deadline { nothing_was_sent: true } => Outcome::NotApplied,
@@ -231,6 +244,8 @@ impl Error {
             | Self::Deadline { .. }
             | Self::NotPermitted { .. }
             | Self::ReadsSpent { .. }
+            | Self::OperationsUnavailable
+            | Self::HeldElsewhere { .. }
             | Self::Bug => false,
         }
     }
@@ -264,6 +279,8 @@ impl Error {
             | Self::Deadline { .. }
             | Self::NotPermitted { .. }
             | Self::ReadsSpent { .. }
+            | Self::OperationsUnavailable
+            | Self::HeldElsewhere { .. }
             | Self::Bug => None,
         }
     }

@@ -100,7 +100,7 @@ enum PartState {
 pub(super) struct Piece {
     member: Arc<Member>,
     index: usize,
-    /// Until when it waits for its first call; none after that call: the deadline alone counts then.
+    /// Until when it waits for its first call; none after that call or its pre-send check: the deadline alone counts then.
     pub(super) patience: Option<Instant>,
 }
 
@@ -399,7 +399,16 @@ mod tests {
             etag: None,
         };
         let (id, caller) = (OperationId::new(), Caller::new("a"));
-        let operation = Operation { id, caller, identified_by: "connection", from: None, unassignment, trace_id: None };
+        let operation = Operation {
+            id,
+            request_id: id.as_uuid(),
+            request_digest: String::new(),
+            caller,
+            identified_by: "connection",
+            from: None,
+            unassignment,
+            trace_id: None,
+        };
         Member::new(Arc::new(operation), deadline, rights, SentMark::default())
     }
 

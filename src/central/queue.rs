@@ -127,7 +127,10 @@ impl Queue {
     }
 
     fn next_change(&mut self, may_change: bool, now: Instant) -> Option<Next> {
-        while may_change {
+        if !may_change {
+            return None;
+        }
+        loop {
             let mut batch = self.changes.pop()?;
             batch.leave_if_refused(now);
             batch.leave_before(now, &Arc::new(Error::Overloaded { retry_after: Duration::from_secs(1) }));
@@ -137,7 +140,6 @@ impl Queue {
                 None => return Some(Next::Change(batch)),
             }
         }
-        None
     }
 
     /// Halves of a batch come next in their caller's lane.
@@ -262,7 +264,16 @@ mod tests {
 
     fn operation(caller: &str, unassignment: Unassignment) -> Arc<Operation> {
         let (id, caller) = (OperationId::new(), Caller::new(caller));
-        Arc::new(Operation { id, caller, identified_by: "connection", from: None, unassignment, trace_id: None })
+        Arc::new(Operation {
+            id,
+            request_id: id.as_uuid(),
+            request_digest: String::new(),
+            caller,
+            identified_by: "connection",
+            from: None,
+            unassignment,
+            trace_id: None,
+        })
     }
 
     fn piece(caller: &str, wanted: Unassignment, deadline: Option<Instant>) -> (Arc<Member>, Piece, Answer) {

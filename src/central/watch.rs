@@ -178,6 +178,7 @@ impl Meaning {
             | Error::ConnectionLost(_)
             | Error::TimedOut(_)
             | Error::Conflict
+            | Error::OperationsUnavailable
             | Error::ListUnreliable { flaw: Flaw::Repeating | Flaw::Unsettled | Flaw::Miscounted { .. }, .. } => {
                 Self::Later
             }
@@ -198,6 +199,7 @@ impl Meaning {
             | Error::AuditUnavailable
             | Error::NotPermitted { .. }
             | Error::ReadsSpent { .. }
+            | Error::HeldElsewhere { .. }
             | Error::Bug => Self::Never,
         }
     }

@@ -44,7 +44,10 @@ impl CheckConfig {
         }
         match LoadedConfig::load(self.file.config.as_deref(), config::process_environment()) {
             Ok(loaded) => {
-                print::out(&format!("{GOOD}configuration is valid{GOOD:#}\n\n{}", effective(&loaded)));
+                let misfits =
+                    loaded.config.misfits().into_iter().map(|misfit| format!("warning: {}\n", print::clean(&misfit)));
+                let misfits: String = misfits.collect();
+                print::out(&format!("{GOOD}configuration is valid{GOOD:#}\n{misfits}\n{}", effective(&loaded)));
                 Exit::Clean
             }
             Err(problems) => {

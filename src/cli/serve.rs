@@ -2,14 +2,14 @@
 
 use std::{
     error::Error,
-    future::Future,
     io::{self, IsTerminal as _},
     time::Duration,
 };
 
 use clap::Args;
+use tokio::sync::oneshot;
 
-use super::{ConfigFile, Exit, print, signals::stop_signal};
+use super::{ConfigFile, Exit, print, signals::StopSignals};
 use crate::{
     config::{self, Config},
     server::Server,
@@ -29,7 +29,8 @@ pub(super) struct Serve {
 
 const SERVE_AFTER_HELP: &str = "\
 SIGTERM and Ctrl-C end it gently: it takes no new requests and finishes what runs, within server.drain_timeout. The
-second one ends it at once.
+second one ends it without what runs. An exchange of tokens on its way ends first, in both cases: it gets up to 35 s
+more. SIGHUP is ignored, for files are read again when they change.
 
 Exit codes: 0 stopped by a signal, 1 failed, 64 the configuration is not valid.
 
@@ -54,8 +55,8 @@ impl Serve {
             }
         };
         let exit = runtime.block_on(async {
-            match stop_signal() {
-                Ok(stop) => serve(config, stop).await,
+            match StopSignals::listen() {
+                Ok(signals) => serve(config, signals).await,
                 Err(error) => {
                     print::error(&format!("cannot listen for signals: {error}"));
                     Exit::Failure
@@ -69,7 +70,7 @@ impl Serve {
     }
 }
 
-async fn serve(mut config: Config, stop: impl Future<Output = ()>) -> Exit {
+async fn serve(mut config: Config, signals: StopSignals) -> Exit {
     log::init(&config.log, io::stdout().is_terminal());
     log::install_panic_hook();
     let telemetry = match Telemetry::start(&config.telemetry) {
@@ -81,21 +82,55 @@ async fn serve(mut config: Config, stop: impl Future<Output = ()>) -> Exit {
     };
     telemetry.export_log();
     let ignored = std::mem::take(&mut config.telemetry.ignored);
+    let misfits = config.misfits();
     let bound = Server::bind(config, telemetry.tracing()).await;
     // Not earlier: the first line of the log says where the gateway listens.
     if !ignored.is_empty() {
         tracing::warn!(variables = ignored.join(", "), "OTEL_* variables that have no effect here");
     }
-    let served = match bound {
-        Ok(server) => server.serve(stop).await,
-        Err(error) => Err(error),
+    for misfit in misfits {
+        tracing::warn!(misfit, "settings do not fit each other");
+    }
+    let exit = match bound {
+        Ok(server) => until_stopped(server, signals).await,
+        Err(error) => {
+            tracing::error!(error = &error as &dyn Error, "stopped by an error");
+            Exit::Failure
+        }
     };
     // After an error too: the last records may be the ones that tell why.
     telemetry.shutdown(FLUSH_LIMIT).await;
+    exit
+}
+
+/// Serves until told to stop. Every way out ends an exchange of tokens first: its answer exists nowhere else.
+async fn until_stopped(server: Server, mut signals: StopSignals) -> Exit {
+    let custody = server.custody();
+    let (stop, stopped) = oneshot::channel::<()>();
+    // A task of its own, so that a panic in it does not end the process.
+    let mut serving = tokio::spawn(server.serve(async {
+        let _ = stopped.await;
+    }));
+    let mut stop = Some(stop);
+    let served = loop {
+        tokio::select! {
+            served = &mut serving => break served,
+            () = signals.next() => if stop.take().is_none() {
+                tracing::warn!("told to stop again: what runs is not finished, but for an exchange of tokens");
+                custody.stop().await;
+                return Exit::Failure;
+            },
+        }
+    };
+    custody.stop().await;
     match served {
-        Ok(()) => Exit::Clean,
-        Err(error) => {
+        Ok(Ok(())) => Exit::Clean,
+        Ok(Err(error)) => {
             tracing::error!(error = &error as &dyn Error, "stopped by an error");
+            Exit::Failure
+        }
+        Err(panic) => {
+            tracing::error!(error = &panic as &dyn Error, "stopped by a bug");
             Exit::Failure
         }
     }

@@ -139,6 +139,7 @@ impl Unassign {
             reason: self.reason.clone(),
             etag,
             auto_licensing: self.auto_licensing().into(),
+            ..UnassignLicensesRequest::default()
         };
         let watched = watch::request(scope, self.service.clone());
         match self.call(request).await {

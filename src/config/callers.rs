@@ -71,6 +71,10 @@ pub enum Rpc {
     PreviewUnassignLicenses,
     /// `ListServices`.
     ListServices,
+    /// `GetOperation`.
+    GetOperation,
+    /// `ListOperations`.
+    ListOperations,
     /// `WatchRelease`.
     WatchRelease,
     /// `ListCustomers`.
@@ -105,10 +109,12 @@ pub(super) const SETTINGS: &[Setting] = &[Setting {
                   section; read again when the file changes.",
 }];
 
-const RPCS: [(&str, Rpc); 5] = [
+const RPCS: [(&str, Rpc); 7] = [
     ("UnassignLicenses", Rpc::UnassignLicenses),
     ("PreviewUnassignLicenses", Rpc::PreviewUnassignLicenses),
     ("ListServices", Rpc::ListServices),
+    ("GetOperation", Rpc::GetOperation),
+    ("ListOperations", Rpc::ListOperations),
     ("WatchRelease", Rpc::WatchRelease),
     ("ListCustomers", Rpc::ListCustomers),
 ];
@@ -262,7 +268,9 @@ impl Entries<'_> {
         let identity = self.identity(name, offset, table);
         let rpcs = self.words(name, "rpcs", offset, table, &RPCS);
         // Lists have no scope and no services to name, and the list of services no customers.
-        let has_scope = rpcs.iter().any(|rpc| !matches!(rpc, Rpc::ListServices | Rpc::ListCustomers));
+        let has_scope = rpcs
+            .iter()
+            .any(|rpc| matches!(rpc, Rpc::UnassignLicenses | Rpc::PreviewUnassignLicenses | Rpc::WatchRelease));
         let names_customers = has_scope || rpcs.contains(&Rpc::ListCustomers);
         let (mut scopes, mut services, mut customers) =
             (HashSet::new(), Names::Only(BTreeSet::new()), Names::Only(BTreeSet::new()));

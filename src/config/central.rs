@@ -83,7 +83,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         name: "central.allow_plaintext",
         unset: Unset::Default("false"),
         allowed: Allowed::Boolean,
-        meaning: "Whether Central may be reached over plain http: for the sandbox and for tests.",
+        meaning: "Whether Central may be reached over plain http: for tests.",
     },
     Setting {
         name: "central.allow_open_scopes",

@@ -3,7 +3,7 @@
 //! the process. All of them are read here and handed to the SDK typed, also those that it would read by itself: so
 //! `check-config` can show what holds, and tests can pass them in.
 //!
-//! Called by [`super::Loaded::load`].
+//! Called by [`super::LoadedConfig::load`].
 
 mod otlp;
 #[cfg(test)]

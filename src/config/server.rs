@@ -31,9 +31,10 @@ pub(super) const SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "server.drain_timeout",
-        unset: Unset::Default("25s"),
+        unset: Unset::Default("35s"),
         allowed: Allowed::Duration { min: Duration::ZERO, max: Duration::from_mins(10) },
-        meaning: "The hard bound on finishing what runs when told to stop.",
+        meaning: "The hard bound on finishing what runs when told to stop; not below `central.timeout`. An exchange of tokens that \
+                  is on its way has 35 s more.",
     },
     Setting {
         name: "server.max_streams_per_connection",

@@ -60,7 +60,13 @@ fn smallest_configuration_gets_every_default() {
     let LoadedConfig { config, effective } = valid(&files.minimal(""), &[]);
 
     assert_eq!(config.server.listen.to_string(), "0.0.0.0:50051");
-    assert_eq!(config.server.drain_timeout, Duration::from_secs(25));
+    assert_eq!(config.server.drain_timeout, Duration::from_secs(35));
+    assert_eq!(config.misfits(), [""; 0], "the defaults fit each other");
+    let mut shorter = config.clone();
+    shorter.server.drain_timeout = Duration::from_secs(25);
+    let misfits = shorter.misfits();
+    assert_eq!(misfits.len(), 1);
+    assert!(misfits[0].contains("server.drain_timeout is 25s and central.timeout 30s"), "{misfits:?}");
     assert_eq!(config.server.max_streams_per_connection, 1000);
     assert_eq!(config.central.base_url.as_str(), "https://apigw-prod2.central.arubanetworks.com/");
     assert_eq!(config.central.timeout, Duration::from_secs(30));

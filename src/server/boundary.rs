@@ -74,7 +74,9 @@ impl Boundary {
 pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request, next: Next) -> Response {
     let operation_id = request.extensions().get().copied().unwrap_or_else(OperationId::new);
     let is_infrastructure = request.uri().path().starts_with("/grpc.");
-    let is_read = request.uri().path().ends_with("/ListServices") || request.uri().path().ends_with("/ListCustomers");
+    // What needs no call, or one that is kept for all.
+    let cheap = ["/ListServices", "/ListCustomers", "/GetOperation", "/ListOperations"];
+    let is_read = cheap.iter().any(|method| request.uri().path().ends_with(method));
     if boundary.draining.is_cancelled() && !is_infrastructure {
         boundary.metrics.shed(Shed::Draining);
         return respond(&Failure::Draining, operation_id, None);

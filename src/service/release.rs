@@ -16,15 +16,17 @@ use tracing::info;
 
 use super::{
     Licensing, Rpc,
+    request::read_uuid,
     status::{self, Failure, Violation},
 };
 use crate::{
+    audit::record::RecordedScope,
     callers::policy::Asked,
     central::{Asker, CentralClient, End, Report, WatchFailed, Watched},
     license::{OperationId, Unassignment},
     proto::{
-        HeldDevice, ReleaseState, UnassignLicensesRequest, WatchEnd, WatchReleaseRequest, WatchReleaseResponse,
-        unassign_licenses_request::Scope as Message, watch_release_request::Scope as Target,
+        AllCustomers, CustomerList, HeldDevice, ReleaseState, UnassignLicensesRequest, WatchEnd, WatchReleaseRequest,
+        WatchReleaseResponse, unassign_licenses_request::Scope as Message, watch_release_request::Scope as Target,
     },
 };
 
@@ -72,10 +74,18 @@ impl Licensing {
     }
 
     /// The scope and the services of an operation of this caller's.
-    // Operations are not kept yet: no id is known here.
-    #[allow(clippy::unused_async)]
-    async fn scope_of_operation(&self, _rpc: &Rpc, _operation_id: &str) -> Result<(Target, Vec<String>), Failure> {
-        Err(Failure::OperationNotFound)
+    async fn scope_of_operation(&self, rpc: &Rpc, id: &str) -> Result<(Target, Vec<String>), Failure> {
+        let id = read_uuid("operation_id", id).map_err(|violation| Failure::InvalidRequest(vec![violation]))?;
+        let record = self.operation_of(rpc, id).await?;
+        let list = || CustomerList { customer_ids: record.customers.to_vec() };
+        let scope = match record.scope {
+            // An empty list would be refused as such; say what is really missing.
+            _ if record.is_cut => return Err(Failure::OperationNotFound),
+            RecordedScope::IncludeCustomers => Target::IncludeCustomers(list()),
+            RecordedScope::ExcludeCustomers => Target::ExcludeCustomers(list()),
+            RecordedScope::AllCustomers => Target::AllCustomers(AllCustomers {}),
+        };
+        Ok((scope, record.services.to_vec()))
     }
 }
 

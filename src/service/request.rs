@@ -1,6 +1,7 @@
 //! A message becomes an [`Unassignment`], or a [`Look`] at one, or every violation at once.
 
 use tonic::metadata::MetadataMap;
+use uuid::Uuid;
 
 use super::status::Violation;
 use crate::{
@@ -13,6 +14,40 @@ use crate::{
         preview_unassign_licenses_request, unassign_licenses_request,
     },
 };
+
+/// An unassignment, and the id under which its repeats come, where its caller chose one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnassignRequest {
+    /// What is asked for.
+    pub unassignment: Unassignment,
+    /// The caller's id of the request.
+    pub request_id: Option<Uuid>,
+}
+
+impl TryFrom<UnassignLicensesRequest> for UnassignRequest {
+    type Error = Vec<Violation>;
+
+    fn try_from(message: UnassignLicensesRequest) -> Result<Self, Vec<Violation>> {
+        let request_id = match message.request_id.as_str() {
+            "" => Ok(None),
+            text => read_uuid("request_id", text).map(Some),
+        };
+        match (Unassignment::try_from(message), request_id) {
+            (Ok(unassignment), Ok(request_id)) => Ok(Self { unassignment, request_id }),
+            (Ok(_), Err(violation)) => Err(vec![violation]),
+            (Err(violations), request_id) => Err(violations.into_iter().chain(request_id.err()).collect()),
+        }
+    }
+}
+
+/// Exactly one spelling of a UUID, in either case; never the nil UUID, which is what forgotten fields hold.
+pub(super) fn read_uuid(field: &str, text: &str) -> Result<Uuid, Violation> {
+    let id = Uuid::try_parse(text).ok().filter(|id| text.len() == 36 && !id.is_nil());
+    id.ok_or_else(|| Violation {
+        field: field.to_owned(),
+        problem: "is no UUID: 36 characters, such as 01975e2c-7d1f-7b43-9e2a-5d1c0f6a8b9e".to_owned(),
+    })
+}
 
 impl TryFrom<UnassignLicensesRequest> for Unassignment {
     type Error = Vec<Violation>;
@@ -263,6 +298,7 @@ mod tests {
         (scope, list()).prop_map(|(scope, services)| UnassignLicensesRequest {
             scope,
             services,
+            reason: String::new(),
             ..UnassignLicensesRequest::default()
         })
     }

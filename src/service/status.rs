@@ -13,6 +13,7 @@ use std::{fmt::Write as _, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 use tracing::{debug, error, info, warn};
+use uuid::Uuid;
 
 use self::row::{Quota, Row};
 use crate::{
@@ -23,6 +24,7 @@ use crate::{
     },
     central::{AutoLicensed, Error, Failed},
     license::{OperationId, Outcome},
+    operations::record::{OperationRecord, RecordedFailure},
     telemetry::rpc::{self, RpcOutcome},
 };
 
@@ -58,8 +60,6 @@ pub enum Failure {
         /// As many are asked about.
         most: usize,
     },
-    /// The caller has no such operation.
-    OperationNotFound,
     /// The caller's deadline passed.
     DeadlineExceeded {
         /// Whether that was before anything was sent.
@@ -73,6 +73,19 @@ pub enum Failure {
     Read(Arc<Error>),
     /// A proxy or a library announced that it sends the same request again, and what became of the earlier one is not known.
     RepeatedByProxy,
+    /// Another request of this caller had the same id within the last 24 hours.
+    RequestIdReused,
+    /// Operations cannot be recorded or read now.
+    OperationsUnavailable,
+    /// The deadline passed while the first request of this id runs.
+    StillRunning {
+        /// Its operation.
+        operation_id: Uuid,
+    },
+    /// How the first request of this id ended.
+    Recorded(Box<OperationRecord>),
+    /// The caller has no such operation.
+    OperationNotFound,
     /// The gateway has as many requests as it takes.
     Overloaded,
     /// The gateway is stopping and takes no new requests.
@@ -179,12 +192,6 @@ fn row(failure: &Failure) -> Row {
                  fewer, or send auto_licensing = ALLOW; nothing was changed"
             ),
         ),
-        Failure::OperationNotFound => Row::new(
-            Code::NotFound,
-            "OPERATION_NOT_FOUND",
-            NotApplied,
-            "no operation of yours that this gateway knows has this id",
-        ),
         Failure::DeadlineExceeded { nothing_was_sent } => Row::new(
             Code::DeadlineExceeded,
             "DEADLINE_EXCEEDED",
@@ -210,6 +217,34 @@ fn row(failure: &Failure) -> Row {
             Unknown,
             "a proxy or a library announces that it sends this request again, and what became of the earlier attempt is not \
              known: look whether it was done; nothing was sent for this attempt",
+        ),
+        Failure::RequestIdReused => Row::new(
+            Code::InvalidArgument,
+            "REQUEST_ID_REUSED",
+            NotApplied,
+            "another request of yours had this request_id within the last 24 hours: its scope, services or etag differ; \
+             make a new id for each request",
+        ),
+        Failure::OperationsUnavailable => Row::new(
+            Code::Unavailable,
+            "OPERATIONS_UNAVAILABLE",
+            NotApplied,
+            "the gateway cannot record operations now, and sends nothing without that; nothing was changed",
+        )
+        .repeat_after(SOON),
+        Failure::StillRunning { .. } => Row::new(
+            Code::DeadlineExceeded,
+            "DEADLINE_EXCEEDED",
+            Unknown,
+            "the deadline passed while the operation of this request_id ran; repeat the request with the same id, or \
+             ask GetOperation",
+        ),
+        Failure::Recorded(record) => central::recorded_row(record),
+        Failure::OperationNotFound => Row::new(
+            Code::NotFound,
+            "OPERATION_NOT_FOUND",
+            NotApplied,
+            "you have no operation of this id that was sent within the last 24 hours",
         ),
         Failure::Overloaded => Row::new(
             Code::ResourceExhausted,
@@ -276,9 +311,16 @@ const REQUESTS_IN_THE_GATEWAY: Quota = Quota {
     description: "the gateway takes so many requests at once (server.max_requests)",
 };
 
-/// The reason that the caller reads, for whoever else tells of a failure.
-pub fn reason(failed: &Failed) -> &'static str {
-    central::row(&failed.error).reason
+/// What the caller reads, for the records of a failure.
+pub(crate) fn told(failed: &Failed) -> RecordedFailure {
+    let row = central::change_row(failed);
+    RecordedFailure {
+        reason: row.reason.into(),
+        message: row.message.into(),
+        code: row.code as i32,
+        http_status: row.http_status,
+        repeat_after: row.repeat_after,
+    }
 }
 
 /// The status for a caller who waits until `deadline`. Also tells the log and the trace, once.
@@ -286,6 +328,11 @@ pub fn respond(failure: &Failure, operation_id: OperationId, deadline: Option<In
     let row = row(failure);
     rpc::report(RpcOutcome { outcome: row.outcome.as_str(), reason: Some(row.reason) });
     log(failure, &row);
+    let operation_id = match failure {
+        Failure::StillRunning { operation_id } => *operation_id,
+        Failure::Recorded(record) => record.operation_id,
+        _ => operation_id.as_uuid(),
+    };
     row.into_status(operation_id, deadline, now)
 }
 
@@ -294,12 +341,15 @@ fn log(failure: &Failure, row: &Row) {
     let (reason, outcome) = (row.reason, row.outcome.as_str());
     match failure {
         Failure::Change(_) => {}
+        Failure::Recorded(record) => {
+            info!(reason, outcome, first_operation_id = %record.operation_id, "a repeat was answered from the record");
+        }
         Failure::Read(error) => {
             warn!(reason, outcome, error = &**error as &(dyn std::error::Error + 'static), "a read failed");
         }
         Failure::Bug { .. } => error!(reason, outcome, "the gateway failed"),
         Failure::RepeatedByProxy => warn!(reason, outcome, "a request was refused: {}", row.message),
-        Failure::DeadlineExceeded { .. } | Failure::ReadDeadlineExceeded => {
+        Failure::DeadlineExceeded { .. } | Failure::ReadDeadlineExceeded | Failure::StillRunning { .. } => {
             warn!(reason, outcome, "a deadline passed");
         }
         // There may be thousands a second.
@@ -311,6 +361,8 @@ fn log(failure: &Failure, row: &Row) {
         | Failure::UsageUnavailable
         | Failure::OpenScopeDenied
         | Failure::PreviewRequired
+        | Failure::RequestIdReused
+        | Failure::OperationsUnavailable
         | Failure::AutoLicensingActive(_)
         | Failure::AutoLicensingUnknown { .. }
         | Failure::OperationNotFound

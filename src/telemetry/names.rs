@@ -265,10 +265,12 @@ pub(super) fn status_code(name: StatusCodeName) -> impl Iterator<Item = &'static
 }
 
 /// The RPCs of the contract. A test holds them against it.
-const METHODS: [&str; 5] = [
+const METHODS: [&str; 7] = [
     "central.licensing.v1.LicensingService/UnassignLicenses",
     "central.licensing.v1.LicensingService/PreviewUnassignLicenses",
     "central.licensing.v1.LicensingService/ListServices",
+    "central.licensing.v1.LicensingService/GetOperation",
+    "central.licensing.v1.LicensingService/ListOperations",
     "central.licensing.v1.LicensingService/WatchRelease",
     "central.licensing.v1.LicensingService/ListCustomers",
 ];

@@ -8,7 +8,7 @@ use std::{
 
 /// A moment at which a process may die.
 #[cfg(not(feature = "failpoints"))]
-pub(super) fn failpoint(_: impl Display) {}
+pub(crate) fn failpoint(_: impl Display) {}
 
 /// The machine's clock.
 #[cfg(not(feature = "failpoints"))]
@@ -25,7 +25,7 @@ pub(super) fn hurried(bound: Duration) -> Duration {
 /// Stops here while the test's file names this moment: the log says so, and the test kills the process or lets it go
 /// on. With `panic: ` before the name it panics, once.
 #[cfg(feature = "failpoints")]
-pub(super) fn failpoint(name: impl Display) {
+pub(crate) fn failpoint(name: impl Display) {
     let Some(file) = &crate::config::failpoints().moment_file else { return };
     let name = name.to_string();
     let wanted = || std::fs::read_to_string(file).unwrap_or_default();

@@ -67,6 +67,8 @@ pub(super) struct TokenRefresher {
     current: Arc<ArcSwapOption<AccessToken>>,
     requests: mpsc::UnboundedReceiver<TokenRequest>,
     condition: watch::Sender<Condition>,
+    /// The process ends: finish what is on its way, and begin nothing.
+    stop: CancellationToken,
     memory: Memory,
     /// Whether the newest pair is in the store.
     is_saved: bool,
@@ -118,6 +120,7 @@ impl TokenRefresher {
         current: Arc<ArcSwapOption<AccessToken>>,
         requests: mpsc::UnboundedReceiver<TokenRequest>,
         condition: watch::Sender<Condition>,
+        stop: CancellationToken,
     ) -> Self {
         let journal = Journal::new(&config.token_store.path);
         // A pair that an earlier process could not store is the newest there is, until the store shows a newer one.
@@ -148,6 +151,7 @@ impl TokenRefresher {
             current,
             requests,
             condition,
+            stop,
             failure: None,
             failures: 0,
             is_store_failing: false,
@@ -158,11 +162,11 @@ impl TokenRefresher {
         }
     }
 
-    /// Keeps the tokens until `stop`. A panic is a bug, and must not cost what only this process may hold: ending would
+    /// Keeps the tokens until it is told to stop. A panic is a bug, and must not cost what only this process may hold: ending would
     /// lose a pair that could not be stored. So memory is kept, the record is read anew, and the refresh task goes on.
-    pub(super) async fn run(mut self, stop: CancellationToken) {
+    pub(super) async fn run(mut self) {
         let mut waiting = Vec::new();
-        while unless_it_panics(Box::pin(self.work(&stop, &mut waiting))).await.is_err() {
+        while unless_it_panics(Box::pin(self.work(&mut waiting))).await.is_err() {
             self.panics += 1;
             let pause = refresh::backoff(self.panics);
             error!(?pause, "the token refresh task failed by a bug, and begins again after a pause");
@@ -172,7 +176,7 @@ impl TokenRefresher {
         }
     }
 
-    async fn work(&mut self, stop: &CancellationToken, waiting: &mut Vec<TokenRequest>) {
+    async fn work(&mut self, waiting: &mut Vec<TokenRequest>) {
         let mut check_at = Instant::now();
         if let (Some(unsaved), false) = (self.memory.newest.clone(), self.is_saved) {
             self.save().await;
@@ -185,12 +189,13 @@ impl TokenRefresher {
             let next_try = self.failure.as_ref().map_or(self.renew_at, |(_, not_before)| *not_before);
             let next_save = if self.is_saved { next_try } else { Instant::now() + SAVE_EVERY };
             tokio::select! {
+                biased; // the end goes first: requests that still come must not begin an exchange
+                () = self.stop.cancelled() => break,
                 request = self.requests.recv() => match request {
                     Some(request) => waiting.push(request),
                     None => break,
                 },
                 () = sleep_until(check_at.min(next_try).min(next_save)) => {}
-                () = stop.cancelled() => break,
             }
             if !self.is_saved {
                 self.save().await;
@@ -208,6 +213,7 @@ impl TokenRefresher {
                         self.failure = None;
                         self.failures = 0;
                     }
+                    Err(Trouble { error: Error::Stopping, .. }) => break,
                     Err(trouble) => self.fail(trouble),
                 }
                 self.take_requests(waiting);

@@ -11,6 +11,7 @@ pub(super) mod conformance;
 mod file;
 #[cfg(feature = "kubernetes-store")]
 mod kubernetes;
+mod operations;
 #[cfg(feature = "redis-store")]
 mod redis;
 mod sealed;
@@ -23,6 +24,7 @@ use uuid::Uuid;
 
 #[cfg(feature = "kubernetes-store")]
 use self::kubernetes::KubernetesStore;
+pub(crate) use self::operations::{OperationStore, StoredOperation};
 #[cfg(feature = "redis-store")]
 use self::redis::RedisStore;
 pub(crate) use self::usage::{StoredUsage, UsageStore, UsageWrite};

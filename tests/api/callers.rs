@@ -10,16 +10,20 @@ mod usage;
 
 use std::{fs, path::Path};
 
-use central_sandbox::{Operation, Sandbox};
+use central_sandbox::{Fault, Operation, Sandbox};
 use license_gateway::{
     config::{self, CallerRules, Names, Policy, WhichCaller},
     license::CustomerId,
-    proto::{ListServicesRequest, licensing_service_client::LicensingServiceClient},
+    proto::{ListServicesRequest, UnassignLicensesRequest, licensing_service_client::LicensingServiceClient},
 };
 use tokio::time::timeout;
 use tonic::Code;
 
-use crate::support::{Failure, Gateway, PATIENCE, Process, channel, config_file, customer, exclude, include, sandbox};
+use crate::{
+    admin::{page_when, value},
+    quota::services,
+    support::{Failure, Gateway, PATIENCE, Process, channel, config_file, customer, exclude, include, sandbox},
+};
 
 fn deletes(sandbox: &Sandbox) -> usize {
     sandbox.calls().iter().filter(|call| call.operation == Operation::Unassign).count()
@@ -149,6 +153,44 @@ async fn the_switch_works_at_once_and_a_bad_file_changes_nothing() {
         }
     };
     timeout(PATIENCE, works_again).await.expect("the switch goes back");
+    process.terminate();
+    assert!(process.exit().await.0.success());
+}
+
+/// Fifty requests wait when the switch is set; what was on its way already is not stopped.
+#[tokio::test]
+async fn what_waits_when_the_switch_is_set_is_not_sent() {
+    let sandbox = sandbox().await;
+    let dir = tempfile::tempdir().unwrap();
+    let one_at_a_time = [("LICENSE_GATEWAY__CENTRAL__MAX_IN_FLIGHT", "1")];
+    let mut process = Process::serve(&sandbox, dir.path(), &one_at_a_time).await;
+    let admin = process.line("admin listening").await["listen"].as_str().unwrap().parse().unwrap();
+    let client = LicensingServiceClient::new(channel(process.address).await);
+    let send = |index: usize| {
+        // Each with other services, so that none of them share a call.
+        let services = services(&sandbox, index);
+        let request = UnassignLicensesRequest { services, ..include(&[&customer(&sandbox, 0)]) };
+        let mut client = client.clone();
+        tokio::spawn(async move { client.unassign_licenses(request).await.map(drop).map_err(Failure::from) })
+    };
+    sandbox.fault(Fault::hold("first").on(Operation::Unassign));
+    let first = send(0);
+    sandbox.wait_for_held("first", 1).await;
+    let waiting: Vec<_> = (1..=50).map(send).collect();
+    page_when(admin, "/metrics", |_, text| value(text, "license_gateway_queue_depth", &[]) >= 50.0).await;
+
+    let file = config_file(&sandbox, dir.path());
+    let text = fs::read_to_string(&file).unwrap();
+    put(&file, &format!("read_only = true\n{text}"));
+    process.line("a new policy holds").await;
+    sandbox.release("first");
+    first.await.unwrap().expect("it was on its way");
+    for call in waiting {
+        let failure = timeout(PATIENCE, call).await.expect("an answer").unwrap().unwrap_err();
+        denied(&failure);
+        assert!(failure.status.message().contains("read-only"), "{failure:?}");
+    }
+    assert_eq!(deletes(&sandbox), 1);
     process.terminate();
     assert!(process.exit().await.0.success());
 }

@@ -13,11 +13,11 @@ use std::{
 use license_gateway::{
     config::settings,
     proto::{
-        AutoLicensing, AutoLicensingPolicy, Customer, DeviceCount, HeldDevice, ListCustomersRequest,
-        ListCustomersResponse, ListServicesRequest, ListServicesResponse, PartialOutcome,
-        PreviewUnassignLicensesRequest, PreviewUnassignLicensesResponse, PreviewWarning, PreviewWarningCode,
-        ReleaseState, ScopeKind, Service, UnassignLicensesRequest, UnassignLicensesResponse, WatchEnd,
-        WatchReleaseRequest, WatchReleaseResponse,
+        AutoLicensing, AutoLicensingPolicy, Customer, DeviceCount, GetOperationRequest, GetOperationResponse,
+        HeldDevice, ListCustomersRequest, ListCustomersResponse, ListOperationsRequest, ListOperationsResponse,
+        ListServicesRequest, ListServicesResponse, PartialOutcome, PreviewUnassignLicensesRequest,
+        PreviewUnassignLicensesResponse, PreviewWarning, PreviewWarningCode, ReleaseState, ScopeKind, Service,
+        UnassignLicensesRequest, UnassignLicensesResponse, WatchEnd, WatchReleaseRequest, WatchReleaseResponse,
         health::{
             HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
             health_check_response::ServingStatus,
@@ -177,6 +177,17 @@ impl LicensingService for Canned {
         Ok(Response::new(ListServicesResponse { services, fetched_at }))
     }
 
+    async fn get_operation(&self, _: Request<GetOperationRequest>) -> Result<Response<GetOperationResponse>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
+
+    async fn list_operations(
+        &self,
+        _: Request<ListOperationsRequest>,
+    ) -> Result<Response<ListOperationsResponse>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
+
     type WatchReleaseStream = ReceiverStream<Result<WatchReleaseResponse, Status>>;
 
     async fn watch_release(
@@ -279,6 +290,7 @@ fn accepted() -> Result<UnassignLicensesResponse, Status> {
         customer_count: Some(2),
         call_count: 1,
         resolved_customer_count: None,
+        replayed: false,
     })
 }
 

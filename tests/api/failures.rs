@@ -22,6 +22,8 @@ pub fn faults() -> Vec<Row> {
     let internal = || failed(Code::Internal, "CENTRAL_INTERNAL", "unknown");
     let unexpected = || failed(Code::Internal, "CENTRAL_UNEXPECTED", "not_applied");
     let foreign = || failed(Code::Unknown, "CENTRAL_UNEXPECTED", "unknown");
+    let reported = || failed(Code::Internal, "CENTRAL_REPORTED_FAILURE", "unknown");
+    let failing = |body: &str| Fault::new(Reply::Answer(Answer::new(200).body(body))).and_applied();
     let rejected = || failed(Code::InvalidArgument, "CENTRAL_REJECTED_ARGUMENT", "not_applied");
     vec![
         ("nothing unusual", Fault::none(), None),
@@ -40,6 +42,7 @@ pub fn faults() -> Vec<Row> {
         ("418", answer(418), unexpected()),
         ("302", reply(Reply::Answer(Answer::redirect("/elsewhere"))), foreign()),
         ("302, applied", reply(Reply::Answer(Answer::redirect("/elsewhere"))).and_applied(), foreign()),
+        ("303, applied", reply(Reply::Answer(Answer::new(303).header("Location", "/done"))).and_applied(), foreign()),
         ("404 in HTML", reply(Reply::Answer(Answer::new(404).dialect(Dialect::Html))), unexpected()),
         ("403 in HTML", reply(Reply::Answer(Answer::new(403).dialect(Dialect::Html))), unexpected()),
         ("404 of another server", reply(Reply::Answer(Answer::new(404).dialect(Dialect::Text))), unexpected()),
@@ -63,11 +66,7 @@ pub fn faults() -> Vec<Row> {
         ("silence, applied", Fault::silence().and_applied(), timed_out()),
         ("late", Fault::none().answering_late(Duration::from_mins(1)), timed_out()),
         ("slow to start", Fault::none().delayed(Duration::from_mins(1)), timed_out()),
-        (
-            "200 that reports failure",
-            reply(Reply::Success(SuccessBody::ReportsFailure)),
-            failed(Code::Internal, "CENTRAL_REPORTED_FAILURE", "unknown"),
-        ),
+        ("200 that reports failure", reply(Reply::Success(SuccessBody::ReportsFailure)), reported()),
         ("200, empty", reply(Reply::Success(SuccessBody::Empty)).and_applied(), None),
         ("200, true", reply(Reply::Success(SuccessBody::True)).and_applied(), None),
         ("200, text", reply(Reply::Success(SuccessBody::Text)).and_applied(), None),
@@ -75,17 +74,11 @@ pub fn faults() -> Vec<Row> {
         ("200, not JSON", reply(Reply::Success(SuccessBody::NotJson)).and_applied(), None),
         ("200, endless", reply(Reply::Huge(1 << 30)).and_applied(), foreign()),
         ("200, a login page", reply(Reply::Answer(Answer::new(200).dialect(Dialect::Html))), foreign()),
-        (
-            "200, a list with a failure, applied in part",
-            reply(Reply::Answer(Answer::new(200).body(r#"{"status":[{"serial":"X","error_code":"E1"}]}"#)))
-                .and_applied(),
-            failed(Code::Internal, "CENTRAL_REPORTED_FAILURE", "unknown"),
-        ),
-        (
-            "207",
-            reply(Reply::Answer(Answer::new(207).body("{}"))).and_applied(),
-            failed(Code::Internal, "CENTRAL_REPORTED_FAILURE", "unknown"),
-        ),
+        ("200, a list with a failure", failing(r#"{"status":[{"serial":"X","error_code":"E1"}]}"#), reported()),
+        ("207", reply(Reply::Answer(Answer::new(207).body("{}"))).and_applied(), reported()),
+        ("200, a detail", failing(r#"{"detail":"some devices were not unassigned"}"#), reported()),
+        ("200, a failure for a response", failing(r#"{"response":"failure"}"#), reported()),
+        ("200, 500 for a code", failing(r#"{"code":"500"}"#), reported()),
         ("repeats our secrets", reply(Reply::EchoSecrets(400)), rejected()),
         ("says gzip", reply(Reply::Answer(Answer::lying_gzip())).and_applied(), None),
     ]

@@ -20,6 +20,7 @@ mod failures;
 #[cfg(feature = "failpoints")]
 mod killed;
 
+mod operations;
 mod otel;
 mod previews;
 mod quota;
@@ -40,4 +41,5 @@ mod telemetry;
 mod token_commands;
 mod tokens;
 mod traces;
+mod truth;
 mod views;

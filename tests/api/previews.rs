@@ -182,7 +182,7 @@ fn send(gateway: &Gateway, request: UnassignLicensesRequest) -> JoinHandle<Resul
     })
 }
 
-async fn queued(gateway: &Gateway, count: f64) {
+pub async fn queued(gateway: &Gateway, count: f64) {
     let waits = |_, text: &str| value(text, "license_gateway_queue_depth", &[]) >= count;
     page_when(gateway.admin, "/metrics", waits).await;
 }

@@ -22,7 +22,7 @@ use tonic_types::StatusExt as _;
 use crate::support::{Failure, Gateway, channel, customer, include, living, look, of_service};
 
 /// The settings that an operator gets who sets none.
-const DEFAULTS: config::Quota = config::Quota { per_second: 6, replicas: 1, reserve: 50 };
+pub const DEFAULTS: config::Quota = config::Quota { per_second: 6, replicas: 1, reserve: 50 };
 
 #[tokio::test(start_paused = true)]
 async fn a_large_preview_holds_nobody_up() {
@@ -45,12 +45,12 @@ async fn a_large_preview_holds_nobody_up() {
 }
 
 /// An id that no generated customer has.
-const NOBODY: &str = "ffffffffffffffffffffffffffffffff";
+pub const NOBODY: &str = "ffffffffffffffffffffffffffffffff";
 
 /// Central as it is: 7 calls a second, 5,000 a day.
 ///
 /// There it is nine in the morning of tomorrow: whenever the tests run, no midnight gives calls back while they play hours.
-async fn central(customers: usize) -> Sandbox {
+pub async fn central(customers: usize) -> Sandbox {
     let sandbox = Sandbox::start(Settings::default().with_generated_customers(customers));
     let sandbox = sandbox.await.expect("the sandbox starts");
     let since_midnight = u64::try_from(sandbox.now().as_second()).expect("after 1970") % 86_400;
@@ -58,7 +58,7 @@ async fn central(customers: usize) -> Sandbox {
     sandbox
 }
 
-async fn gateway(sandbox: &Sandbox) -> Gateway {
+pub async fn gateway(sandbox: &Sandbox) -> Gateway {
     let gateway = Gateway::start_with(sandbox, |config| config.quota = DEFAULTS).await;
     gateway.ready().await;
     gateway
@@ -80,13 +80,13 @@ async fn replicas(sandbox: &Sandbox, count: u32) -> Vec<Arc<Gateway>> {
 }
 
 /// The beginning of a second that no call was made in.
-async fn a_fresh_second(sandbox: &Sandbox) {
+pub async fn a_fresh_second(sandbox: &Sandbox) {
     tokio::time::sleep(Duration::from_secs(2)).await;
     sandbox.clear_calls();
 }
 
 /// Sends all requests at once.
-fn send_all(
+pub fn send_all(
     client: &LicensingServiceClient<Channel>,
     requests: impl IntoIterator<Item = UnassignLicensesRequest>,
 ) -> JoinSet<(usize, Result<u32, Failure>)> {
@@ -102,7 +102,7 @@ fn send_all(
 }
 
 /// A set of three services, another one for every index below 4,060.
-fn services(sandbox: &Sandbox, index: usize) -> Vec<String> {
+pub fn services(sandbox: &Sandbox, index: usize) -> Vec<String> {
     let names = &sandbox.settings().services;
     let count = names.len().min(30);
     let sets = (0..count).flat_map(|a| (a + 1..count).flat_map(move |b| (b + 1..count).map(move |c| [a, b, c])));

@@ -243,7 +243,8 @@ fn anyone_may_do_anything() -> config::Policy {
 
 /// The same in a configuration file.
 pub const ANYONE_MAY_DO_ANYTHING: &str = "[[callers]]\nidentity = \"anonymous\"\n\
-     rpcs = [\"UnassignLicenses\", \"PreviewUnassignLicenses\", \"ListServices\", \"WatchRelease\", \"ListCustomers\"]\n\
+     rpcs = [\"UnassignLicenses\", \"PreviewUnassignLicenses\", \"ListServices\", \"GetOperation\", \"ListOperations\", \"WatchRelease\", \
+     \"ListCustomers\"]\n\
      scopes = [\"include\", \"exclude\", \"all\"]\nservices = \"*\"\ncustomers = \"*\"\n";
 
 /// What these `OTEL_*` variables say.

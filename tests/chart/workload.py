@@ -59,13 +59,13 @@ def drain_and_grace_fit():
         pod, container = rendered.pod(), rendered.container()
         pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
         drain = seconds(rendered.settings()["server"]["drain_timeout"])
-        assert pod["terminationGracePeriodSeconds"] >= pause + drain + 5, file.name
+        assert pod["terminationGracePeriodSeconds"] >= pause + drain + 35 + 5, file.name
     longest = template(
-        ci("one-gateway"), config={"server": {"drain_timeout": "1m 29s 500ms"}}, termination={"gracePeriodSeconds": 100}
+        ci("one-gateway"), config={"server": {"drain_timeout": "1m 29s 500ms"}}, termination={"gracePeriodSeconds": 135}
     )
-    assert longest.pod()["terminationGracePeriodSeconds"] == 100, "5 + 90 + 5"
+    assert longest.pod()["terminationGracePeriodSeconds"] == 135, "5 + 90 + 35 + 5"
     assert "lifecycle" not in template(ci("one-gateway"), termination={"preStopSeconds": 0}).container()
-    return "sleep, drain and flush are shorter than the grace period"
+    return "sleep, drain, an exchange of tokens and flush are shorter than the grace period"
 
 
 def seconds(text):

@@ -44,7 +44,12 @@ def main():
     parser.add_argument("--save", type=pathlib.Path, help="write what the dashboard's queries returned")
     arguments = parser.parse_args()
     tools = Tools(
-        here=FOREIGN, binary=arguments.binary.resolve(), buf=None, node_modules=None, include_dirs=INCLUDE_DIRS
+        here=FOREIGN,
+        binary=arguments.binary.resolve(),
+        buf=None,
+        node_modules=None,
+        target=ROOT / "target",
+        include_dirs=INCLUDE_DIRS,
     )
     promtool("rules are well-formed", "check", "rules", str(RULES))
     promtool("every alert fires and does not fire", "test", "rules", str(HERE / "rules_test.yaml"))

@@ -9,10 +9,7 @@ use crate::record::{Answer, Parts};
 
 /// The answer to a change.
 pub fn answer(result: Result<Response<UnassignLicensesResponse>, Status>) -> Answer {
-    let status = match result {
-        Ok(_) => return Answer::Applied,
-        Err(status) => status,
-    };
+    let Err(status) = result else { return Answer::Applied };
     let Some((reason, outcome)) = details(&status) else {
         return Answer::Bare(format!("{:?}: {}", status.code(), status.message()));
     };

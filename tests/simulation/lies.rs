@@ -1,14 +1,12 @@
 //! Whether the judge notices: a record of a run without broken promises is falsified in one place, and must be found out.
 
-use std::collections::BTreeSet;
-
 use central_sandbox::{Applied, Ending, Operation};
 
 use crate::{
     judge::{Promise, judge},
     plan::{Event, Plan},
-    record::{Answer, Happened, Record, What},
-    world,
+    record::{Answer, Asked, Happened, Record, Seen, What},
+    story, world,
 };
 
 /// Changes a record; false: there is nothing in it that could be changed so.
@@ -34,7 +32,8 @@ const LIES: [(&str, Promise, Lie); 14] = [
             .is_some()
     }),
     ("what was not applied is called applied", Promise::Told, |record| {
-        let refused = |asked: &&mut crate::record::Asked| matches!(&asked.answer, Answer::Failed { outcome, .. } if outcome == "not_applied");
+        let refused =
+            |asked: &&mut Asked| matches!(&asked.answer, Answer::Failed { outcome, .. } if outcome == "not_applied");
         record.asked.iter_mut().find(refused).map(|asked| asked.answer = Answer::Applied).is_some()
     }),
     ("Central did less than it seems", Promise::Told, |record| {
@@ -52,14 +51,23 @@ const LIES: [(&str, Promise, Lie); 14] = [
         done.map(|seen| seen.call.applied.push(applied)).is_some()
     }),
     ("a call whose answer was lost, and which was made again", Promise::Once, |record| {
-        let (matched, _) = Matched::new(record);
-        let repeated = record.asked.iter().find_map(|asked| {
-            let calls = matched.calls_of(&asked.request.name);
-            (calls.len() > 1).then(|| calls[0].0.call.sequence)
+        // More than one: the last request of all, which names one customer, is none of the plan's.
+        let is_several = |seen: &Seen| seen.wanted().and_then(|wanted| wanted.include).is_some_and(|ids| ids.len() > 1);
+        let was_refused =
+            |seen: &Seen| seen.is_change() && is_several(seen) && matches!(seen.call.status, Some(401 | 429));
+        let first = record.calls.iter().position(|first| {
+            let again = |second: &Seen| {
+                let is_soon = second.at > first.at && second.at < first.at + 3_000 && second.life == first.life;
+                second.is_change() && is_soon && second.wanted() == first.wanted()
+            };
+            was_refused(first) && record.calls.iter().any(again)
         });
-        drop(matched);
-        let first = record.calls.iter_mut().find(|seen| Some(seen.call.sequence) == repeated);
-        first.map(|seen| (seen.call.status, seen.call.ending) = (None, Ending::Reset)).is_some()
+        if let Some(first) = first {
+            let call = &mut record.calls[first].call;
+            (call.status, call.ending) = (None, Ending::Reset);
+            return true;
+        }
+        false
     }),
     ("a call before its intent", Promise::Intent, |record| {
         record.calls.iter_mut().find(|seen| seen.is_change()).map(|seen| seen.trail_bytes = 0).is_some()
@@ -73,18 +81,21 @@ const LIES: [(&str, Promise, Lie); 14] = [
         applied.map(|line| line.value["outcome"] = "not_applied".into()).is_some()
     }),
     ("an answer after the deadline", Promise::Deadline, |record| {
-        let waits = |asked: &&mut crate::record::Asked| {
-            asked.request.deadline.is_some() && matches!(asked.answer, Answer::Failed { .. })
-        };
+        let waits =
+            |asked: &&mut Asked| asked.request.deadline.is_some() && matches!(asked.answer, Answer::Failed { .. });
         record.asked.iter_mut().find(waits).map(|asked| asked.answered_at += 61_000).is_some()
     }),
     ("a second with too many calls", Promise::Quota, |record| {
-        let Some(first) = record.calls.iter().position(|seen| seen.is_change()) else { return false };
+        let Some(first) = record.calls.iter().position(Seen::is_change) else { return false };
         let (at, life) = (record.calls[first].call.at.clone(), record.calls[first].life);
         let others = record.calls.iter_mut().filter(|seen| seen.call.operation != Operation::Token).take(8);
         others.map(|seen| (seen.call.at, seen.life) = (at.clone(), life)).count() == 8
     }),
     ("a refresh token that was used before", Promise::Token, |record| {
+        let mut faults = record.plan.lives.iter().flat_map(|life| &life.faults);
+        if faults.any(|fault| fault.operation == Operation::Token) {
+            return false; // the first answer may have been unreadable
+        }
         let mut tokens = record
             .calls
             .iter_mut()
@@ -103,7 +114,11 @@ const LIES: [(&str, Promise, Lie); 14] = [
         caller.map(|caller| record.plan.callers[caller].per_hour = Some(0)).is_some()
     }),
     ("a call while read_only holds", Promise::Forbidden, |record| {
-        let Some(seen) = record.calls.iter().rfind(|seen| seen.is_change() && seen.at > 1_000) else { return false };
+        let Some(seen) = record.calls.iter().find(|seen| seen.is_change() && seen.at > 1_000) else { return false };
+        let switched = |it: &Happened| matches!(it.what, What::Event(Event::ReadOnly(_))) && it.at <= seen.at;
+        if record.happened.iter().any(switched) {
+            return false;
+        }
         let what = What::Event(Event::ReadOnly(true));
         record.happened.insert(0, Happened { at: seen.at - 900, life: seen.life, what });
         true
@@ -120,7 +135,7 @@ fn the_judge_notices() {
             }
             let broken = judge(&record);
             let is_noticed = broken.iter().any(|broken| broken.promise == promise);
-            assert!(is_noticed, "{name}, seed {seed}: {broken:?}");
+            assert!(is_noticed, "{name}:\n{}", story::tell(&record, &broken));
             true
         });
         assert!(is_found, "no seed has anything that could be falsified so: {name}");

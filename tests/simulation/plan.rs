@@ -221,7 +221,7 @@ impl Chance {
     ) -> Life {
         let mut requests = Vec::new();
         // Bursts: trouble is where requests meet.
-        for _ in 0..1 + self.below(3) {
+        for _ in 0..=self.below(3) {
             let begins = self.from(0..4_000);
             let favourite = self.services();
             for _ in 0..2 + self.below(8) {

@@ -9,7 +9,7 @@ mod gateway;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// How long the last life may take before whoever was not answered never will be.
-const LAST_LIFE: Duration = Duration::from_secs(900);
+const LAST_LIFE: Duration = Duration::from_mins(15);
 /// How often the last request is made.
 const PROBES: usize = 8;
 /// Between two processes.
@@ -76,7 +76,7 @@ impl Notebook {
         notes.happened.push(Happened { at, life, what });
     }
 
-    fn call(&self, call: &Call, trail: &PathBuf) {
+    fn call(&self, call: &Call, trail: &Path) {
         let mut notes = self.open();
         let (now, life) = (notes.now(), notes.life);
         if call.ending == Ending::Open {
@@ -99,7 +99,7 @@ impl Notes {
 pub fn play(plan: Plan) -> Record {
     #[cfg(feature = "failpoints")]
     license_gateway::chance::seed(plan.seed);
-    let state = directory();
+    let directory = directory();
     let notes = Notebook::default();
     let mut sandbox = None;
     let begins = Timestamp::from_second(1_798_761_600 + i64::try_from(plan.central.second_of_day).unwrap_or_default())
@@ -125,10 +125,10 @@ pub fn play(plan: Plan) -> Record {
                 }
             };
             central.watch_calls({
-                let (notes, trail) = (notes.clone(), state.path().join("audit"));
+                let (notes, trail) = (notes.clone(), directory.path().join("audit"));
                 move |call| notes.call(call, &trail)
             });
-            let stage = Stage { plan: &plan, notes: &notes, sandbox: central, state: &state };
+            let stage = Stage { plan: &plan, notes: &notes, sandbox: central, state: &directory };
             clock_ahead += stage.play(life).await;
             let mut notes = notes.open();
             notes.offset = notes.now() + PAUSE; // outside, tokio's clock is the machine's
@@ -145,7 +145,7 @@ pub fn play(plan: Plan) -> Record {
         let (life, at, ended_at, trail_bytes) = *notes.calls.get(&call.sequence)?;
         Some(Seen { life, at, ended_at, trail_bytes, call })
     });
-    let trail = read_trail(&state.path().join("audit"));
+    let trail = read_trail(&directory.path().join("audit"));
     Record { asked: notes.asked, calls: calls.collect(), trail, happened: notes.happened, plan }
 }
 
@@ -155,7 +155,7 @@ fn runtime() -> Runtime {
         .enable_all()
         .start_paused(true)
         .max_blocking_threads(1)
-        .thread_keep_alive(Duration::from_secs(3_600))
+        .thread_keep_alive(Duration::from_hours(1))
         .build()
         .expect("a runtime")
 }

@@ -173,9 +173,9 @@ with the ConfigMap.
 
 {{- /* The pod. */}}
 {{- $drain := include "license-gateway.milliseconds" $config.server.drain_timeout | int64 -}}
-{{- $needed := add (int64 .Values.termination.preStopSeconds) (div (add $drain 999) 1000) 5 -}}
+{{- $needed := add (int64 .Values.termination.preStopSeconds) (div (add $drain 999) 1000) 35 5 -}}
 {{- if lt (int64 .Values.termination.gracePeriodSeconds) $needed -}}
-{{- $problems = append $problems (printf "termination.gracePeriodSeconds is %d, and the pod would be killed while it drains: it needs %d (preStopSeconds %d, config.server.drain_timeout %s, and 5 to send the last telemetry)" (int64 .Values.termination.gracePeriodSeconds) $needed (int64 .Values.termination.preStopSeconds) $config.server.drain_timeout) -}}
+{{- $problems = append $problems (printf "termination.gracePeriodSeconds is %d, and the pod would be killed while it drains: it needs %d (preStopSeconds %d, config.server.drain_timeout %s, 35 for an exchange of tokens, and 5 to send the last telemetry)" (int64 .Values.termination.gracePeriodSeconds) $needed (int64 .Values.termination.preStopSeconds) $config.server.drain_timeout) -}}
 {{- end -}}
 {{- range $name, $image := dict "image" .Values.image "sandbox.image" .Values.sandbox.image -}}
 {{- $tag := $image.tag -}}

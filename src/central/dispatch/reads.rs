@@ -145,12 +145,10 @@ impl Dispatch {
         loop {
             reads.is_wanted(Instant::now())?;
             // Without a token there is nothing to ask for a permit with.
-            let token = self.tokens.newer_than(attempts.refused_generation, &origins).await?;
-            let permit = if attempts.sent == 0 {
-                self.wait_in_lane(reads, give_up).await?
-            } else {
-                self.quota.permit(Purpose::Again, give_up).await?
-            };
+            self.tokens.newer_than(attempts.refused_generation, &origins).await?;
+            // A repeat waits like the first: it must not cost others more than that.
+            let permit = self.wait_in_lane(reads, attempts.sent > 0, give_up).await?;
+            let Some(token) = self.tokens.at_hand(attempts.refused_generation) else { continue };
             let call = Call {
                 method: Method::GET,
                 path: read.path,
@@ -173,11 +171,12 @@ impl Dispatch {
         }
     }
 
-    async fn wait_in_lane(&self, reads: &Reads<'_>, give_up: Instant) -> Result<Permit, Error> {
+    async fn wait_in_lane(&self, reads: &Reads<'_>, is_repeat: bool, give_up: Instant) -> Result<Permit, Error> {
         self.today(reads.purpose)?;
         let (reader, permit) = oneshot::channel();
-        // The request that a pre-send check is for has had its turn already.
-        lock(&self.queue).join_reads(&reads.caller, reader, reads.purpose == Purpose::Change);
+        // The request that a pre-send check is for has had its turn already, and so has a repeat.
+        let is_next = is_repeat || reads.purpose == Purpose::Change;
+        lock(&self.queue).join_reads(&reads.caller, reader, is_next);
         self.joined.notify_one();
         tokio::select! {
             permit = permit => Ok(permit.unwrap_or(Err(NoPermit::TooLate { wait: self.max_wait }))?),

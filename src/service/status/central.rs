@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{
     central::{Error, Failed, Parts},
-    license::Outcome,
+    license::{CustomerId, Outcome},
+    operations::record::{Names, OperationEnd, OperationRecord},
 };
 
 /// The row of a change that failed, wholly or in part.
@@ -35,6 +36,79 @@ fn partial_row(row: Row, error: &Error, parts: &Parts) -> Row {
         parts.unknown.len()
     );
     Row { code, outcome: Outcome::Partial, message, repeat_after: None, ..row }.parts(parts)
+}
+
+/// The row of a change that failed before, as it was recorded.
+pub(super) fn recorded_row(record: &OperationRecord) -> Row {
+    let Some(OperationEnd { outcome, failure: Some(failure), parts, .. }) = record.end.as_deref() else {
+        return Row::new(
+            Code::Internal,
+            "GATEWAY_INTERNAL",
+            Outcome::Unknown,
+            "the record of the operation has no failure",
+        );
+    };
+    let outcome = Outcome::from(*outcome);
+    let reason = RECORDED.iter().find(|reason| **reason == &*failure.reason).copied().unwrap_or("CENTRAL_UNEXPECTED");
+    let row = Row::new(Code::from_i32(failure.code), reason, outcome, &*failure.message);
+    let row = Row {
+        http_status: failure.http_status,
+        repeat_after: failure.repeat_after,
+        quota: quota(reason),
+        is_replayed: true,
+        ..row
+    };
+    match parts {
+        Some(parts) if !record.is_cut => {
+            let ids = |names: &Names| names.iter().filter_map(|id| CustomerId::new(id.to_owned()).ok()).collect();
+            let [applied, not_applied, unknown] = &**parts;
+            row.parts(&Parts { applied: ids(applied), not_applied: ids(not_applied), unknown: ids(unknown) })
+        }
+        _ => row,
+    }
+}
+
+/// Every reason that an operation may be recorded with.
+const RECORDED: [&str; 28] = [
+    "AUDIT_UNAVAILABLE",
+    "CALLER_QUOTA_EXHAUSTED",
+    "CENTRAL_CONFLICT",
+    "CENTRAL_CONNECTION_LOST",
+    "CENTRAL_CREDENTIALS_REJECTED",
+    "CENTRAL_ENDPOINT_NOT_FOUND",
+    "CENTRAL_INTERNAL",
+    "CENTRAL_PERMISSION_DENIED",
+    "CENTRAL_QUOTA_EXHAUSTED",
+    "CENTRAL_RATE_LIMITED",
+    "CENTRAL_REJECTED_ARGUMENT",
+    "CENTRAL_REPORTED_FAILURE",
+    "CENTRAL_TIMEOUT",
+    "CENTRAL_TOKEN_UNAVAILABLE",
+    "CENTRAL_UNAVAILABLE",
+    "CENTRAL_UNEXPECTED",
+    "CENTRAL_UNIMPLEMENTED",
+    "CENTRAL_UNREACHABLE",
+    "CUSTOMER_NOT_FOUND",
+    "DEADLINE_EXCEEDED",
+    "GATEWAY_CRASHED",
+    "GATEWAY_INTERNAL",
+    "GATEWAY_OVERLOADED",
+    "OPERATIONS_UNAVAILABLE",
+    "POLICY_DENIED",
+    "PREVIEW_STALE",
+    "REQUEST_ID_REUSED",
+    "SCOPE_TOO_LARGE",
+];
+
+/// The quota that a reason is about.
+fn quota(reason: &str) -> Option<Quota> {
+    match reason {
+        "CENTRAL_RATE_LIMITED" => Some(CALLS_PER_SECOND),
+        "CENTRAL_QUOTA_EXHAUSTED" => Some(CALLS_PER_DAY),
+        "GATEWAY_OVERLOADED" => Some(REQUESTS_WAITING),
+        "CALLER_QUOTA_EXHAUSTED" => Some(READS_PER_HOUR),
+        _ => None,
+    }
 }
 
 /// The row of a read that failed. It changes nothing, so it may be repeated whatever became of it.
@@ -183,6 +257,16 @@ pub(super) fn row(error: &Error) -> Row {
             "AUDIT_UNAVAILABLE",
             "the gateway cannot write its audit trail, and makes no change without it; an operator must look at the gateway",
         ),
+        Error::OperationsUnavailable => row(
+            Code::Unavailable,
+            "OPERATIONS_UNAVAILABLE",
+            "the gateway cannot record operations now, and sends nothing without that; nothing was changed",
+        )
+        .repeat_after(SOON),
+        // Seen only where a part of a request had been done before: the store has lost its first claim.
+        Error::HeldElsewhere { .. } => {
+            row(Code::Unavailable, "OPERATIONS_UNAVAILABLE", "another replica has an operation under this request_id")
+        }
         Error::ConnectionLost(_) => row(
             Code::Unknown,
             "CENTRAL_CONNECTION_LOST",

@@ -10,11 +10,12 @@ use tonic::{
     metadata::{MetadataMap, MetadataValue},
 };
 use tonic_types::pb;
+use uuid::Uuid;
 
 use super::{DOMAIN, PUSHBACK, Violation};
 use crate::{
     central::Parts,
-    license::{CustomerId, OperationId, Outcome},
+    license::{CustomerId, Outcome},
     proto::PartialOutcome,
 };
 
@@ -50,6 +51,8 @@ pub(super) struct Row {
     pub(super) quota: Option<Quota>,
     /// The list that tells more; it is cut where it does not fit.
     pub(super) list: Option<List>,
+    /// Whether it is the recorded failure of an earlier request.
+    pub(super) is_replayed: bool,
 }
 
 /// A limit that was reached.
@@ -77,6 +80,7 @@ impl Row {
             http_status: None,
             quota: None,
             list: None,
+            is_replayed: false,
         }
     }
 
@@ -97,7 +101,7 @@ impl Row {
     }
 
     /// The status for a caller who waits until `deadline`.
-    pub(super) fn into_status(self, operation_id: OperationId, deadline: Option<Instant>, now: Instant) -> Status {
+    pub(super) fn into_status(self, operation_id: Uuid, deadline: Option<Instant>, now: Instant) -> Status {
         let pushback = self.pushback(deadline, now);
         let message = cut(&self.message, MOST_MESSAGE_BYTES, percent_encoded);
         let details = self.details(operation_id);
@@ -123,13 +127,16 @@ impl Row {
     }
 
     /// The short ones.
-    fn details(&self, operation_id: OperationId) -> Vec<Any> {
+    fn details(&self, operation_id: Uuid) -> Vec<Any> {
         let mut metadata = HashMap::from([
             ("outcome".to_owned(), self.outcome.as_str().to_owned()),
             ("operation_id".to_owned(), operation_id.to_string()),
         ]);
         if let Some(status) = self.http_status {
             metadata.insert("http_status".to_owned(), status.to_string());
+        }
+        if self.is_replayed {
+            metadata.insert("replayed".to_owned(), "true".to_owned());
         }
         let info = pb::ErrorInfo { reason: self.reason.to_owned(), domain: DOMAIN.to_owned(), metadata };
         let request = pb::RequestInfo { request_id: operation_id.to_string(), serving_data: String::new() };

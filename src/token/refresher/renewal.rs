@@ -37,6 +37,9 @@ impl TokenRefresher {
     pub(super) async fn attempt(&mut self, wanted: Wanted, origins: &[Origin]) -> Result<(), Trouble> {
         let began = Instant::now();
         loop {
+            if self.stop.is_cancelled() {
+                return Err(Trouble::lasting(Duration::ZERO, Error::Stopping));
+            }
             let LoadedRecord { record, version } = self.load().await?;
             let (now, wall) = (Instant::now(), wall_clock());
             if let Some(record) = &record {
@@ -71,6 +74,11 @@ impl TokenRefresher {
                     if !self.memory.is_exclusive && claiming.elapsed() > hurried(SEND_WINDOW) {
                         self.forget_intent(claimed, version).await;
                         return Err(Trouble::later(refresh::backoff(self.failures + 1), TooSlow));
+                    }
+                    // The time that is kept for an exchange counts from the stop: one that begins later may outlast it.
+                    if self.stop.is_cancelled() {
+                        self.forget_intent(claimed, version).await;
+                        return Err(Trouble::lasting(Duration::ZERO, Error::Stopping));
                     }
                     return self.present(claimed, version, wanted, origins).await;
                 }

@@ -10,6 +10,7 @@
 mod connect;
 mod durability;
 mod fault;
+mod operations;
 #[cfg(feature = "tests-with-redis")]
 #[cfg(test)]
 mod tests;

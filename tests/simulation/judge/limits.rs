@@ -19,7 +19,8 @@ const BEYOND_THE_DAY: usize = 12;
 pub fn quota(record: &Record, broken: &mut Vec<Broken>) {
     let central = &record.plan.central;
     let mut seconds: BTreeMap<(usize, &str), usize> = BTreeMap::new();
-    let (mut day, mut used, mut beyond) = (String::new(), 0, BTreeMap::<usize, usize>::new());
+    let day_of = |at: Ms| (central.second_of_day * 1_000 + at) / 86_400_000;
+    let (mut day, mut used, mut beyond) = (0, 0, BTreeMap::<usize, usize>::new());
     let mut events = record.happened.iter().peekable();
     for seen in record.calls.iter().filter(|seen| !is_oauth(seen)) {
         let second = &seen.call.at[..19.min(seen.call.at.len())];
@@ -29,11 +30,13 @@ pub fn quota(record: &Record, broken: &mut Vec<Broken>) {
             let text = format!("more than {} calls in the second {second}", central.per_second);
             broken.push(break_of(Promise::Quota, seen.at, text));
         }
-        if day != second[..10] {
-            (day, used) = (second[..10].to_owned(), 0);
+        if day != day_of(seen.at) {
+            (day, used) = (day_of(seen.at), 0);
         }
         while let Some(it) = events.next_if(|it| it.at <= seen.at) {
-            if let What::Event(Event::DayLeft(left)) = it.what {
+            if let What::Event(Event::DayLeft(left)) = it.what
+                && day_of(it.at) == day
+            {
                 used = central.per_day.saturating_sub(left);
             }
         }

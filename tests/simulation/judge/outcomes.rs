@@ -74,9 +74,8 @@ fn contradiction(
     let name = &asked.request.name;
     let (done, is_done) = matched.done_for(name);
     match outcome {
-        "not_applied" => is_done.then(|| match done.is_empty() {
-            true => "Central did it".to_owned(),
-            false => format!("Central did it for {}", words(&done)),
+        "not_applied" => is_done.then(|| {
+            if done.is_empty() { "Central did it".to_owned() } else { format!("Central did it for {}", words(&done)) }
         }),
         "partial" => {
             let Some(parts) = parts else { return Some("there are no lists".to_owned()) };

@@ -7,7 +7,7 @@ use central_sandbox::{Fault, Operation, RateHeaders, Reply};
 use super::{Broken, Matched, Promise, asked, break_of};
 use crate::{
     plan::{Bound, Event, Ms, Scope},
-    record::{Answer, Asked, Record, What},
+    record::{Answer, Asked, Record, Seen, What},
 };
 
 /// How late an answer may be: none of it is the network's here.
@@ -62,7 +62,16 @@ pub fn fairness(record: &Record, matched: &Matched<'_>, broken: &mut Vec<Broken>
         }
         let is_read =
             |operation| matches!(operation, Operation::Customers | Operation::Devices | Operation::AutoLicense);
-        let reads = record.calls.iter().filter(|seen| is_read(seen.call.operation) && is_between(seen.at)).count();
+        // While every slot is taken by calls that hang, a change waits for one of them, and reads go on.
+        let has_slot = |at: Ms| {
+            let is_open = |seen: &&Seen| seen.at < at && seen.ended_at.is_none_or(|ended| ended >= at);
+            matched.changes.iter().map(|(seen, _)| *seen).filter(is_open).count() < record.plan.gateway.max_in_flight
+        };
+        let reads = record
+            .calls
+            .iter()
+            .filter(|seen| is_read(seen.call.operation) && is_between(seen.at) && has_slot(seen.at))
+            .count();
         if reads > OVERTAKING * (record.plan.callers.len() - 1) {
             let text = format!("{name} waited for {reads} reads of others, {} ms", first.at - waits.at);
             broken.push(break_of(Promise::Fairness, first.at, text));

@@ -1,6 +1,7 @@
 //! The gateway under test, as a process would have it: a configuration file, a state directory, callers with tokens.
 
 use std::{
+    fmt::Write as _,
     fs,
     net::SocketAddr,
     path::Path,
@@ -106,16 +107,18 @@ pub(super) fn write(plan: &Plan, sandbox: &Sandbox, state: &Path, policy: &Polic
         let services = caller.services.as_ref().map_or("\"*\"".to_owned(), |services| {
             format!("{:?}", services.iter().map(|index| SERVICES[*index]).collect::<Vec<_>>())
         });
-        text += &format!(
+        let _ = write!(
+            text,
             "[[callers]]\ntoken_subject = \"{}\"\nrpcs = [\"UnassignLicenses\", \"PreviewUnassignLicenses\"]\n\
              scopes = [{scopes}]\nservices = {services}\ncustomers = \"*\"\n",
             caller.name
         );
         if let Some(limit) = caller.per_hour {
-            text += &format!("max_customers_per_hour = {limit}\n");
+            let _ = writeln!(text, "max_customers_per_hour = {limit}");
         }
     }
-    text += &format!(
+    let _ = write!(
+        text,
         "[[callers]]\ntoken_subject = \"{PROBE}\"\nrpcs = [\"UnassignLicenses\"]\nscopes = [\"include\"]\nservices = \"*\"\n\
          customers = \"*\"\n"
     );

@@ -1,0 +1,229 @@
+//! The operations that replicas share, through the store of the tokens.
+//!
+//! An id is claimed there before the call, by compare-and-set, and nobody but its holder ever runs under it: a claim is
+//! freed by its holder alone, when surely nothing was done. How long others believe that it runs is its lease. When that
+//! ends they say `unknown`, as after a crash; if the holder lives after all, its word replaces theirs.
+
+use std::time::Duration;
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep, timeout},
+};
+use tracing::{error, info};
+use uuid::Uuid;
+
+use super::{
+    Finished, Held, Unavailable,
+    index::REMEMBERED_MS,
+    now_ms,
+    record::{OperationRecord, Owner},
+};
+use crate::token::{self, OperationStore, StoredOperation};
+
+/// How soon ends that the store did not take are tried again.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How long the answer to a caller waits for the store: a repeat elsewhere that comes earlier waits a little.
+const END_PATIENCE: Duration = Duration::from_millis(500);
+/// Ends that are owed. Beyond it the oldest are left to their leases: others read `unknown`.
+const MOST_OWED: usize = 10_000;
+/// How many go in one write: their texts are up to some 40 KB each.
+const MOST_AT_ONCE: usize = 64;
+/// How soon an operation of another replica is looked at again, at first and at last.
+const FIRST_LOOK: Duration = Duration::from_millis(50);
+const LAST_LOOK: Duration = Duration::from_secs(1);
+
+/// What the replicas know.
+#[derive(Debug)]
+pub(crate) struct SharedOperations {
+    store: OperationStore,
+    lease: Duration,
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+#[derive(Debug)]
+enum Order {
+    End(Box<OperationRecord>, oneshot::Sender<()>),
+    Close(oneshot::Sender<()>),
+}
+
+impl SharedOperations {
+    pub(super) fn start(store: OperationStore, lease: Duration) -> Self {
+        let (orders, received) = mpsc::unbounded_channel();
+        tokio::spawn(EndWriter { store: store.clone(), owed: Vec::new(), is_failing: false }.run(received));
+        Self { store, lease, orders }
+    }
+
+    /// Claims the ids of these operations, all in one step for each group. Those that another operation holds come back.
+    pub(super) async fn claim(&self, records: Vec<OperationRecord>) -> Result<Vec<Held>, Unavailable> {
+        let lease_ends = now_ms() + u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX / 2);
+        let records = records.into_iter().map(|record| OperationRecord { lease_ends: Some(lease_ends), ..record });
+        let stored: Vec<_> = records.map(|record| stored(&record)).collect();
+        let mut held = Vec::new();
+        for group in stored.chunks(MOST_AT_ONCE) {
+            let holders = self.store.claim(group, REMEMBERED_MS).await.map_err(|error| unavailable(&error))?;
+            for (operation, holder) in group.iter().zip(holders) {
+                if let Some(by) = holder {
+                    held.push(Held { operation_id: operation.operation_id, by });
+                }
+            }
+        }
+        Ok(held)
+    }
+
+    /// What the replicas know of the last operation with this id of a request.
+    pub(super) async fn find_request(
+        &self,
+        owner: Owner,
+        request_id: Uuid,
+    ) -> Result<Option<OperationRecord>, Unavailable> {
+        let text = self.store.find_request(&owner.key(), request_id).await.map_err(|error| unavailable(&error))?;
+        text.map(|text| read(&text, owner)).transpose()
+    }
+
+    /// What they know of an operation.
+    pub(super) async fn find(&self, owner: Owner, operation_id: Uuid) -> Result<Option<OperationRecord>, Unavailable> {
+        let text = self.store.find(&owner.key(), operation_id).await.map_err(|error| unavailable(&error))?;
+        text.map(|text| read(&text, owner)).transpose()
+    }
+
+    /// A page of them, newest first.
+    pub(super) async fn list(
+        &self,
+        owner: Owner,
+        before: Option<Uuid>,
+        most: usize,
+    ) -> Result<Vec<OperationRecord>, Unavailable> {
+        let texts = self.store.list(&owner.key(), before, most).await.map_err(|error| unavailable(&error))?;
+        texts.iter().map(|text| read(text, owner)).collect()
+    }
+
+    /// Waits until the operation that holds this id has ended, by its holder's word or because its lease has. Looks
+    /// through failures of the store as long as a lease lasts.
+    pub(super) async fn ended(&self, owner: Owner, request_id: Uuid) -> Result<Finished, Unavailable> {
+        let (mut pause, mut seen_at) = (FIRST_LOOK, Instant::now());
+        loop {
+            match self.find_request(owner, request_id).await {
+                Ok(None) => return Ok(Finished::Free),
+                Ok(Some(record)) if record.end.is_some() => return Ok(Finished::of(&record)),
+                Ok(Some(_)) => seen_at = Instant::now(),
+                Err(error) if seen_at.elapsed() > self.lease => return Err(error),
+                Err(_) => {}
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LAST_LOOK);
+        }
+    }
+
+    /// An operation of this process ended. What comes is dropped when the store has it.
+    pub(super) fn ended_here(&self, record: OperationRecord) -> oneshot::Receiver<()> {
+        let (taken, is_taken) = oneshot::channel();
+        let record = Box::new(OperationRecord { lease_ends: None, ..record });
+        let _ = self.orders.send(Order::End(record, taken)); // a task that has ended has closed
+        is_taken
+    }
+
+    /// Waits for that, not for long.
+    pub(super) async fn wait_for(&self, is_taken: oneshot::Receiver<()>) {
+        let _ = timeout(END_PATIENCE, is_taken).await;
+    }
+
+    /// Writes what is owed, once, and ends.
+    pub(super) async fn close(&self) {
+        let (closed, is_closed) = oneshot::channel();
+        if self.orders.send(Order::Close(closed)).is_ok() {
+            let _ = is_closed.await;
+        }
+    }
+}
+
+/// The task that writes how operations ended; what comes while it writes goes with the next write.
+struct EndWriter {
+    store: OperationStore,
+    owed: Vec<StoredOperation>,
+    is_failing: bool,
+}
+
+impl EndWriter {
+    async fn run(mut self, mut received: mpsc::UnboundedReceiver<Order>) {
+        loop {
+            let mut orders = Vec::new();
+            let more = received.recv_many(&mut orders, MOST_AT_ONCE);
+            if self.owed.is_empty() {
+                more.await;
+            } else {
+                let _ = timeout(TRY_AGAIN_AFTER, more).await;
+            }
+            let is_over = orders.is_empty() && received.is_closed();
+            let mut closing = None;
+            let mut told = Vec::new();
+            for order in orders {
+                match order {
+                    Order::End(record, taken) => {
+                        self.owed.push(stored(&record));
+                        told.push(taken);
+                    }
+                    Order::Close(closed) => closing = Some(closed),
+                }
+            }
+            self.write().await;
+            drop(told);
+            if let Some(closed) = closing {
+                let _ = closed.send(());
+                return;
+            }
+            if is_over {
+                return;
+            }
+        }
+    }
+
+    async fn write(&mut self) {
+        while !self.owed.is_empty() {
+            let count = self.owed.len().min(MOST_AT_ONCE);
+            match self.store.end(&self.owed[..count]).await {
+                Ok(()) => {
+                    self.owed.drain(..count);
+                    if std::mem::take(&mut self.is_failing) {
+                        info!("replicas are told again how operations end");
+                    }
+                }
+                Err(failure) => {
+                    if !std::mem::replace(&mut self.is_failing, true) {
+                        let error = &failure as &(dyn std::error::Error + 'static);
+                        error!(error, "replicas cannot be told how operations end; it is tried again");
+                    }
+                    let excess = self.owed.len().saturating_sub(MOST_OWED);
+                    self.owed.drain(..excess);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn stored(record: &OperationRecord) -> StoredOperation {
+    StoredOperation {
+        owner: record.owner.key(),
+        request_id: record.request_id,
+        operation_id: record.operation_id,
+        is_free: record.is_free(),
+        text: serde_json::to_vec(record).expect("texts and numbers are always JSON"),
+    }
+}
+
+/// A record of this caller, or the store is damaged: then nothing is known.
+fn read(text: &[u8], owner: Owner) -> Result<OperationRecord, Unavailable> {
+    match serde_json::from_slice::<OperationRecord>(text) {
+        Ok(record) if record.owner == owner => Ok(record.seen_at(now_ms())),
+        Ok(_) | Err(_) => {
+            error!("a record of an operation in the token store is damaged; it was left as it is");
+            Err(Unavailable)
+        }
+    }
+}
+
+fn unavailable(error: &token::StoreError) -> Unavailable {
+    error!(error = error as &(dyn std::error::Error + 'static), "the store of operations cannot be used");
+    Unavailable
+}
