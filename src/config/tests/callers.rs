@@ -147,15 +147,15 @@ fn each_bad_policy_is_refused_in_sentences() {
         ),
         (
             entry("rpcs = []"),
-            "callers[0].rpcs (gateway.toml:6): is empty, which allows nothing; write a list of UnassignLicenses, PreviewUnassignLicenses, ListServices, WatchRelease, ListCustomers",
+            "callers[0].rpcs (gateway.toml:6): is empty, which allows nothing; write a list of UnassignLicenses, PreviewUnassignLicenses, ListServices, GetOperation, ListOperations, WatchRelease, ListCustomers",
         ),
         (
             entry("rpcs = \"*\""),
-            "callers[0].rpcs (gateway.toml:6): is of the wrong type; write a list of UnassignLicenses, PreviewUnassignLicenses, ListServices, WatchRelease, ListCustomers",
+            "callers[0].rpcs (gateway.toml:6): is of the wrong type; write a list of UnassignLicenses, PreviewUnassignLicenses, ListServices, GetOperation, ListOperations, WatchRelease, ListCustomers",
         ),
         (
             entry("rpcs = [\"Unassign\"]"),
-            "callers[0].rpcs[0] (gateway.toml:6): is not one of UnassignLicenses, PreviewUnassignLicenses, ListServices, WatchRelease, ListCustomers",
+            "callers[0].rpcs[0] (gateway.toml:6): is not one of UnassignLicenses, PreviewUnassignLicenses, ListServices, GetOperation, ListOperations, WatchRelease, ListCustomers",
         ),
         (
             entry("scopes = [\"include\", \"everyone\"]"),
