@@ -33,6 +33,8 @@ pub(crate) enum Delivery {
     Whole(Page),
     /// Headers and half of the body, then this.
     Half(Page, Cut),
+    /// Headers that announce more, the whole body, then this.
+    Unfinished(Page, Cut),
     /// No answer but this.
     Nothing(Cut),
     /// No answer, and the connection stays open.
@@ -149,6 +151,12 @@ async fn handle(
             page.headers.push(("Content-Length".into(), page.body.len().to_string()));
             let half = page.body.split_off(page.body.len() / 2);
             let first = std::mem::replace(&mut page.body, half);
+            response(&page, Payload::Half { first: Some(first.into()), cut, how }, spelling)
+        }
+        Delivery::Unfinished(mut page, how) => {
+            let spelling = spelling::of(&page.headers).await;
+            page.headers.push(("Content-Length".into(), (page.body.len() + 100).to_string()));
+            let first = std::mem::take(&mut page.body);
             response(&page, Payload::Half { first: Some(first.into()), cut, how }, spelling)
         }
         Delivery::Huge(bytes) => {

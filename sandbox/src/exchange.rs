@@ -81,8 +81,12 @@ async fn exchange(core: Arc<Core>, request: Request<Incoming>, connection: u64) 
     let (status, ending) = match &delivery {
         Delivery::Whole(page) => (Some(page.status), Ending::Answered),
         Delivery::Huge(_) => (Some(200), Ending::Answered),
-        Delivery::Half(page, Cut::Reset) => (Some(page.status), Ending::ResetMidway),
-        Delivery::Half(page, Cut::Close) => (Some(page.status), Ending::Truncated),
+        Delivery::Half(page, Cut::Reset) | Delivery::Unfinished(page, Cut::Reset) => {
+            (Some(page.status), Ending::ResetMidway)
+        }
+        Delivery::Half(page, Cut::Close) | Delivery::Unfinished(page, Cut::Close) => {
+            (Some(page.status), Ending::Truncated)
+        }
         Delivery::Nothing(Cut::Reset) => (None, Ending::Reset),
         Delivery::Nothing(Cut::Close) => (None, Ending::Closed),
         Delivery::Silence => (None, Ending::Silent),
@@ -329,6 +333,7 @@ fn deliver(world: &mut World, call: &Received, fault: &Fault, normal: Option<Pag
         Reply::Close => Delivery::Nothing(Cut::Close),
         Reply::ResetMidway => Delivery::Half(cut_from(world, normal), Cut::Reset),
         Reply::Truncated => Delivery::Half(cut_from(world, normal), Cut::Close),
+        Reply::ResetBehind => Delivery::Unfinished(cut_from(world, normal), Cut::Reset),
         Reply::Silence => Delivery::Silence,
         Reply::Huge(bytes) => Delivery::Huge(*bytes),
         Reply::EchoSecrets(status) => {

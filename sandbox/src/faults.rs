@@ -139,6 +139,8 @@ pub enum Reply {
     ResetMidway,
     /// Headers and half of the announced body, then the connection is closed (FIN).
     Truncated,
+    /// Headers that announce more than there is, the whole body, then the connection is reset (RST).
+    ResetBehind,
     /// No answer, ever; the connection stays open.
     Silence,
     /// A 200 whose body has this many bytes, all of them blanks.

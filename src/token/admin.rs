@@ -305,7 +305,17 @@ mod tests {
 
     fn intent(suspect: bool, refused: bool) -> RefreshIntent {
         let [nonce, owner] = [Uuid::nil(); 2];
-        RefreshIntent { generation: 5, nonce, owner, suspect, tries: 3, refused, logins: 2, last_login: None }
+        RefreshIntent {
+            generation: 5,
+            nonce,
+            owner,
+            suspect,
+            tries: 3,
+            refused,
+            refused_by: None,
+            logins: 2,
+            last_login: None,
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::{
     failpoints::hurried,
+    secret::Secret,
     store::{RefreshIntent, TokenRecord},
 };
 
@@ -38,6 +39,8 @@ const MOST_LOGINS: u32 = 3;
 pub(super) struct Memory {
     /// Names this process in intents.
     pub owner: Uuid,
+    /// Which Central is asked: its address.
+    pub central: String,
     /// Whether the store admits one process only: then the intent of another owner is that of a dead one.
     pub is_exclusive: bool,
     /// The newest pair this process has seen.
@@ -134,7 +137,13 @@ pub(super) fn decide(
     let intent = record.intent.as_ref().filter(|intent| intent.generation == record.generation);
     let mine = RefreshIntent::new(memory.owner, nonce, record.generation);
     let intent = match intent {
-        Some(intent) if intent.refused => return RefreshStep::Lost(record.clone()),
+        Some(intent) if intent.refused => {
+            // A wrong address refuses every token, and says nothing of what the right one knows.
+            if intent.refused_by.as_ref().is_none_or(|by| *by == memory.central) {
+                return RefreshStep::Lost(record.clone());
+            }
+            mine
+        }
         // Presented before under this very intent, without a clear answer.
         Some(intent) if intent.owner == memory.owner => RefreshIntent { tries: intent.tries + 1, ..intent.clone() },
         Some(intent) if memory.is_exclusive || is_abandoned(intent, memory, now) => {
@@ -144,6 +153,40 @@ pub(super) fn decide(
         None => mine,
     };
     RefreshStep::Claim(TokenRecord { intent: Some(intent), ..record.clone() })
+}
+
+/// What to store so that the newest pair is kept; none: there is nothing to store, for what is there is as new. `spent`
+/// is the refresh token that the pair replaced: what would present it again does not know of the pair.
+pub(super) fn to_save(
+    stored: Option<TokenRecord>,
+    newest: &TokenRecord,
+    spent: Option<&Secret>,
+) -> Option<TokenRecord> {
+    let Some(stored) = stored else { return Some(newest.clone()) };
+    // Seeds that were noted meanwhile stay noted.
+    let mut ours = newest.clone();
+    for fingerprint in &stored.consumed_seeds {
+        if !ours.consumed_seeds.contains(fingerprint) {
+            ours.consumed_seeds.push(fingerprint.clone());
+        }
+    }
+    if stored.generation < newest.generation {
+        return Some(ours);
+    }
+    let is_spent = |token: &Secret| spent.is_some_and(|spent| spent == token);
+    let generation = stored.generation + 1;
+    // Somebody went back to the chain of ours, from a seed that did not work.
+    if is_spent(&stored.refresh_token) {
+        return Some(TokenRecord { generation, ..ours });
+    }
+    // A seed came while the exchange was on its way. Should it not work, ours is what to go back to. Whoever is
+    // presenting it keeps their intent; everybody else learns of it by its new generation.
+    if stored.replaced.as_ref().is_some_and(|chain| is_spent(&chain.refresh_token)) {
+        let intent = stored.intent.clone().filter(|intent| intent.generation == stored.generation);
+        let intent = intent.map(|intent| RefreshIntent { generation, ..intent });
+        return Some(TokenRecord { generation, intent, replaced: newest.living_chain(), ..stored });
+    }
+    None
 }
 
 /// Whether an intent was left alone long enough. Its owner may have presented the token: what follows is suspect.
@@ -214,7 +257,7 @@ pub(super) fn suspect_wait(tries: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::token::{secret::Secret, store::RECORD_SCHEMA};
+    use crate::token::store::RECORD_SCHEMA;
 
     const ME: Uuid = Uuid::from_u128(1);
     const DEAD: Uuid = Uuid::from_u128(2);
@@ -247,6 +290,7 @@ mod tests {
     fn memory(newest: Option<u64>) -> Memory {
         Memory {
             owner: ME,
+            central: "https://right.test/".to_owned(),
             is_exclusive: true,
             newest: newest.map(record),
             foreign_intent: None,
@@ -270,6 +314,11 @@ mod tests {
 
         let seeded = TokenRecord { access_token: None, ..record(1) };
         let refused = with(RefreshIntent { refused: true, ..intent(DEAD, 5, true, 2) });
+        let refused_by = |place: &str| {
+            let by = Some(place.to_owned());
+            with(RefreshIntent { refused: true, refused_by: by, ..intent(DEAD, 5, true, 2) })
+        };
+        let (here, elsewhere) = (refused_by("https://right.test/"), refused_by("https://wrong.test/"));
         let cases = [
             ("nothing stored", None, None, Valid, 0, NeedsSeed),
             (
@@ -306,6 +355,8 @@ mod tests {
                 claimed(false, 1),
             ),
             ("dead", Some(refused.clone()), Some(5), NewerThan(5), 1_001, Lost(refused.clone())),
+            ("refused here", Some(here.clone()), Some(5), NewerThan(5), 1_001, Lost(here)),
+            ("refused elsewhere", Some(elsewhere), Some(5), NewerThan(5), 1_001, claimed(false, 1)),
             ("dead, yet valid", Some(refused.clone()), Some(5), Valid, 1_001, Adopt(refused)),
             (
                 "dead, then seeded",
@@ -320,6 +371,45 @@ mod tests {
             let step = decide(record.as_ref(), &memory(newest), wanted, Instant::now(), at(wall), NONCE);
             assert_eq!(step, expected, "{name}");
         }
+    }
+
+    /// The pair of generation 6 replaced `spent`; meanwhile the store changed.
+    #[test]
+    fn a_pair_is_kept_whatever_came_into_the_store_while_it_was_on_its_way() {
+        let secret = |text: &str| Secret::new(text.to_owned());
+        let (spent, ours) = (secret("spent"), TokenRecord { refresh_token: secret("ours"), ..record(6) });
+        let saved = |stored: Option<TokenRecord>| to_save(stored, &ours, Some(&spent));
+        let claimed = TokenRecord { refresh_token: spent.clone(), ..with(intent(ME, 5, false, 1)) };
+        assert_eq!(saved(None), Some(ours.clone()), "the store forgot");
+        assert_eq!(saved(Some(claimed.clone())), Some(ours.clone()), "as it was");
+        assert_eq!(saved(Some(ours.clone())), None, "it is there");
+        assert_eq!(saved(Some(record(7))), None, "renewed by somebody");
+
+        let seeded = TokenRecord {
+            family: Uuid::from_u128(9),
+            access_token: None,
+            refresh_token: secret("seed"),
+            replaced: claimed.living_chain(),
+            ..record(6)
+        };
+        let kept = TokenRecord { generation: 7, replaced: ours.living_chain(), ..seeded.clone() };
+        assert_eq!(saved(Some(seeded.clone())), Some(kept.clone()), "a seed of the same generation");
+        assert_eq!(saved(Some(kept.clone())), None, "once");
+        assert_eq!(kept.gone_back().unwrap().refresh_token, ours.refresh_token);
+
+        let presented = TokenRecord { intent: Some(intent(DEAD, 6, false, 1)), ..seeded.clone() };
+        let kept = TokenRecord { intent: Some(intent(DEAD, 7, false, 1)), ..kept };
+        assert_eq!(saved(Some(presented)), Some(kept), "its owner goes on");
+
+        let back = seeded.gone_back().unwrap();
+        assert_eq!(back.refresh_token, spent);
+        assert_eq!(
+            saved(Some(back)),
+            Some(TokenRecord { generation: 8, ..ours.clone() }),
+            "the seed was refused already"
+        );
+        let working = TokenRecord { replaced: None, ..seeded };
+        assert_eq!(saved(Some(working)), None, "a seed that works stays");
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod renewal;
 
 use std::{
     any::Any,
+    collections::HashMap,
     error::Error as StdError,
     future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -16,7 +17,7 @@ use std::{
     pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     task::Poll,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwapOption;
@@ -34,6 +35,7 @@ use super::{
     journal::Journal,
     oauth::TokenEndpoint,
     refresh::{self, Memory, Wanted},
+    secret::Secret,
     seed, serves,
     store::{self, TokenStore},
 };
@@ -64,12 +66,16 @@ pub(super) struct TokenRefresher {
     /// Where a person may put a new refresh token: the mounted file, and the inbox of `token seed`.
     seed_file: Option<PathBuf>,
     inbox: seed::Inbox,
+    /// Files that hold no seed, and when they were changed: each is told once per change.
+    malformed: HashMap<PathBuf, Option<SystemTime>>,
     current: Arc<ArcSwapOption<AccessToken>>,
     requests: mpsc::UnboundedReceiver<TokenRequest>,
     condition: watch::Sender<Condition>,
     /// The process ends: finish what is on its way, and begin nothing.
     stop: CancellationToken,
     memory: Memory,
+    /// The refresh token that the newest pair replaced.
+    spent: Option<Secret>,
     /// Whether the newest pair is in the store.
     is_saved: bool,
     /// The last failure, and when it is worth trying again: shared by all requests until then.
@@ -135,12 +141,14 @@ impl TokenRefresher {
         Self {
             memory: Memory {
                 owner: Uuid::new_v4(),
+                central: config.central.base_url.to_string(),
                 is_exclusive: store.is_exclusive(),
                 newest: unsaved.clone(),
                 foreign_intent: None,
                 last_shown: None,
                 received_after: None,
             },
+            spent: None,
             is_saved: unsaved.is_none(),
             store,
             journal,
@@ -148,6 +156,7 @@ impl TokenRefresher {
             login: config.credentials.login.clone(),
             seed_file: config.credentials.refresh_token_file.clone(),
             inbox: seed::Inbox::new(&config.token_store.path),
+            malformed: HashMap::new(),
             current,
             requests,
             condition,

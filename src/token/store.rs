@@ -133,6 +133,9 @@ pub(super) struct RefreshIntent {
     /// Central refused the token: it is dead, and nobody presents it again.
     #[serde(default)]
     pub refused: bool,
+    /// Whose word that is: the address that was asked. Another one may know the token. None: an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_by: Option<String>,
     /// How often a login with user name and password was tried since then.
     #[serde(default)]
     pub logins: u32,
@@ -144,7 +147,17 @@ pub(super) struct RefreshIntent {
 impl RefreshIntent {
     /// A fresh one.
     pub(super) fn new(owner: Uuid, nonce: Uuid, generation: u64) -> Self {
-        Self { generation, nonce, owner, suspect: false, tries: 1, refused: false, logins: 0, last_login: None }
+        Self {
+            generation,
+            nonce,
+            owner,
+            suspect: false,
+            tries: 1,
+            refused: false,
+            refused_by: None,
+            logins: 0,
+            last_login: None,
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Two gateways on one token store, and nothing goes wrong.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{fs, process::Command, sync::Arc, time::Duration};
 
 use central_sandbox::{Fault, Operation};
 use license_gateway::config::{RedisSettings, StoreKind};
@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::{
     redis_server::RedisServer,
-    support::{Gateway, customer, living, sandbox},
+    support::{Gateway, config_file, customer, living, sandbox},
 };
 
 /// The store of this server.
@@ -86,6 +86,51 @@ async fn a_record_that_redis_forgets_is_put_back_at_once() {
         gateway.stop().await;
     }
     assert_eq!(sandbox.token_exchanges().len(), 2, "each refresh token is presented once");
+}
+
+/// A person seeds while the answer to an exchange is on its way: the seed is of no use, and the pair that comes is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mistyped_seed_in_the_middle_of_an_exchange_does_not_cost_the_chain() {
+    let (sandbox, server) = (sandbox().await, RedisServer::start());
+    let kind = redis(&server);
+    let gateway = Arc::new(Gateway::start_with(&sandbox, |config| config.token_store.kind = kind).await);
+    gateway.ready().await;
+    sandbox.revoke_access_token();
+    sandbox.fault(Fault::hold_answer("exchange").on(Operation::Token));
+    let call = tokio::spawn({
+        let (gateway, customer) = (Arc::clone(&gateway), customer(&sandbox, 0));
+        async move { gateway.unassign(&customer).await }
+    });
+    sandbox.wait_for_held("exchange", 1).await;
+
+    let dir = tempfile::tempdir().unwrap();
+    let file = config_file(&sandbox, dir.path());
+    let store = format!("[token_store]\nkind = \"redis\"\nurl = \"{}\"\n", server.url());
+    fs::write(&file, fs::read_to_string(&file).unwrap().replace("[token_store]\n", &store)).unwrap();
+    fs::write(dir.path().join("mistyped"), "NobodysRefreshToken0000000000001").unwrap();
+    let seeded = Command::new(env!("CARGO_BIN_EXE_license-gateway"))
+        .args(["token", "seed", "--config"])
+        .arg(&file)
+        .env_clear()
+        .stdin(fs::File::open(dir.path().join("mistyped")).unwrap())
+        .output()
+        .unwrap();
+    assert!(seeded.status.success(), "{seeded:?}");
+
+    let exchanges = sandbox.token_exchanges().len();
+    sandbox.release("exchange");
+    call.await.unwrap().expect("served by the pair that came");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while sandbox.token_exchanges().len() == exchanges {
+        assert!(Instant::now() < deadline, "the seed is not tried");
+        sleep(Duration::from_millis(50)).await;
+    }
+    sandbox.revoke_access_token();
+    while let Err(failure) = gateway.unassign(&customer(&sandbox, 0)).await {
+        assert!(Instant::now() < deadline, "the chain is lost: {failure:?}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    Arc::into_inner(gateway).unwrap().stop().await;
 }
 
 /// Redis goes away between Central's commit and the store: the pair is served, and kept on this node meanwhile.

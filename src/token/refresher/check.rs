@@ -33,9 +33,13 @@ impl TokenRefresher {
     /// The seed in a file, if there is one and the record knows it now.
     async fn check_seed(&mut self, path: &Path) -> Option<Secret> {
         let seed = match seed::read(path).await {
-            Ok(seed) => seed?,
+            Ok(seed) => {
+                self.malformed.remove(path);
+                seed?
+            }
             Err(problem) => {
-                if self.memory.newest.is_none() {
+                let changed = tokio::fs::metadata(path).await.and_then(|found| found.modified()).ok();
+                if self.malformed.insert(path.to_owned(), changed) != Some(changed) {
                     warn!(file = ?path, problem, "a file with a refresh token is not used");
                 }
                 return None;
@@ -63,6 +67,9 @@ impl TokenRefresher {
     /// Among replicas, somebody else may have renewed the pair or put a seed in place. Anywhere, somebody may have
     /// restored or deleted the record: then it is put back at once, for this process may be gone when it is needed.
     pub(super) async fn check_store(&mut self) {
+        if !self.is_saved {
+            return; // a pair that is nowhere else comes first
+        }
         let Ok(LoadedRecord { record, .. }) = self.store.load().await else { return };
         self.store_works();
         if let Some(record) = &record {

@@ -101,6 +101,7 @@ impl TokenRefresher {
         match exchanged {
             Exchanged::Pair(pair) => {
                 let lifetime = pair.lifetime;
+                self.spent = Some(claimed.refresh_token.clone());
                 self.keep(successor(claimed, pair), lifetime, was_refused).await;
                 Ok(())
             }
@@ -125,7 +126,11 @@ impl TokenRefresher {
             Exchanged::TokenRefused => {
                 // Written into the record, so that no restart and no other process presents a dead token again. If the
                 // record has moved meanwhile, the next attempt finds out.
-                let dead = with_intent(claimed, |intent| intent.refused = true);
+                let central = self.memory.central.clone();
+                let dead = with_intent(claimed, |intent| {
+                    intent.refused = true;
+                    intent.refused_by = Some(central);
+                });
                 match self.swap(version, dead.clone()).await? {
                     Some(version) => self.heal(dead, version).await,
                     None => Err(Trouble::later(CONFLICT_PAUSE, OtherProcess)),
@@ -187,6 +192,7 @@ impl TokenRefresher {
                     intent: None,
                     replaced: None,
                 };
+                self.spent = Some(counted.refresh_token);
                 self.keep(record, pair.lifetime, false).await;
                 Ok(())
             }
@@ -248,31 +254,25 @@ impl TokenRefresher {
         let saved = async {
             loop {
                 let LoadedRecord { record, version } = self.store.load().await?;
-                // As new or newer: somebody put a seed in place while we held ours, or it arrived after all.
-                if record.as_ref().is_some_and(|record| record.generation >= newest.generation) {
-                    return Ok(());
-                }
-                // Seeds that were noted meanwhile stay noted.
-                let mut merged = newest.clone();
-                for fingerprint in record.into_iter().flat_map(|record| record.consumed_seeds) {
-                    if !merged.consumed_seeds.contains(&fingerprint) {
-                        merged.consumed_seeds.push(fingerprint);
-                    }
-                }
-                if let Swap::Stored(_) = self.store.cas(version, merged).await? {
-                    return Ok(());
+                let Some(to_save) = refresh::to_save(record, &newest, self.spent.as_ref()) else { return Ok(None) };
+                if let Swap::Stored(_) = self.store.cas(version, to_save.clone()).await? {
+                    return Ok(Some(to_save));
                 }
                 sleep(CONFLICT_PAUSE).await;
             }
         };
         match saved.await {
-            Ok(()) => {
+            Ok(stored) => {
                 self.is_saved = true;
+                // Not where it is a seed's: what becomes of that, the next look decides.
+                if let Some(stored) = stored.filter(|stored| stored.family == newest.family) {
+                    self.memory.newest = Some(stored);
+                }
                 self.store_works();
                 self.journal.clear();
                 info!(generation = newest.generation, "a new pair of tokens is stored");
             }
-            Err::<(), store::Error>(error) => error!(
+            Err::<Option<TokenRecord>, store::Error>(error) => error!(
                 generation = newest.generation,
                 error = &error as &(dyn StdError + 'static),
                 "the new pair of tokens is not stored: do not stop this process before the store works again"

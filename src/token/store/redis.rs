@@ -16,12 +16,12 @@ mod operations;
 mod tests;
 mod usage;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use redis::{Cmd, FromRedisValue, aio::MultiplexedConnection};
 use serde::Serialize;
 use sha1_smol::Sha1;
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Instant};
 use tracing::warn;
 use uuid::Uuid;
 
@@ -40,6 +40,9 @@ redis.call('SET', KEYS[1], ARGV[2])
 return 1
 ";
 
+/// See [`RedisHandle::follow_name_every`]. A server that was moved is noticed within this, and what it lacks is put back.
+const FOLLOW_NAME_EVERY: Duration = Duration::from_mins(1);
+
 /// The record under a key.
 #[derive(Debug, Clone)]
 pub(crate) struct RedisStore(Arc<RedisHandle>);
@@ -48,9 +51,19 @@ struct RedisHandle {
     settings: config::RedisSettings,
     /// Where it is, for people: no secrets.
     name: String,
-    connection: Mutex<Option<MultiplexedConnection>>,
+    connection: Mutex<Option<Held>>,
+    /// For how long a connection is used. The name may point to another server meanwhile, and the old one may still take
+    /// writes: so it is looked up again.
+    follow_name_every: Duration,
     /// What was last said about the server's durability.
     warned: Mutex<Vec<String>>,
+}
+
+/// A connection, and when it was made or last found to be the best there is.
+#[derive(Clone)]
+struct Held {
+    connection: MultiplexedConnection,
+    since: Instant,
 }
 
 /// What is stored. The write id makes the bytes of every write different from those of all others.
@@ -70,6 +83,7 @@ impl RedisStore {
             settings: settings.clone(),
             name: format!("in Redis at {}", client.get_connection_info().addr()),
             connection: Mutex::default(),
+            follow_name_every: FOLLOW_NAME_EVERY,
             warned: Mutex::default(),
         })))
     }
@@ -143,9 +157,11 @@ impl RedisHandle {
     async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<Result<T, RedisFault>, Error> {
         let mut connection = self.connection().await?;
         let answer = command.query_async(&mut connection).await.map_err(RedisFault::from);
-        // Not after a time-out: what was sent may still be answered there.
-        if let Err(RedisFault::Connection(_) | RedisFault::Replica) = answer {
-            self.disconnect().await;
+        match answer {
+            // What was sent may still be answered there. The key's type is nothing of the server's.
+            Ok(_) | Err(RedisFault::NoAnswer | RedisFault::WrongType) => {}
+            // The name may point to a server by now that does not refuse: a failover, or another user's rights.
+            Err(RedisFault::Connection(_) | RedisFault::Replica | RedisFault::Refused(_)) => self.disconnect().await,
         }
         Ok(answer)
     }
@@ -153,9 +169,27 @@ impl RedisHandle {
     /// The connection, made if needed. Whoever comes meanwhile waits for it.
     async fn connection(&self) -> Result<MultiplexedConnection, Error> {
         let mut held = self.connection.lock().await;
-        if let Some(connection) = &*held {
+        if let Some(Held { connection, since }) = &*held
+            && since.elapsed() < self.follow_name_every
+        {
             return Ok(connection.clone());
         }
+        match (self.connect().await, &mut *held) {
+            (Ok(connection), _) => {
+                *held = Some(Held { connection: connection.clone(), since: Instant::now() });
+                Ok(connection)
+            }
+            // What worked so far is better than nothing: if it has ended too, its next use says so.
+            (Err(_), Some(old)) => {
+                old.since = Instant::now();
+                Ok(old.connection.clone())
+            }
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// A new connection to the server that the name points to now, if that is a primary.
+    async fn connect(&self) -> Result<MultiplexedConnection, Error> {
         let unreachable = |fault| self.unavailable("be reached", fault);
         let mut connection = connect::connect(&self.settings).await?.map_err(unreachable)?;
         let settings = ServerSettings::read(&mut connection).await.map_err(unreachable)?;
@@ -163,7 +197,7 @@ impl RedisHandle {
             return Err(unreachable(RedisFault::Replica));
         }
         self.warn(settings.warnings()).await;
-        Ok(held.insert(connection).clone())
+        Ok(connection)
     }
 
     async fn disconnect(&self) {

@@ -93,6 +93,7 @@ fn odd() -> Vec<(&'static str, Reply)> {
         ("expires_in is an object", expires_in(json!({ "seconds": 7200 }))),
         ("no expires_in", without("expires_in")),
         ("no token_type", without("token_type")),
+        ("less than is announced, and both tokens", Reply::ResetBehind),
     ]
 }
 

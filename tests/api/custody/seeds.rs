@@ -7,8 +7,11 @@ use license_gateway::config::GrantPlacement;
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
-use super::{A_LOOK, REJECTED, applied, fingerprint, holds_the_living, place, presented, put_seed, refused, wait_for};
-use crate::support::{Gateway, PATIENCE, customer, living, sandbox};
+use super::{
+    A_LOOK, REJECTED, applied, fingerprint, holds_the_living, place, presented, put_seed, refused, stop, unassign,
+    wait_for,
+};
+use crate::support::{Gateway, PATIENCE, Process, channel, customer, living, sandbox};
 
 #[tokio::test]
 async fn a_seed_that_is_put_in_place_a_hundred_times_is_presented_once() {
@@ -120,6 +123,23 @@ async fn a_mistyped_seed_does_not_cost_a_living_chain() {
     applied("after a restart", &gateway, &customer(&sandbox, 1)).await;
     assert_eq!(sandbox.token_exchanges().len(), exchanges);
     gateway.stop().await;
+}
+
+/// Also while the chain lives, and not at every look.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_holds_no_seed_is_told_once_per_change() {
+    let (sandbox, dir) = (sandbox().await, tempfile::tempdir().unwrap());
+    let process = Process::serve(&sandbox, dir.path(), &[]).await;
+    let (connection, customer) = (channel(process.address).await, customer(&sandbox, 0));
+    wait_for("a first token", PATIENCE, async || unassign(&connection, &customer).await.ok()).await;
+    for text in ["two words", "three more words"] {
+        put_seed(dir.path(), text);
+        sleep(2 * A_LOOK).await;
+    }
+    drop(connection);
+    let log = stop(process).await;
+    let told = log.iter().filter(|line| line["message"] == "a file with a refresh token is not used").count();
+    assert_eq!(told, 2, "{log:#?}");
 }
 
 /// The newest pair whose access token a licensing call carried.

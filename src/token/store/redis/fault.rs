@@ -42,6 +42,12 @@ impl From<RedisError> for RedisFault {
             ErrorKind::Io if error.is_timeout() => Self::NoAnswer,
             ErrorKind::AuthenticationFailed => Self::Refused(refusal("WRONGPASS", "")),
             ErrorKind::Server(ServerErrorKind::ReadOnly) => Self::Replica,
+            // So it says within a script, or through a proxy.
+            ErrorKind::Server(_) | ErrorKind::Extension
+                if error.detail().is_some_and(|detail| detail.starts_with("READONLY")) =>
+            {
+                Self::Replica
+            }
             ErrorKind::Server(_) | ErrorKind::Extension => match error.code().unwrap_or("ERR") {
                 "WRONGTYPE" => Self::WrongType,
                 code => Self::Refused(refusal(code, error.detail().unwrap_or_default())),
@@ -61,6 +67,9 @@ fn refusal(code: &str, detail: &str) -> String {
              max_customers_per_hour needs +time and the key with :usage behind it too"
         }
         "OOM" => "the server's memory is full: raise its maxmemory",
+        "NOREPLICAS" => {
+            "too few replicas follow this server: it was cut off from them, or min-replicas-to-write is too high"
+        }
         "MISCONF" => "the server cannot write to its disk",
         "MOVED" | "ASK" | "CLUSTERDOWN" => "a Redis Cluster is not supported: use one primary of its own",
         _ => "",

@@ -377,6 +377,56 @@ async fn a_replica_is_refused_even_if_it_became_one_while_connected() {
     stored(&store, record(2)).await;
 }
 
+/// Two servers, and a name that points to the first.
+fn behind_a_name() -> (RedisServer, RedisServer, TempDir, config::RedisSettings) {
+    let (first, second, dir) = (RedisServer::start(), RedisServer::start(), tempfile::tempdir().unwrap());
+    let name = dir.path().join("name");
+    std::os::unix::fs::symlink(first.socket(), &name).unwrap();
+    let settings = settings(&format!("unix://{}", name.display()));
+    (first, second, dir, settings)
+}
+
+fn point_to(server: &RedisServer, dir: &TempDir) {
+    std::os::unix::fs::symlink(server.socket(), dir.path().join("next")).unwrap();
+    fs::rename(dir.path().join("next"), dir.path().join("name")).unwrap();
+}
+
+/// After a failover the old primary answers reads for as long as the connection lives.
+#[tokio::test]
+async fn a_server_that_refuses_writes_is_left_as_soon_as_the_name_points_elsewhere() {
+    for refusal in [["min-replicas-to-write", "1"], ["maxmemory", "1"]] {
+        let (first, second, dir, settings) = behind_a_name();
+        let store = RedisStore::open(&settings).unwrap();
+        let version = stored(&store, record(1)).await;
+        let mut set = vec!["CONFIG", "SET"];
+        set.extend(refusal);
+        let () = admin(&first, &set);
+        store.cas(version.clone(), record(2)).await.unwrap_err();
+        point_to(&second, &dir);
+        store.load().await.unwrap(); // the connection that was there
+        let _ = store.cas(version, record(2)).await;
+        assert_eq!(store.load().await.unwrap().record, None, "{refusal:?}: the second server is empty");
+        stored(&store, record(2)).await;
+    }
+}
+
+/// The old server lives and takes writes: nothing but the name says that it is the wrong one.
+#[tokio::test]
+async fn a_name_that_points_elsewhere_is_followed_and_one_that_points_nowhere_is_not() {
+    let (first, second, dir, settings) = behind_a_name();
+    let RedisStore(mut handle) = RedisStore::open(&settings).unwrap();
+    Arc::get_mut(&mut handle).unwrap().follow_name_every = Duration::ZERO;
+    let store = RedisStore(handle);
+    stored(&store, record(1)).await;
+    fs::rename(dir.path().join("name"), dir.path().join("away")).unwrap();
+    assert_eq!(store.load().await.unwrap().record, Some(record(1)), "the connection still works");
+    point_to(&second, &dir);
+    assert_eq!(store.load().await.unwrap().record, None);
+    stored(&store, record(2)).await;
+    drop(first);
+    assert_eq!(store.load().await.unwrap().record, Some(record(2)));
+}
+
 #[tokio::test]
 async fn a_full_server_refuses_and_keeps_the_record() {
     let server = RedisServer::start();
