@@ -73,7 +73,7 @@ The gateway's configuration: what `config` says, and what follows from the other
 {{- $_ := set $settings.credentials "customer_id" "5f2c0a9e6d3b4e1f8a7c9b0d1e2f3a4b" -}}
 {{- if $facts.openCallers -}}
 {{- $_ := set $settings.server "allow_anonymous_callers" true -}}
-{{- $anyone := dict "identity" "anonymous" "rpcs" (list "UnassignLicenses" "PreviewUnassignLicenses" "ListServices" "WatchRelease" "ListCustomers") "scopes" (list "include") "services" "*" "customers" "*" -}}
+{{- $anyone := dict "identity" "anonymous" "rpcs" (list "UnassignLicenses" "PreviewUnassignLicenses" "ListServices" "GetOperation" "ListOperations" "WatchRelease" "ListCustomers") "scopes" (list "include") "services" "*" "customers" "*" -}}
 {{- $_ := set $settings "callers" (list $anyone) -}}
 {{- end -}}
 {{- end -}}
