@@ -289,9 +289,10 @@ async fn finish(
         // A token store that is down must not keep the trail from being closed.
         tokio::join!(trail.close(), operations.close(), callers.close())
     });
-    match drained.await {
-        Ok(_) => info!("drained"),
-        Err(_) => warn!(calls = work.len(), "not everything was finished within server.drain_timeout"),
+    if drained.await.is_ok() {
+        info!("drained");
+    } else {
+        warn!(calls = work.len(), "not everything was finished within server.drain_timeout");
     }
 }
 

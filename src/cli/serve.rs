@@ -112,9 +112,9 @@ async fn until_stopped(server: Server, mut signals: StopSignals) -> Exit {
         let _ = stopped.await;
     }));
     let mut stop = Some(stop);
-    let served = loop {
+    let ending = loop {
         tokio::select! {
-            served = &mut serving => break served,
+            ending = &mut serving => break ending,
             () = signals.next() => if stop.take().is_none() {
                 tracing::warn!("told to stop again: what runs is not finished, but for an exchange of tokens");
                 custody.stop().await;
@@ -123,7 +123,7 @@ async fn until_stopped(server: Server, mut signals: StopSignals) -> Exit {
         }
     };
     custody.stop().await;
-    match served {
+    match ending {
         Ok(Ok(())) => Exit::Clean,
         Ok(Err(error)) => {
             tracing::error!(error = &error as &dyn Error, "stopped by an error");
