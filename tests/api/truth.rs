@@ -343,7 +343,7 @@ async fn unknown_customers_among_many_spoil_nobody_elses_request() {
         match answer {
             Ok(_) => assert!(!is_unknown(index), "{index}"),
             Err(failure) => {
-                assert!(is_unknown(index) && failure.reason == "CUSTOMER_NOT_FOUND", "{index}: {failure:?}")
+                assert!(is_unknown(index) && failure.reason == "CUSTOMER_NOT_FOUND", "{index}: {failure:?}");
             }
         }
     }
