@@ -45,6 +45,8 @@ use crate::{config, telemetry::Origin};
 const CHECK_EVERY: Duration = Duration::from_secs(2);
 /// How often a pair that could not be stored is tried again.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
+/// How long a process that must stop goes on trying where the pair stands in the journal beside the store.
+const TRIES_AFTER_JOURNAL: Duration = Duration::from_secs(5);
 
 /// Somebody waits for a token.
 #[derive(Debug)]
@@ -230,12 +232,16 @@ impl TokenRefresher {
             self.answer(waiting);
             self.show_condition();
         }
-        // A pair that is nowhere but here is worth every second that we are given.
+        // A pair that is nowhere but here is worth every second that we are given; one that the journal holds is found
+        // again, and worth some.
+        let stopped = Instant::now();
         while !self.is_saved {
             self.save().await;
-            if !self.is_saved {
-                sleep(SAVE_EVERY).await;
+            let is_found_again = matches!(self.journal.read(), Ok(Some(_)));
+            if self.is_saved || (is_found_again && stopped.elapsed() > TRIES_AFTER_JOURNAL) {
+                break;
             }
+            sleep(SAVE_EVERY).await;
         }
     }
 
