@@ -195,7 +195,9 @@ impl Operations {
         let now = now_ms();
         let records: Vec<_> = {
             let mut memory = self.memory();
-            ids.iter().for_each(|id| memory.index.sent(*id, now));
+            for id in ids {
+                memory.index.sent(*id, now);
+            }
             if self.0.replicas.is_none() {
                 return Ok(Vec::new());
             }
@@ -204,7 +206,9 @@ impl Operations {
         let Some(replicas) = &self.0.replicas else { return Ok(Vec::new()) };
         let held = replicas.claim(records).await?;
         let mut memory = self.memory();
-        held.iter().for_each(|held| memory.index.unsent(held.operation_id));
+        for held in &held {
+            memory.index.unsent(held.operation_id);
+        }
         Ok(held)
     }
 

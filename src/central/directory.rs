@@ -52,7 +52,7 @@ impl Directory {
 
     /// The list, fetched by and for this caller where it is too old.
     pub async fn list(&self, asker: &Asker) -> Result<Arc<CustomerList>, Arc<Error>> {
-        let asked = Instant::now();
+        let began = Instant::now();
         let mut state = self.state.lock().await;
         if let Some(list) = state.younger_than(FRESH_FOR) {
             return Ok(list);
@@ -62,7 +62,7 @@ impl Directory {
             match &usable {
                 Some(list) if at.elapsed() < PAUSE_AFTER_FAILURE => return Ok(Arc::clone(list)),
                 // Those who waited together share the failure too.
-                None if *at > asked => return Err(Arc::clone(error)),
+                None if *at > began => return Err(Arc::clone(error)),
                 _ => {}
             }
         }

@@ -476,6 +476,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::type_complexity)] // a table
     fn licences_that_were_gone_and_are_held_again_came_back() {
         // One device of two is never released: its customer never is either.
         let one_of_two = |seconds| match seconds {

@@ -252,10 +252,11 @@ impl ReleaseReport {
         if self.kind != ReleaseState::Released {
             rows.push(("go on with", format!("--resume {}", self.resume_token)));
         }
-        let held: Vec<_> = self.held_devices.iter().map(|one| [one.serial.clone(), one.customer_id.clone()]).collect();
+        let devices: Vec<_> =
+            self.held_devices.iter().map(|one| [one.serial.clone(), one.customer_id.clone()]).collect();
         let mut parts = vec![format!("{head}\n"), print::list(&rows)];
-        if !held.is_empty() {
-            parts.push(print::table(["SERIAL", "CUSTOMER"], &held));
+        if !devices.is_empty() {
+            parts.push(print::table(["SERIAL", "CUSTOMER"], &devices));
         }
         parts.join("\n")
     }

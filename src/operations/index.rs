@@ -354,7 +354,7 @@ mod tests {
             index.claim(record(if n % 2 == 0 { a } else { b }, id(1_000 + u64::from(n), n), Uuid::new_v4()), 2_000);
         }
         let first = index.list(a, None, 3);
-        let ids = |page: &[OperationRecord]| page.iter().map(|record| record.created_at()).collect::<Vec<_>>();
+        let ids = |page: &[OperationRecord]| page.iter().map(OperationRecord::created_at).collect::<Vec<_>>();
         assert_eq!(ids(&first), [1_008, 1_006, 1_004]);
         assert_eq!(ids(&index.list(a, Some(first[2].operation_id), 3)), [1_002, 1_000]);
         assert_eq!(index.find(a, id(1_001, 1)), None, "another caller's");

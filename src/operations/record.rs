@@ -127,8 +127,9 @@ impl RequestDigest {
             Scope::Exclude(customers) => ("exclude", customers.ids()),
             Scope::All(_) => ("all", &[][..]),
         };
-        let mut customers: Vec<_> = customers.iter().map(|id| id.as_str()).collect();
-        let mut services: Vec<_> = unassignment.services.names().iter().map(|name| name.as_str()).collect();
+        let mut customers: Vec<_> = customers.iter().map(super::super::license::CustomerId::as_str).collect();
+        let mut services: Vec<_> =
+            unassignment.services.names().iter().map(super::super::license::ServiceName::as_str).collect();
         customers.sort_unstable();
         services.sort_unstable();
         let etag = unassignment.etag.as_ref().map_or("", Etag::as_str);
@@ -174,8 +175,9 @@ impl OperationRecord {
             Scope::Exclude(customers) => (RecordedScope::ExcludeCustomers, customers.ids()),
             Scope::All(_) => (RecordedScope::AllCustomers, &[][..]),
         };
-        let customers: Vec<_> = customers.iter().map(|id| id.as_str()).collect();
-        let services: Vec<_> = unassignment.services.names().iter().map(|name| name.as_str()).collect();
+        let customers: Vec<_> = customers.iter().map(super::super::license::CustomerId::as_str).collect();
+        let services: Vec<_> =
+            unassignment.services.names().iter().map(super::super::license::ServiceName::as_str).collect();
         Self {
             operation_id: operation.id.as_uuid(),
             request_id: operation.request_id,

@@ -151,8 +151,9 @@ pub(super) fn end(result: &Result<Accepted, Failed>) -> (OperationEnd, Option<u3
             (OperationEnd { outcome, at, calls, failure: None, parts: None }, resolved)
         }
         Err(failed) => {
-            let names =
-                |ids: &[crate::license::CustomerId]| Names::new(&ids.iter().map(|id| id.as_str()).collect::<Vec<_>>());
+            let names = |ids: &[crate::license::CustomerId]| {
+                Names::new(&ids.iter().map(super::super::license::CustomerId::as_str).collect::<Vec<_>>())
+            };
             let parts = failed.parts.as_ref();
             let parts = parts.map(|p| Box::new([names(&p.applied), names(&p.not_applied), names(&p.unknown)]));
             let (outcome, calls) = (failed.outcome.into(), failed.calls);
