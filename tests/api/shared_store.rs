@@ -142,9 +142,10 @@ async fn a_pair_that_redis_does_not_take_stands_in_the_journal_of_its_node() {
     gateway.ready().await;
     sandbox.revoke_access_token();
     sandbox.fault(Fault::hold_answer("exchange").on(Operation::Token));
+    // A read: a change also needs the store, for its operation.
     let call = tokio::spawn({
-        let (gateway, customer) = (Arc::clone(&gateway), customer(&sandbox, 0));
-        async move { gateway.unassign(&customer).await }
+        let (gateway, wanted) = (Arc::clone(&gateway), crate::support::include(&[&customer(&sandbox, 0)]));
+        async move { gateway.preview(&wanted, 0).await }
     });
     sandbox.wait_for_held("exchange", 1).await;
     server.kill();

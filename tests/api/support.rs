@@ -28,7 +28,7 @@ use tonic::{Code, Status, transport::Channel};
 use tonic_types::{ErrorInfo, StatusExt as _};
 
 /// How long anything may take before a test fails loudly. Never a measure of speed.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(45);
 
 /// A service that the sandbox's default account has licences of.
 pub const SERVICE: &str = "advanced_ap";

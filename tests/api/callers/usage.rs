@@ -344,7 +344,7 @@ async fn while_the_store_is_away_those_who_are_counted_are_told_so_and_nobody_is
     assert_eq!((failure.reason.as_str(), failure.outcome.as_str()), ("DEADLINE_EXCEEDED", "not_applied"));
     uncounted(&ask(&alice, include(&[&id(2)])).await.unwrap_err());
     assert_eq!(deletes(&sandbox), 0);
-    ask(&bob, include(&[&id(2)])).await.expect("not counted");
+    assert_eq!(ask(&bob, include(&[&id(2)])).await.unwrap_err().reason, "OPERATIONS_UNAVAILABLE");
     server.resume();
     let deadline = Instant::now() + PATIENCE;
     while ask(&alice, include(&[&id(2)])).await.unwrap_err().reason != "CALLER_QUOTA_EXHAUSTED" {
