@@ -63,6 +63,8 @@ impl Serve {
                 }
             }
         });
+        // Lines that wait for a reader of standard output get some time, and no more.
+        log::flush(FLUSH_LIMIT);
         // Not dropped: that waits for whatever blocks one of its threads, such as the look-up of a collector's name, and
         // fails what is still being exported. The process ends here, and with it everything.
         std::mem::forget(runtime);

@@ -36,6 +36,7 @@ mod secrets;
 mod serving;
 #[cfg(feature = "tests-with-redis")]
 mod shared_store;
+mod stalled_log;
 mod support;
 mod telemetry;
 mod token_commands;
