@@ -88,7 +88,7 @@ pub fn faults() -> Vec<Row> {
 async fn every_fault_is_told_truthfully_and_nothing_unknown_is_sent_twice() {
     for (name, fault, expected) in faults() {
         let sandbox = sandbox().await;
-        let gateway = Gateway::start_with(&sandbox, |config| config.central.timeout = Duration::from_millis(400)).await;
+        let gateway = Gateway::start_with(&sandbox, |config| config.central.timeout = Duration::from_secs(2)).await;
         gateway.ready().await;
         let customer = customer(&sandbox, 0);
         sandbox.fault(fault.on(Operation::Unassign));

@@ -250,7 +250,7 @@ async fn a_request_that_waited_long_is_repeated_while_its_caller_waits() {
 async fn a_preview_never_ends_as_unknown() {
     for (name, fault, _) in faults() {
         let sandbox = sandbox().await;
-        let gateway = Gateway::start_with(&sandbox, |config| config.central.timeout = Duration::from_millis(400)).await;
+        let gateway = Gateway::start_with(&sandbox, |config| config.central.timeout = Duration::from_secs(2)).await;
         gateway.ready().await;
         sandbox.fault(fault.on(Operation::Customers));
         if let Err(failure) = gateway.preview(&everyone(), 0).await {
