@@ -1,10 +1,11 @@
 //! The loop that empties the queue, and the way of a batch to Central and back. Calls that only read: [`reads`].
 
+mod call;
 mod reads;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use reqwest::Method;
@@ -12,31 +13,27 @@ use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep},
 };
-use tracing::{debug, info, warn};
 
+use self::call::Call;
 pub use self::reads::Asker;
 pub(super) use self::reads::{Read, Reads};
 use super::{
     Error,
     batch::{AfterRefusal, Batch},
-    breaker::{Breaker, Change},
+    breaker::Breaker,
     fate::{Piece, Settlement},
     queue::{Next, Prospect, Queue, expected_wait},
-    retry::{self, Attempts, Budget, Kind},
-    wire::{self, Complaint},
+    retry::{Attempts, Budget},
+    wire::{self},
 };
 use crate::{
     audit::AuditTrail,
-    chance, config,
-    exchange::{self, Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},
+    config,
+    exchange::{Answer, Body, Connections, HttpClient, SetupError},
     license::{Outcome, Resolved},
     operations::Operations,
-    quota::{Permit, Purpose, Quota, RateLimitHeaders},
-    telemetry::{
-        Origin, Tracing,
-        metrics::{Shed, Window},
-        queue::QueueWait,
-    },
+    quota::{Permit, Purpose, Quota},
+    telemetry::{Origin, Tracing, metrics::Shed, queue::QueueWait},
     token::{AccessToken, TokenCache, failpoint},
 };
 
@@ -69,27 +66,6 @@ pub(super) struct Dispatch {
     budget: Mutex<Budget>,
     /// How long a call takes of late.
     call_time: Mutex<Duration>,
-}
-
-/// What is sent, and for which requests.
-struct Call<'a> {
-    method: Method,
-    path: &'static str,
-    query: &'a [(&'a str, &'a str)],
-    headers: &'a [(&'static str, &'a str)],
-    body: Body,
-    token: &'a AccessToken,
-    origins: &'a [Origin],
-    permit: Permit,
-    /// When the last of them stops waiting.
-    give_up: Instant,
-}
-
-/// A call that was not accepted.
-struct Refused {
-    error: Error,
-    /// It surely did not run and may be sent again after this; none: the error stands.
-    repeat_after: Option<Duration>,
 }
 
 impl Dispatch {
@@ -376,87 +352,6 @@ impl Dispatch {
         Ok(())
     }
 
-    /// One call. What it teaches about the quota and about Central's health is kept.
-    async fn call(&self, client: &HttpClient, call: Call<'_>, attempts: &mut Attempts) -> Result<Answer, Refused> {
-        let began = Instant::now();
-        let pass = lock(&self.breaker)
-            .ask(began)
-            .map_err(|retry_after| Refused { error: Error::Down { retry_after }, repeat_after: None })?;
-        call.permit.spend();
-        let kind = if call.method == Method::GET { Kind::Read } else { Kind::Change };
-        let request = Request {
-            method: call.method,
-            path: call.path,
-            query: call.query,
-            bearer: Some(call.token.secret()),
-            headers: call.headers,
-            body: call.body,
-            resend_count: attempts.sent,
-            on_behalf: OnBehalf::Members(call.origins),
-        };
-        let result = client.send(request).await;
-        if kind == Kind::Change {
-            failpoint("change: answered");
-        }
-        let now = Instant::now();
-        attempts.sent += 1;
-        self.took(now - began);
-        let result = self.classify(kind, result, call.token);
-        let is_alive = !matches!(&result, Err(error) if error.is_outage());
-        match lock(&self.breaker).ended(pass, is_alive, now) {
-            Some(Change::Opened(pause)) => warn!(?pause, "Central is down: no calls are made for a while"),
-            Some(Change::Closed) => info!("Central is back: calls are made again"),
-            None => {}
-        }
-        result.map_err(|error| {
-            attempts.note(&error, call.token.generation());
-            // Waiting to be sent again is waiting: no longer than before the first call.
-            let left = call.give_up.saturating_duration_since(now).min(self.max_wait);
-            let repeat_after = retry::next(&error, *attempts, left, chance::jitter());
-            // A token that Central no longer takes is our trouble, not Central's: it is not in the budget.
-            let is_granted = |_: &Duration| attempts.is_unauthorized() || lock(&self.budget).spend(now);
-            Refused { error, repeat_after: repeat_after.filter(is_granted) }
-        })
-    }
-
-    /// What came back, and what is to be learned from it.
-    fn classify(
-        &self,
-        kind: Kind,
-        result: Result<Answer, exchange::Error>,
-        token: &AccessToken,
-    ) -> Result<Answer, Error> {
-        let answer = result?;
-        self.quota.learn(Purpose::Change, answer.status, &answer.headers);
-        if answer.status != 401 {
-            token.mark_accepted();
-        }
-        let Err(error) = retry::judge(kind, &answer, SystemTime::now()) else { return Ok(answer) };
-        let complaint = Complaint::read(&answer.body);
-        debug!(
-            http_status = answer.status,
-            dialect = ?complaint.dialect,
-            words = complaint.for_log(),
-            "Central did not accept a call"
-        );
-        match error {
-            Error::RateLimited { .. } if RateLimitHeaders::read(&answer.headers, SystemTime::now()).is_silent() => {
-                self.tracing.metrics().throttled(Window::Unknown);
-            }
-            Error::RateLimited { .. } => self.tracing.metrics().throttled(Window::Second),
-            Error::QuotaExhausted { .. } => self.tracing.metrics().throttled(Window::Day),
-            _ => {}
-        }
-        if answer.status == 429
-            && let Ok((next_permit, _)) = self.quota.outlook(Purpose::Change)
-        {
-            let wait = next_permit.saturating_duration_since(Instant::now());
-            let error = Arc::new(Error::RateLimited { wait, is_answer: false });
-            lock(&self.queue).leave_before(next_permit, &error);
-        }
-        Err(error)
-    }
-
     async fn slot(&self) -> OwnedSemaphorePermit {
         Arc::clone(&self.in_flight).acquire_owned().await.expect("the semaphore is never closed")
     }
@@ -466,11 +361,6 @@ impl Dispatch {
         #[allow(clippy::cast_precision_loss)] // at most some thousands
         let in_flight = self.max_in_flight as f64;
         in_flight / lock(&self.call_time).as_secs_f64() // nothing measured yet: no bound
-    }
-
-    fn took(&self, time: Duration) {
-        let mut call_time = lock(&self.call_time);
-        *call_time = if call_time.is_zero() { time } else { *call_time * 7 / 8 + time / 8 };
     }
 }
 

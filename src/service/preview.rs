@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt::Write as _, sync::Arc};
 
 use tracing::info;
 
-use super::{GiveUpOnDrop, Licensing, Rpc, request::Look, scope_in_words, scope_kind, status::Failure};
+use super::{GiveUpOnDrop, Licensing, Rpc, record::scope_in_words, request::Look, scope_kind, status::Failure};
 use crate::{
     callers::policy::Asked,
     central::Preview,

@@ -9,7 +9,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Call, Dispatch, Refused, lock};
+use super::{
+    Dispatch,
+    call::{Call, Refused},
+    lock,
+};
 use crate::{
     central::{Error, fate::Member, list, retry::Attempts, wire},
     exchange::{Answer, Body},
