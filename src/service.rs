@@ -146,14 +146,21 @@ impl Licensing {
             return Err(Failure::RepeatedByProxy);
         }
         let operation = Arc::new(operation(rpc, unassignment, request_id));
+        let mut is_second_round = false;
         loop {
             let claimed = match self.claim(rpc, &operation).await? {
                 Begun::First(claimed) => claimed,
                 Begun::Recorded(record) => return operations::replay(record),
             };
             match self.run(rpc, &operation, claimed, refuses_auto_licensing).await {
-                // Another replica was faster: its answer is this one's too.
-                Err(Failure::Change(failed)) if is_held_elsewhere(&failed) => {}
+                // Another replica was faster: its answer is this one's too. If its record cannot be found the second time,
+                // it is lost, and asking on would not end.
+                Err(Failure::Change(failed)) if is_held_elsewhere(&failed) => match *failed.error {
+                    central::Error::HeldElsewhere { operation_id } if is_second_round => {
+                        return Err(Failure::StillRunning { operation_id });
+                    }
+                    _ => is_second_round = true,
+                },
                 result => return result,
             }
         }

@@ -43,6 +43,9 @@ const UNASSIGN_ALL: &str = "/platform/licensing/v1/msp/subscriptions/devices/all
 /// The longest that a caller who was refused is asked to stay away: by then, things look different.
 const LONGEST_RETRY: Duration = Duration::from_mins(1);
 
+/// A request without a deadline is repeated for so many times `central.max_wait` at most.
+const MOST_WAITS: u32 = 6;
+
 /// The queue, and all that decides when something leaves it.
 #[derive(Debug)]
 pub(super) struct Dispatch {
@@ -234,6 +237,8 @@ impl Dispatch {
     async fn send(&self, batch: &mut Batch, slot: OwnedSemaphorePermit, permit: Permit) -> Result<Answer, Error> {
         let mut attempts = Attempts::default();
         let mut first = Some((slot, permit));
+        // For callers without a deadline, who would else wait for as long as Central throttles.
+        let last_repeat = Instant::now() + self.max_wait * MOST_WAITS;
         loop {
             let (slot, permit) = match first.take() {
                 Some((slot, permit)) => (slot, Some(permit)),
@@ -277,7 +282,11 @@ impl Dispatch {
             } else if refused.error.outcome() == Outcome::NotApplied {
                 batch.did_not_run();
             }
-            let Some(wait) = refused.repeat_after else { return Err(refused.error) };
+            let Some(wait) =
+                refused.repeat_after.filter(|wait| batch.until().is_some() || Instant::now() + *wait < last_repeat)
+            else {
+                return Err(refused.error);
+            };
             if !wait.is_zero() {
                 batch.leave_before(Instant::now() + wait, &Arc::new(refused.error));
             }

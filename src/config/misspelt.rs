@@ -10,8 +10,23 @@ use super::{
 const OTHERS: [&str; 2] = [FILE_VARIABLE, "LICENSE_GATEWAY_ADDRESS"];
 
 /// How Kubernetes and Docker end the variables that they make for a service of the name `license-gateway`.
-const LINK_ENDS: [&str; 7] =
-    ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT", "_TCP", "_TCP_PROTO", "_TCP_PORT", "_TCP_ADDR"];
+const LINK_ENDS: [&str; 15] = [
+    "_SERVICE_HOST",
+    "_SERVICE_PORT",
+    "_PORT",
+    "_TCP",
+    "_TCP_PROTO",
+    "_TCP_PORT",
+    "_TCP_ADDR",
+    "_UDP",
+    "_UDP_PROTO",
+    "_UDP_PORT",
+    "_UDP_ADDR",
+    "_SCTP",
+    "_SCTP_PROTO",
+    "_SCTP_PORT",
+    "_SCTP_ADDR",
+];
 
 /// What our names begin with, as far as letters go.
 const NAME: &str = "LICENSEGATEWAY";

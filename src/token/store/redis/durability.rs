@@ -86,12 +86,12 @@ impl ServerSettings {
             None => unknown.extend(["appendonly yes", "appendfsync always", "no-appendfsync-on-rewrite no"]),
         }
         match self.maxmemory_policy.as_deref() {
-            // `volatile-…` takes only keys with a time to live: ours has none.
-            Some(policy) if policy.starts_with("allkeys-") => warnings.push(format!(
-                "maxmemory-policy is {policy}: the server may throw the record away when its memory is full; set \
+            Some("noeviction") => {}
+            // The tokens have no time to live, but operations have: without their record a repeat runs again.
+            Some(policy) => warnings.push(format!(
+                "maxmemory-policy is {policy}: the server may throw records away when its memory is full; set \
                  maxmemory-policy noeviction"
             )),
-            Some(_) => {}
             None => unknown.push("maxmemory-policy noeviction"),
         }
         if self.role.is_none() {
@@ -139,7 +139,7 @@ mod tests {
     fn each_warning_names_what_is_unsafe_and_what_to_set() {
         let table: [(ServerSettings, &[&str]); 8] = [
             (settings("yes", "always", "no", "noeviction"), &[]),
-            (settings("yes", "always", "no", "volatile-lru"), &[]),
+            (settings("yes", "always", "no", "volatile-lru"), &["set maxmemory-policy noeviction"]),
             (settings("yes", "everysec", "no", "noeviction"), &["set appendfsync always"]),
             (settings("yes", "always", "yes", "noeviction"), &["set no-appendfsync-on-rewrite no"]),
             (settings("no", "everysec", "yes", "noeviction"), &["set appendonly yes and appendfsync always"]),
