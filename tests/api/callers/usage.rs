@@ -152,8 +152,13 @@ async fn race(sandbox: &Sandbox, channels: &[Channel]) {
     }
     let answers = asking.join_all().await;
     let let_in = answers.iter().filter(|answer| answer.is_ok()).count();
-    answers.iter().filter_map(|answer| answer.as_ref().err()).for_each(quota_exhausted);
-    assert_eq!((let_in, reached(sandbox)), (MAX as usize, MAX as usize));
+    // A machine under load may not count in time: that is a refusal too, and never lets more in.
+    let is_uncounted = |failure: &&Failure| failure.reason == "USAGE_UNAVAILABLE";
+    let uncounted = answers.iter().filter_map(|answer| answer.as_ref().err()).filter(is_uncounted).count();
+    let refused = answers.iter().filter_map(|answer| answer.as_ref().err());
+    refused.filter(|failure| !is_uncounted(failure)).for_each(quota_exhausted);
+    assert_eq!(let_in, reached(sandbox));
+    assert!(let_in <= MAX as usize && let_in + uncounted >= MAX as usize, "{let_in}, {uncounted} not counted");
 }
 
 /// The same with requests of several customers, some of which Central does not know: never more than there is room for.
