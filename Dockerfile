@@ -51,7 +51,8 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY sandbox/Cargo.toml sandbox/
 COPY demo/Cargo.toml demo/
-RUN for member in . sandbox demo; do mkdir $member/src; touch $member/src/lib.rs $member/src/main.rs; done; cargo fetch --locked
+# Stand-ins for files that COPY brings: one that it does not bring would stay, and be built as a target of its own.
+RUN mkdir src sandbox/src demo/src; touch src/lib.rs sandbox/src/lib.rs demo/src/main.rs; cargo fetch --locked
 
 # ---- the binaries: compiled crates stay in a cache that both share ----
 
