@@ -240,17 +240,15 @@ impl Dispatch {
         // For callers without a deadline, who would else wait for as long as Central throttles.
         let last_repeat = Instant::now() + self.max_wait * MOST_WAITS;
         loop {
-            let (slot, permit) = match first.take() {
-                Some((slot, permit)) => (slot, Some(permit)),
-                None => (self.slot().await, None),
-            };
-            let permit = if batch.is_bound() {
-                drop(permit); // what is read takes permits of its own
+            let (slot, permit) = if batch.is_bound() {
+                drop(first.take()); // what is read takes permits of its own, and no slot
                 // Again for every repeat and every part: each of them would act on the customers of that moment.
-                self.confirm(batch).await?;
-                None
+                (self.confirmed_slot(batch).await?, None)
             } else {
-                permit
+                match first.take() {
+                    Some((slot, permit)) => (slot, Some(permit)),
+                    None => (self.slot().await, None),
+                }
             };
             let (token, permit) = self.token_and_permit(attempts.refused_generation, permit, batch).await?;
             if let Err(retry_after) = lock(&self.breaker).look(Instant::now()) {
@@ -359,6 +357,18 @@ impl Dispatch {
         }
         batch.confirmed(resolved.customers.len());
         Ok(())
+    }
+
+    /// The pre-send check, and a slot for the call right after it. Nobody holds a slot while customers are read: others
+    /// could send meanwhile. Where every slot is taken, the check is made again once there is one.
+    async fn confirmed_slot(&self, batch: &mut Batch) -> Result<OwnedSemaphorePermit, Error> {
+        self.confirm(batch).await?;
+        if let Ok(slot) = Arc::clone(&self.in_flight).try_acquire_owned() {
+            return Ok(slot);
+        }
+        let slot = self.slot().await;
+        self.confirm(batch).await?;
+        Ok(slot)
     }
 
     async fn slot(&self) -> OwnedSemaphorePermit {

@@ -149,6 +149,19 @@ fn is_day_in_doubt(record: &Record) -> bool {
     record.plan.central.per_day < 5_000
         || record.happened.iter().any(|it| event(&it.what))
         || record.plan.lives.iter().flat_map(|life| &life.faults).any(says_so)
+        || is_killed_in_an_exchange(record)
+}
+
+/// Whether a gateway was killed between Central's taking a refresh token and the answer: the one loss that nobody can help.
+fn is_killed_in_an_exchange(record: &Record) -> bool {
+    record.happened.iter().filter(|it| matches!(it.what, What::Crashed)).any(|killed| {
+        record.calls.iter().any(|seen| {
+            seen.call.operation == Operation::Token
+                && seen.life == killed.life
+                && seen.at <= killed.at
+                && seen.ended_at.is_none_or(|ended| ended >= killed.at)
+        })
+    })
 }
 
 /// Gateways start, and end in time.
