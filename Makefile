@@ -94,6 +94,11 @@ dashboard-picture: target/venv/complete target/venv-pictures/complete ## docs/im
 	$(PYTHON) tests/prometheus/check.py --pause 8 --save target/dashboard.json
 	target/venv-pictures/bin/python scripts/draw-dashboard target/dashboard.json docs/images/dashboard.png
 
+# Not part of CI, which plays the corpus in the Rust tests. A minute for each target; RUNS=10000000 instead, ONLY="jwt etag".
+.PHONY: fuzz
+fuzz: ## inputs that a fuzzer invents, for whatever reads what others write (ONLY=..., SECONDS=60 or RUNS=...)
+	scripts/fuzz $(if $(RUNS),--runs $(RUNS),--seconds $(or $(SECONDS),60)) $(ONLY)
+
 # Not part of CI: Phoenix is 850 MB of packages. What CI checks of traces is in the Rust tests.
 .PHONY: trace-demo
 trace-demo: target/venv-phoenix/complete target/venv/complete ## the demo's traces at a real tracing backend, Phoenix

@@ -11,6 +11,8 @@
 mod chain;
 mod directory;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod recent;
 pub(crate) mod record;
 pub(crate) mod show;

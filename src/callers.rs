@@ -2,6 +2,8 @@
 //! [`policy::decide`], which is pure.
 
 pub mod certificate;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 pub mod keys;
 pub mod policy;
 pub mod token;

@@ -15,6 +15,8 @@ mod directory;
 mod dispatch;
 mod error;
 mod fate;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod inventory;
 mod list;
 mod preview;

@@ -13,6 +13,8 @@ mod cluster;
 mod credentials;
 #[cfg(feature = "failpoints")]
 mod failpoints;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod jwt;
 mod log;
 mod misspelt;

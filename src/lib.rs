@@ -30,6 +30,8 @@ pub mod config;
 pub mod deadline;
 mod durable;
 pub mod exchange;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod license;
 pub mod operations;
 pub mod quota;

@@ -8,6 +8,8 @@
 //! of the last 24 hours is built from it at the start. Replicas share them through the token store beside that
 //! (`shared`): an id is claimed there before the call, by compare-and-set.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod index;
 pub(crate) mod record;
 pub(crate) mod shared;

@@ -4,6 +4,8 @@
 //! caller. The caller's side only waits for it, until the deadline.
 
 mod customers;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod operations;
 mod preview;
 mod record;

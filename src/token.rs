@@ -6,6 +6,8 @@
 
 pub(crate) mod admin;
 mod failpoints;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod journal;
 mod oauth;
 mod refresh;

@@ -54,7 +54,7 @@ pub(super) fn head_line(chain: &HashChain) -> String {
     format!("{:020} {}\n", chain.seq, chain.hash)
 }
 
-fn parse_head(bytes: &[u8]) -> Option<HashChain> {
+pub(super) fn parse_head(bytes: &[u8]) -> Option<HashChain> {
     let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() == HEAD_BYTES)?;
     let (seq, hash) = text.strip_suffix('\n')?.split_once(' ')?;
     Some(HashChain { seq: seq.parse().ok()?, hash: hash.to_owned() })
@@ -119,17 +119,17 @@ pub(super) fn resume_point(directory: &Path) -> Result<ResumePoint, OpenError> {
 }
 
 /// What a file's bytes come to.
-struct FileScan {
-    good_bytes: usize,
-    records: usize,
+pub(super) struct FileScan {
+    pub(super) good_bytes: usize,
+    pub(super) records: usize,
     end: Option<(HashChain, Open)>,
     /// A line that is no good and that no crash left so.
-    damage: Option<RecordFlaw>,
+    pub(super) damage: Option<RecordFlaw>,
 }
 
 /// Reads records as far as they are good. What follows is what a crash left if nobody was told that it was written:
 /// the head is not behind it, or, without one, no good record stands behind it.
-fn read_file(bytes: &[u8], head: Option<&HashChain>) -> FileScan {
+pub(super) fn read_file(bytes: &[u8], head: Option<&HashChain>) -> FileScan {
     let (mut lines, _) = lines(bytes);
     let mut read = FileScan { good_bytes: 0, records: 0, end: None, damage: None };
     while let Some((from, line)) = lines.next() {

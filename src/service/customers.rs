@@ -26,7 +26,7 @@ const LONGEST_PART: usize = 256;
 
 /// What is listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Wanted {
+pub(super) struct Wanted {
     page_size: usize,
     /// In lower case.
     part: String,

@@ -90,7 +90,7 @@ impl Licensing {
 }
 
 /// What is watched; as an unassignment, for the policy.
-fn read(message: WatchReleaseRequest) -> Result<(Unassignment, Watched), Vec<Violation>> {
+pub(super) fn read(message: WatchReleaseRequest) -> Result<(Unassignment, Watched), Vec<Violation>> {
     let scope = message.scope.and_then(|scope| match scope {
         Target::IncludeCustomers(list) => Some(Message::IncludeCustomers(list)),
         Target::ExcludeCustomers(list) => Some(Message::ExcludeCustomers(list)),

@@ -14,8 +14,8 @@ use reqwest::{
     Method,
     header::{HeaderValue, SET_COOKIE},
 };
-use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 use url::form_urlencoded;
 
 use super::{failpoints::hurried, secret::Secret};
@@ -298,7 +298,7 @@ fn cookie<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
 }
 
 /// What an answer of the token endpoint means.
-fn classify(answer: &Answer) -> Exchanged {
+pub(super) fn classify(answer: &Answer) -> Exchanged {
     #[derive(Deserialize)]
     struct OAuthRefusal {
         error: String,
@@ -332,37 +332,35 @@ fn classify(answer: &Answer) -> Exchanged {
     }
 }
 
+/// The tokens exist nowhere else: wherever both are there, nothing that is wrong around them matters.
 fn read_pair(answer: &Answer) -> Result<Pair, &'static str> {
-    #[derive(Deserialize)]
-    struct Tokens {
-        access_token: String,
-        refresh_token: String,
-        #[serde(default)]
-        expires_in: Value,
-    }
-
-    let tokens: Tokens = match serde_json::from_slice(&answer.body) {
-        Ok(tokens) => tokens,
-        Err(_) if answer.complete => return Err("its body is not JSON with two tokens"),
-        // The tokens exist nowhere else: what is wrong behind them does not matter.
-        Err(_) => closed_early(&answer.body).ok_or("its body broke off before both tokens, or is too long")?,
+    let body = answer.body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&answer.body);
+    let first = serde_json::Deserializer::from_slice(body).into_iter::<Map<String, Value>>().next();
+    let fields = first.and_then(Result::ok).or_else(|| closed_early(body));
+    let token = |name| fields.as_ref().and_then(|fields| fields.get(name)?.as_str());
+    let Some((access_token, refresh_token)) = token("access_token").zip(token("refresh_token")) else {
+        return Err(match answer.complete {
+            true => "its body is not JSON with two tokens",
+            false => "its body broke off before both tokens, or is too long",
+        });
     };
-    for token in [&tokens.access_token, &tokens.refresh_token] {
+    for token in [access_token, refresh_token] {
         // Checked here so that a token can always be sent in a header.
         if token.trim().is_empty() || HeaderValue::from_str(token).is_err() {
             return Err("a token in it is empty or holds impossible characters");
         }
     }
+    let expires_in = fields.as_ref().and_then(|fields| fields.get("expires_in"));
     Ok(Pair {
-        access_token: Secret::new(tokens.access_token),
-        refresh_token: Secret::new(tokens.refresh_token),
-        lifetime: lifetime(&tokens.expires_in),
+        access_token: Secret::new(access_token.to_owned()),
+        refresh_token: Secret::new(refresh_token.to_owned()),
+        lifetime: lifetime(expires_in.unwrap_or(&Value::Null)),
     })
 }
 
 /// An object that broke off, without the field that it broke off in. A string that is cut is no string, so no token is
 /// ever taken in part.
-fn closed_early<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
+fn closed_early(body: &[u8]) -> Option<Map<String, Value>> {
     /// More fields than any answer with tokens has.
     const MOST_FIELDS: usize = 16;
 
@@ -442,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn both_tokens_are_taken_whatever_is_wrong_behind_them() {
+    fn both_tokens_are_taken_whatever_is_wrong_around_them() {
         let table = [
             (r#"{"access_token":"a","refresh_token":"r"}"#, "pair"),
             (r#"{"access_token":"a","refresh_token":"r","expires_in":7200"#, "pair"),
@@ -454,8 +452,20 @@ mod tests {
             ("", "unclear"),
         ];
         for (body, expected) in table {
-            let cut = Answer { complete: false, ..answer(200, body) };
-            assert_eq!(kind(&cut), expected, "{body}");
+            for complete in [false, true] {
+                let cut = Answer { complete, ..answer(200, body) };
+                assert_eq!(kind(&cut), expected, "{body}");
+            }
+        }
+        for body in [
+            "\u{feff}{\"access_token\":\"a\",\"refresh_token\":\"r\"}",
+            r#"{"access_token":"a","refresh_token":"r"}{"access_token":"#,
+            r#"{"access_token":"a","refresh_token":"old","refresh_token":"r"}"#,
+            r#"{"access_token":"a","refresh_token":"r","expires_in":7200}<!-- proxy -->"#,
+        ] {
+            assert!(
+                matches!(classify(&answer(200, body)), Exchanged::Pair(pair) if pair.refresh_token.expose() == "r")
+            );
         }
     }
 

@@ -27,6 +27,8 @@ use self::kubernetes::KubernetesStore;
 pub(crate) use self::operations::{OperationStore, StoredOperation};
 #[cfg(feature = "redis-store")]
 use self::redis::RedisStore;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) use self::sealed::read_record;
 pub(crate) use self::usage::{StoredUsage, UsageStore, UsageWrite};
 pub(super) use self::{file::FileStore, sealed::SealedRecord};
 use super::secret::{Fingerprint, Secret};

@@ -47,7 +47,7 @@ impl SealedRecord {
 pub(super) const CHECKSUM_DIFFERS: &str = "its checksum does not fit: it is damaged or was edited by hand";
 
 /// A record's own JSON, read; a newer schema is refused.
-pub(super) fn read_record(text: &str) -> Result<TokenRecord, String> {
+pub(in crate::token) fn read_record(text: &str) -> Result<TokenRecord, String> {
     #[derive(Deserialize)]
     struct Schema {
         schema: u32,
