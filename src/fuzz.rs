@@ -8,9 +8,12 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::{audit, callers, central, config, exchange::Answer, license, operations, service, token};
 
-/// A target: its name, which is also the directory of its corpus, and what it does with an input. It panics where
-/// something is wrong.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+/// What is done with an input.
+pub type Target = fn(&[u8]);
+
+/// Every target: its name, which is also the directory of its corpus, and what it does with an input. It
+/// panics where something is wrong.
+pub const TARGETS: &[(&str, Target)] = &[
     ("audit-file", audit::fuzz::file),
     ("central-answer", central::fuzz::answer),
     ("central-list", central::fuzz::list),
@@ -29,7 +32,7 @@ pub const TARGETS: &[(&str, fn(&[u8]))] = &[
 
 /// The target of this name.
 #[must_use]
-pub fn target(name: &str) -> Option<fn(&[u8])> {
+pub fn target(name: &str) -> Option<Target> {
     TARGETS.iter().find(|(other, _)| *other == name).map(|(_, target)| *target)
 }
 

@@ -5,7 +5,7 @@ use std::{env, sync::LazyLock};
 
 use libfuzzer_sys::fuzz_target;
 
-static TARGET: LazyLock<fn(&[u8])> = LazyLock::new(|| {
+static TARGET: LazyLock<license_gateway::fuzz::Target> = LazyLock::new(|| {
     let name = env::var("TARGET").expect("the variable TARGET names the target");
     license_gateway::fuzz::target(&name).expect("TARGET is one of src/fuzz.rs")
 });

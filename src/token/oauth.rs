@@ -339,10 +339,8 @@ fn read_pair(answer: &Answer) -> Result<Pair, &'static str> {
     let fields = first.and_then(Result::ok).or_else(|| closed_early(body));
     let token = |name| fields.as_ref().and_then(|fields| fields.get(name)?.as_str());
     let Some((access_token, refresh_token)) = token("access_token").zip(token("refresh_token")) else {
-        return Err(match answer.complete {
-            true => "its body is not JSON with two tokens",
-            false => "its body broke off before both tokens, or is too long",
-        });
+        let broke_off = "its body broke off before both tokens, or is too long";
+        return Err(if answer.complete { "its body is not JSON with two tokens" } else { broke_off });
     };
     for token in [access_token, refresh_token] {
         // Checked here so that a token can always be sent in a header.
