@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use central_sandbox::{Fault, Operation, RateHeaders, Reply};
+use central_sandbox::{Ending, Fault, Operation, RateHeaders, Reply};
 
 use super::{Broken, Matched, Promise, asked, break_of};
 use crate::{
@@ -64,7 +64,11 @@ pub fn fairness(record: &Record, matched: &Matched<'_>, broken: &mut Vec<Broken>
             |operation| matches!(operation, Operation::Customers | Operation::Devices | Operation::AutoLicense);
         // While every slot is taken by calls that hang, a change waits for one of them, and reads go on.
         let has_slot = |at: Ms| {
-            let is_open = |seen: &&Seen| seen.at < at && seen.ended_at.is_none_or(|ended| ended >= at);
+            // Central is done with a call that it never answers; the gateway waits for it.
+            let timeout = record.plan.gateway.timeout;
+            let is_awaited = |seen: &Seen| seen.call.ending == Ending::Silent && at <= seen.at + timeout;
+            let is_open =
+                |seen: &&Seen| seen.at < at && (is_awaited(seen) || seen.ended_at.is_none_or(|ended| ended >= at));
             matched.changes.iter().map(|(seen, _)| *seen).filter(is_open).count() < record.plan.gateway.max_in_flight
         };
         let reads = record
