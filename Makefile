@@ -94,6 +94,11 @@ dashboard-picture: target/venv/complete target/venv-pictures/complete ## docs/im
 	$(PYTHON) tests/prometheus/check.py --pause 8 --save target/dashboard.json
 	target/venv-pictures/bin/python scripts/draw-dashboard target/dashboard.json docs/images/dashboard.png
 
+# Needs twenty minutes, or SECONDS.
+.PHONY: soak
+soak: ## callers, failures and strangers at once: memory, file descriptors and threads must not grow
+	cargo bench $(LOCKED) --bench load -- soak --soak-seconds $(or $(SECONDS),1200)
+
 # Not part of CI, which plays the corpus in the Rust tests. A minute for each target; RUNS=10000000 instead, ONLY="jwt etag".
 .PHONY: fuzz
 fuzz: ## inputs that a fuzzer invents, for whatever reads what others write (ONLY=..., SECONDS=60 or RUNS=...)

@@ -12,6 +12,7 @@ mod collector;
 mod figures;
 mod flood;
 mod rounds;
+mod soak;
 mod starts;
 mod telemetry;
 mod world;
@@ -31,6 +32,10 @@ struct Arguments {
     /// A few seconds of everything: shows that the benchmark works, its numbers mean nothing
     #[arg(long)]
     quick: bool,
+
+    /// How long `soak` takes
+    #[arg(long, value_name = "SECONDS", default_value_t = 1_200)]
+    soak_seconds: u64,
 
     /// Measure this binary: for comparing two builds
     #[arg(long, value_name = "PATH", default_value = env!("CARGO_BIN_EXE_license-gateway"))]
@@ -59,6 +64,8 @@ enum Scenario {
     AtOnce,
     /// Ten times what Central's limits allow
     Overload,
+    /// Callers, failures and strangers at once for twenty minutes: what must not grow. Only where it is named
+    Soak,
 }
 
 /// What this program does as a process of its own beside what is measured.
@@ -120,12 +127,13 @@ async fn main() -> ExitCode {
     }
     let mut told_to_stop = signal(SignalKind::terminate()).expect("a process may listen for signals");
     tokio::select! {
-        () = measure(&arguments) => ExitCode::SUCCESS,
+        is_good = measure(&arguments) => if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE },
         _ = told_to_stop.recv() => ExitCode::from(143), // the processes went with what was measured
     }
 }
 
-async fn measure(arguments: &Arguments) {
+/// Whether nothing was wrong.
+async fn measure(arguments: &Arguments) -> bool {
     let plan = if arguments.quick { Plan::QUICK } else { Plan::WHOLE };
     let wanted = |scenario| arguments.scenarios.is_empty() || arguments.scenarios.contains(&scenario);
     let gateway = &arguments.gateway;
@@ -147,5 +155,13 @@ async fn measure(arguments: &Arguments) {
     if wanted(Scenario::Start) {
         println!("{}", starts::measure(gateway, &plan).await);
     }
+    let mut is_good = true;
+    if arguments.scenarios.contains(&Scenario::Soak) {
+        let time = if arguments.quick { plan.flood * 10 } else { Duration::from_secs(arguments.soak_seconds) };
+        let (table, is_flat) = soak::measure(gateway, time).await;
+        println!("{table}");
+        is_good = is_flat;
+    }
     println!("Load average after: {}.", figures::load_average());
+    is_good
 }
