@@ -15,6 +15,7 @@ mod credentials;
 mod failpoints;
 mod jwt;
 mod log;
+mod misspelt;
 mod otel;
 mod problem;
 mod quota;

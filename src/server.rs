@@ -2,28 +2,28 @@
 
 mod admin;
 mod boundary;
+mod connections;
 mod follow;
 mod health;
 mod tls;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
+use axum::Router;
 use tokio::{
     net::TcpListener,
-    sync::{oneshot, watch},
+    sync::watch,
     task::JoinHandle,
     time::{sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{
-    service::Routes,
-    transport::{Server as GrpcServer, server::TcpIncoming},
-};
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
 use tracing::{error, info, warn};
 
 use self::{
     admin::{AdminListener, Insight},
     boundary::Boundary,
+    connections::{Bounds, Connections, Protocol},
     follow::follow_policy,
     health::{HealthService, LICENSING, Statuses},
     tls::ServerTls,
@@ -32,7 +32,7 @@ use crate::{
     audit::{AuditTrail, OpenError},
     callers::{Callers, keys},
     central::CentralClient,
-    config::{CallerRules, Config, PolicySource, WhichCaller},
+    config::{self, CallerRules, Config, PolicySource, WhichCaller},
     exchange::SetupError,
     proto::{
         self,
@@ -47,11 +47,6 @@ use crate::{
 
 /// The largest message that is read: 1,000 ids and 100 services of 128 characters fit.
 const MAX_MESSAGE_BYTES: usize = 256 * 1024;
-/// How often a silent connection is asked whether it is still there, so that dead peers do not hold streams for ever.
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
-/// How long it may take to answer that.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// How long the last answers may take to leave once they are made.
 const FLUSH_GRACE: Duration = Duration::from_secs(1);
 
@@ -99,9 +94,6 @@ pub enum Error {
     /// The HTTP client cannot be made.
     #[error(transparent)]
     Http(#[from] SetupError),
-    /// The server stopped on its own.
-    #[error("the gRPC server stopped on its own")]
-    Serve(#[source] tonic::transport::Error),
 }
 
 impl Server {
@@ -154,14 +146,16 @@ impl Server {
     /// returns after `server.drain_timeout` at the latest.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let work = TaskTracker::new();
-        let boundary = Boundary::new(self.config.server.max_requests, work.clone(), self.tracing.metrics().clone());
+        let boundary =
+            Boundary::new(&self.config.server, Arc::clone(&self.callers), work.clone(), self.tracing.metrics().clone());
         let (statuses, statuses_seen) = watch::channel(Some(statuses(Condition::Starting)));
         let showing = tokio::spawn(show_statuses(self.tokens.condition(), statuses.clone()));
-        self.admin.serve(Insight {
+        let insight = Insight {
             statuses: statuses_seen.clone(),
             condition: self.tokens.condition(),
             metrics: self.tracing.metrics().clone(),
-        });
+        };
+        self.admin.serve(insight, self.config.server.receive_timeout);
         drop(self.tokens);
 
         let followed = follow_files(self.config.policy_source, self.tls.clone(), &self.callers);
@@ -172,41 +166,19 @@ impl Server {
             self.trail.clone(),
             work.clone(),
         );
-        let routes = routes(licensing, HealthService::new(statuses_seen), &boundary, self.tracing);
-        let (end, ended) = oneshot::channel::<()>();
-        let ended = async {
-            let _ = ended.await; // a dropped sender ends it too
-        };
-        let server = GrpcServer::builder()
-            .max_concurrent_streams(self.config.server.max_streams_per_connection)
-            .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .add_routes(routes);
-        let closing = CancellationToken::new();
-        let _closed = closing.clone().drop_guard();
-        let mut serving = match self.tls {
-            None => {
-                let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
-                tokio::spawn(server.serve_with_incoming_shutdown(incoming, ended))
-            }
-            Some(tls) => {
-                let incoming = tls.incoming(self.listener, closing.clone());
-                tokio::spawn(server.serve_with_incoming_shutdown(incoming, ended))
-            }
-        };
+        let routes = routes(licensing, HealthService::new(statuses_seen), &boundary, self.tracing.clone());
+        let metrics = self.tracing.metrics().clone();
+        let connections = Connections::new("grpc", Protocol::Http2, bounds(&self.config.server), self.tls, metrics);
+        connections.serve(self.listener, routes);
 
-        tokio::select! {
-            () = stop => {}
-            Ok(Err(error)) = &mut serving => return Err(Error::Serve(error)),
-        }
+        stop.await;
         let limit = self.config.server.drain_timeout;
         info!(limit = ?limit, "draining: no new requests, what runs is finished");
         boundary.drain();
         showing.abort();
-        closing.cancel();
         statuses.send_replace(None);
-        let _ = end.send(());
-        finish(work, serving, self.trail, self.refresher, &self.callers, limit).await;
+        connections.close();
+        finish(work, &connections, self.trail, self.refresher, &self.callers, limit).await;
         // To the end: what waits when the process is told to stop is still sent only if the policy allows it.
         followed.iter().for_each(JoinHandle::abort);
         Ok(())
@@ -230,7 +202,7 @@ fn follow_files(
 /// Lets what runs finish, and closes what keeps records, within `limit`.
 async fn finish(
     work: TaskTracker,
-    mut serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    connections: &Connections,
     trail: AuditTrail,
     refresher: RefresherHandle,
     callers: &Callers,
@@ -244,8 +216,8 @@ async fn finish(
             sleep(FLUSH_GRACE).await;
         };
         tokio::select! {
-            _ = &mut serving => {}
-            () = answered => serving.abort(),
+            () = connections.closed() => {}
+            () = answered => connections.abort(),
         }
         work.wait().await;
         // A token store that is down must not keep the trail from being closed, nor the refresh task.
@@ -271,7 +243,21 @@ fn protection(config: &Config) -> &'static str {
     }
 }
 
-fn routes(licensing: Licensing, health: HealthService, boundary: &Boundary, tracing: Tracing) -> Routes {
+/// What peers may hold, by the settings.
+fn bounds(settings: &config::Server) -> Bounds {
+    Bounds {
+        connections: settings.max_connections,
+        connections_per_address: settings.max_connections_per_address,
+        streams_per_connection: settings.max_streams_per_connection,
+        receive_timeout: settings.receive_timeout,
+        idle_timeout: settings.idle_timeout,
+        age: Some(settings.max_connection_age).filter(|age| !age.is_zero()),
+        // What runs when a connection is too old has ended by then.
+        grace: settings.max_deadline,
+    }
+}
+
+fn routes(licensing: Licensing, health: HealthService, boundary: &Boundary, tracing: Tracing) -> Router {
     let licensing = LicensingServiceServer::new(licensing).max_decoding_message_size(MAX_MESSAGE_BYTES);
     // The second set has the details of failures: with them, tools for people show why a call failed.
     let reflection = || {
@@ -280,7 +266,7 @@ fn routes(licensing: Licensing, health: HealthService, boundary: &Boundary, trac
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let own_descriptors = "the descriptors were made from .proto files";
-    let router = Routes::new(licensing)
+    Routes::new(licensing)
         .add_service(HealthServer::new(health))
         .add_service(reflection().build_v1().expect(own_descriptors))
         .add_service(reflection().build_v1alpha().expect(own_descriptors))
@@ -289,8 +275,7 @@ fn routes(licensing: Licensing, health: HealthService, boundary: &Boundary, trac
         .layer(boundary::catch_panics())
         .layer(axum::middleware::from_fn_with_state(boundary.clone(), boundary::guard))
         // Outermost: the span covers everything, and names the operation for all that is inside.
-        .layer(axum::middleware::from_fn_with_state(tracing, rpc::trace_rpc));
-    Routes::from(router)
+        .layer(axum::middleware::from_fn_with_state(tracing, rpc::trace_rpc))
 }
 
 /// Keeps the health entries true as the token's condition changes.

@@ -76,6 +76,7 @@ async fn serve(mut config: Config, stop: impl Future<Output = ()>) -> Exit {
         Ok(telemetry) => telemetry,
         Err(error) => {
             tracing::error!(error = &error as &dyn Error, "cannot start");
+            log::flush(FLUSH_LIMIT);
             return Exit::Usage;
         }
     };
@@ -90,13 +91,15 @@ async fn serve(mut config: Config, stop: impl Future<Output = ()>) -> Exit {
         Ok(server) => server.serve(stop).await,
         Err(error) => Err(error),
     };
-    // After an error too: the last records may be the ones that tell why.
-    telemetry.shutdown(FLUSH_LIMIT).await;
-    match served {
+    // Before telemetry ends: the record that tells why is exported, too.
+    let exit = match served {
         Ok(()) => Exit::Clean,
         Err(error) => {
             tracing::error!(error = &error as &dyn Error, "stopped by an error");
             Exit::Failure
         }
-    }
+    };
+    telemetry.shutdown(FLUSH_LIMIT).await;
+    log::flush(FLUSH_LIMIT);
+    exit
 }

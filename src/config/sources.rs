@@ -13,6 +13,7 @@ use toml::{
 
 use super::{
     callers::{self, CallerRules},
+    misspelt,
     problem::Problem,
     settings::{self, Setting, VARIABLE_PREFIX},
 };
@@ -95,14 +96,18 @@ impl Sources {
     }
 
     fn take_environment(&mut self, environment: &BTreeMap<String, String>) {
-        for (variable, value) in environment.iter().filter(|(name, _)| name.starts_with(VARIABLE_PREFIX)) {
+        for (variable, value) in environment {
             if let Some(setting) = settings::all().find(|setting| setting.variable() == *variable) {
                 let value = RawValue::Untyped(value.clone());
                 self.given.insert(setting.name, Given { value, origin: ValueOrigin::Environment(variable.clone()) });
                 continue;
             }
-            let name = variable[VARIABLE_PREFIX.len()..].replace("__", ".").to_lowercase();
-            let suggestion = match closest_setting(&name) {
+            let suggested = match variable.strip_prefix(VARIABLE_PREFIX) {
+                Some(name) => closest_setting(&name.replace("__", ".").to_lowercase()),
+                None if misspelt::is_meant_for_us(variable) => misspelt::closest_variable(variable),
+                None => continue,
+            };
+            let suggestion = match suggested {
                 Some(setting) => format!("did you mean {}?", setting.variable()),
                 None => LIST_HINT.to_owned(),
             };

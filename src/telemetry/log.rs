@@ -7,6 +7,7 @@
 //! would also cost several times the request itself. (reqwest and rustls use the `log` crate, which nothing here reads.)
 
 mod export;
+mod writer;
 
 use std::{
     collections::HashMap,
@@ -14,7 +15,7 @@ use std::{
     fmt::{self, Write as _},
     io::{self, Write as _},
     panic,
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -39,6 +40,7 @@ use tracing_subscriber::{
 };
 
 pub(super) use self::export::Export;
+use self::writer::Writer;
 use crate::{
     config::{self, LogFormat},
     license::OperationId,
@@ -48,13 +50,23 @@ use crate::{
 ///
 /// `is_terminal`: whether a person is likely to read along, who gets text and colours unless told otherwise.
 pub fn init(settings: &config::Log, is_terminal: bool) {
-    let write = Box::new(|line: &str| {
-        // Nobody to tell when standard output is gone.
-        let _ = io::stdout().lock().write_all(line.as_bytes());
-    });
+    let Some(writer) = WRITER.get_or_init(|| Writer::start(io::stdout()).ok()).clone() else {
+        return; // no thread can be started: the runtime will say so
+    };
+    let write = Box::new(move |line: &str| writer.line(line));
     // Fails only if there is a subscriber already.
     let exported = Arc::clone(&EXPORTED);
     let _ = tracing::subscriber::set_global_default(subscriber(settings, is_terminal, write, exported));
+}
+
+/// Writes the process' log.
+static WRITER: OnceLock<Option<Writer>> = OnceLock::new();
+
+/// Before the process ends: waits until what was logged is written, but not for longer than this.
+pub fn flush(limit: Duration) {
+    if let Some(Some(writer)) = WRITER.get() {
+        writer.flush(limit);
+    }
 }
 
 /// Where the records of the process' log go beside standard output. Set after the log has begun: what goes wrong before

@@ -16,6 +16,7 @@ mod commands;
 mod custody;
 mod departures;
 mod failures;
+mod hostile;
 #[cfg(feature = "failpoints")]
 mod killed;
 

@@ -115,7 +115,9 @@ async fn table() -> Vec<(Failure, Expected)> {
         (Failure::Bug { nothing_was_sent: false }, (Internal, "GATEWAY_INTERNAL", "unknown", None, -1, &[])),
         (Failure::MessageTooLarge, (ResourceExhausted, "MESSAGE_TOO_LARGE", "not_applied", None, -1, &[])),
         (Failure::MessageMalformed, (Internal, "MESSAGE_MALFORMED", "not_applied", None, -1, &[])),
+        (Failure::MetadataTooLarge, (ResourceExhausted, "MESSAGE_TOO_LARGE", "not_applied", None, -1, &[])),
         (Failure::NotImplemented, (Unimplemented, "NOT_IMPLEMENTED", "not_applied", None, -1, &[])),
+        (Failure::EncodingUnknown, (Unimplemented, "NOT_IMPLEMENTED", "not_applied", None, -1, &[])),
         (
             Failure::Change(partial),
             (

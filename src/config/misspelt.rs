@@ -1,0 +1,106 @@
+//! Variables of the environment that look like ours and are not: a safety switch whose name is misspelt must not stay
+//! off in silence.
+
+use super::{
+    FILE_VARIABLE,
+    settings::{self, Setting},
+};
+
+/// The variables that are no settings. The second one is read by the commands for people.
+const OTHERS: [&str; 2] = [FILE_VARIABLE, "LICENSE_GATEWAY_ADDRESS"];
+
+/// How Kubernetes and Docker end the variables that they make for a service of the name `license-gateway`.
+const LINK_ENDS: [&str; 7] =
+    ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT", "_TCP", "_TCP_PROTO", "_TCP_PORT", "_TCP_ADDR"];
+
+/// What our names begin with, as far as letters go.
+const NAME: &str = "LICENSEGATEWAY";
+/// So many letters may be wrong, missing or too many: `LICENCE_GATWAY`.
+const MOST_WRONG_LETTERS: usize = 3;
+
+/// Whether somebody meant one of our variables by this one.
+pub(super) fn is_meant_for_us(variable: &str) -> bool {
+    let letters = letters(variable);
+    let lengths = NAME.len() - MOST_WRONG_LETTERS..=NAME.len() + MOST_WRONG_LETTERS;
+    let starts = lengths.filter_map(|length| letters.get(..length));
+    let begins_like_ours = starts.map(|start| strsim::damerau_levenshtein(start, NAME)).min();
+    begins_like_ours.is_some_and(|wrong| wrong <= MOST_WRONG_LETTERS) && !is_known(variable)
+}
+
+fn is_known(variable: &str) -> bool {
+    let is_for_tests = cfg!(feature = "failpoints") && variable.starts_with("LICENSE_GATEWAY_FAILPOINTS_");
+    OTHERS.contains(&variable) || is_for_tests || is_link(variable)
+}
+
+/// Kubernetes puts the addresses of services into every pod: `LICENSE_GATEWAY_PORT_50051_TCP_ADDR`. It names ports, too:
+/// `LICENSE_GATEWAY_SERVICE_PORT_GRPC`.
+fn is_link(variable: &str) -> bool {
+    let has_port_name = variable.contains("_SERVICE_PORT_");
+    !variable.contains("__") && (has_port_name || LINK_ENDS.iter().any(|end| variable.ends_with(end)))
+}
+
+/// The setting whose variable is the most like this one.
+pub(super) fn closest_variable(variable: &str) -> Option<&'static Setting> {
+    let meant = letters(variable);
+    let distance = |setting: &Setting| strsim::damerau_levenshtein(&letters(&setting.variable()), &meant);
+    let closest = settings::all().map(|setting| (distance(setting), setting)).min_by_key(|(distance, _)| *distance);
+    closest.filter(|(distance, _)| *distance <= meant.len() / 4).map(|(_, setting)| setting)
+}
+
+/// Without what separates words, and in capitals.
+fn letters(variable: &str) -> String {
+    variable.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_uppercase()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::settings::VARIABLE_PREFIX;
+
+    #[test]
+    fn what_others_call_like_us_is_theirs() {
+        for theirs in [
+            FILE_VARIABLE,
+            "LICENSE_GATEWAY_ADDRESS",
+            "LICENSE_GATEWAY_PORT",
+            "LICENSE_GATEWAY_PORT_50051_TCP",
+            "LICENSE_GATEWAY_PORT_50051_TCP_ADDR",
+            "LICENSE_GATEWAY_SERVICE_HOST",
+            "LICENSE_GATEWAY_SERVICE_PORT_GRPC",
+            "LICENSE_GATEWAY_SANDBOX_SERVICE_HOST",
+            "LICENSE_SERVER",
+            "LICENSE_KEY",
+            "GATEWAY_LICENSE",
+            "LICENSES",
+            "OTEL_SERVICE_NAME",
+            "PATH",
+        ] {
+            assert!(!is_meant_for_us(theirs), "{theirs}");
+        }
+    }
+
+    /// Every setting's variable, misspelt in each of these ways, is noticed, and mostly told right.
+    #[test]
+    fn no_misspelt_variable_is_silent() {
+        let ways: [fn(&str) -> String; 8] = [
+            |name| name.replace("__", "_"),
+            |name| name.to_lowercase(),
+            |name| name.replace("LICENSE_GATEWAY__", "LICENSE_GATEWAY_"),
+            |name| name.replace("LICENSE", "LICENCE"),
+            |name| name.replace("LICENSE_GATEWAY", "LICENSEGATEWAY"),
+            |name| name.replace("GATEWAY", "GATEWY"),
+            |name| name.replace("_GATEWAY__", "-GATEWAY--"),
+            |name| name.replace('_', "."),
+        ];
+        let mut tried = 0;
+        for setting in settings::all() {
+            let variable = setting.variable();
+            for misspelt in ways.map(|way| way(&variable)) {
+                assert!(is_meant_for_us(&misspelt) || misspelt.starts_with(VARIABLE_PREFIX), "{misspelt} is silent");
+                assert_eq!(closest_variable(&misspelt).map(|setting| setting.name), Some(setting.name), "{misspelt}");
+                tried += 1;
+            }
+        }
+        assert!(tried >= 200, "{tried}");
+    }
+}
