@@ -8,8 +8,8 @@ use tracing::{info, warn};
 
 use crate::{callers::Callers, config::PolicySource};
 
-/// How often. An operator who sets `read_only` does not notice the wait.
-const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// How often; a change takes two reads. An operator who sets `read_only` does not notice the wait.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Reads for ever, and reports what is there whenever it has changed. Only what two reads find alike counts: a file may
 /// be read while it is being written, and half a policy may be valid and lack the limits of its other half.
