@@ -39,7 +39,7 @@ pub use self::{
     fate::{Member, Rights, SentMark},
     list::Flaw,
     preview::{AutoLicensed, Preview},
-    release::{End, HeldDevice, Progress},
+    release::{End, HeldDevice, LONGEST_WATCH, Progress},
     watch::{Report, WatchFailed, Watched},
 };
 use self::{
@@ -152,6 +152,11 @@ impl CentralClient {
             Err(error) => piece.settle(&Settlement::Failed(Arc::new(error))),
         }
         answered.await.expect("the last piece of a request answers it, also when it is dropped")
+    }
+
+    /// From now on no change is sent: what still waits for its call ends without it.
+    pub fn stop_sending(&self) {
+        self.dispatch.stop_sending();
     }
 
     /// Before the queue: while nothing can be sent, nobody takes up a slot, and every caller is told why on their own.

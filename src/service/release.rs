@@ -66,6 +66,7 @@ impl Licensing {
             draining: rpc.draining.clone(),
             operation_id: rpc.operation_id,
             deadline: rpc.deadline,
+            patience: rpc.patience,
             _place: place,
         };
         let origin = asker.origin.clone();
@@ -130,6 +131,8 @@ struct Watch {
     draining: CancellationToken,
     operation_id: OperationId,
     deadline: Option<Instant>,
+    /// Until when the caller would wait.
+    patience: Option<Instant>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -173,7 +176,7 @@ impl Watch {
                 let _ = out.send(Ok(message(&report))).await; // the caller may have gone
             }
             Some(Err(failure)) => {
-                let status = status::respond(&failure, self.operation_id, self.deadline, Instant::now());
+                let status = status::respond(&failure, self.operation_id, self.patience, Instant::now());
                 let _ = out.send(Err(status)).await;
             }
             None => info!(caller = asker.caller.as_str(), "watch left by its caller"),

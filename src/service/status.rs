@@ -97,10 +97,14 @@ pub enum Failure {
     },
     /// The message is larger than the gateway takes.
     MessageTooLarge,
+    /// The headers of the request are larger than the gateway takes.
+    MetadataTooLarge,
     /// The message's bytes are not what this method takes.
     MessageMalformed,
-    /// There is no such method, or the message is compressed in a way that the gateway does not know.
+    /// There is no such method.
     NotImplemented,
+    /// The message is compressed.
+    EncodingUnknown,
 }
 
 impl From<NotAdmitted> for Failure {
@@ -270,6 +274,12 @@ fn row(failure: &Failure) -> Row {
             NotApplied,
             "the message is larger than 256 KiB; send fewer customers at once",
         ),
+        Failure::MetadataTooLarge => Row::new(
+            Code::ResourceExhausted,
+            "MESSAGE_TOO_LARGE",
+            NotApplied,
+            "the metadata of this call is larger than 16 KiB, tokens and tracing included; send less of it",
+        ),
         Failure::MessageMalformed => Row::new(
             Code::Internal,
             "MESSAGE_MALFORMED",
@@ -280,7 +290,13 @@ fn row(failure: &Failure) -> Row {
             Code::Unimplemented,
             "NOT_IMPLEMENTED",
             NotApplied,
-            "this gateway has no such method, or does not know the compression of the message",
+            "this gateway has no such method; generate your client from the current contract",
+        ),
+        Failure::EncodingUnknown => Row::new(
+            Code::Unimplemented,
+            "NOT_IMPLEMENTED",
+            NotApplied,
+            "the message is compressed, and this gateway takes none that is; switch the compression of requests off",
         ),
     }
 }
@@ -368,8 +384,10 @@ fn log(failure: &Failure, row: &Row) {
         | Failure::OperationNotFound
         | Failure::Draining
         | Failure::MessageTooLarge
+        | Failure::MetadataTooLarge
         | Failure::MessageMalformed
-        | Failure::NotImplemented => info!(reason, outcome, "a request was refused: {}", row.message),
+        | Failure::NotImplemented
+        | Failure::EncodingUnknown => info!(reason, outcome, "a request was refused: {}", row.message),
     }
 }
 

@@ -197,6 +197,12 @@ pub fn config(sandbox: &Sandbox, dir: &Path) -> config::Config {
         server: config::Server {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             drain_timeout: Duration::from_secs(10),
+            max_connections: 500,
+            max_connections_per_address: 200,
+            receive_timeout: Duration::from_secs(8),
+            idle_timeout: Duration::from_mins(15),
+            max_connection_age: Duration::from_mins(30),
+            max_deadline: Duration::from_mins(5),
             max_streams_per_connection: 1_000,
             max_requests: 2_000,
             allow_anonymous_callers: false,

@@ -263,6 +263,9 @@ pub(super) fn row(error: &Error) -> Row {
             "the gateway cannot record operations now, and sends nothing without that; nothing was changed",
         )
         .repeat_after(SOON),
+        Error::Stopping => {
+            row(Code::Unavailable, "GATEWAY_DRAINING", "this gateway is stopping; use another one").repeat_after(SOON)
+        }
         // Seen only where a part of a request had been done before: the store has lost its first claim.
         Error::HeldElsewhere { .. } => {
             row(Code::Unavailable, "OPERATIONS_UNAVAILABLE", "another replica has an operation under this request_id")
