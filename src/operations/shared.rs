@@ -19,7 +19,7 @@ use super::{
     now_ms,
     record::{OperationRecord, Owner},
 };
-use crate::token::{self, OperationStore, StoredOperation};
+use crate::token::{self, Keeping, OperationStore, StoredOperation};
 
 /// How soon ends that the store did not take are tried again.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -32,6 +32,8 @@ const MOST_AT_ONCE: usize = 64;
 /// How soon an operation of another replica is looked at again, at first and at last.
 const FIRST_LOOK: Duration = Duration::from_millis(50);
 const LAST_LOOK: Duration = Duration::from_secs(1);
+
+const KEEPING: Keeping = Keeping { remembered_ms: REMEMBERED_MS, shorten };
 
 /// What the replicas know.
 #[derive(Debug)]
@@ -61,7 +63,7 @@ impl SharedOperations {
         let stored: Vec<_> = records.map(|record| stored(&record)).collect();
         let mut held = Vec::new();
         for group in stored.chunks(MOST_AT_ONCE) {
-            let holders = self.store.claim(group, REMEMBERED_MS).await.map_err(|error| unavailable(&error))?;
+            let holders = self.store.claim(group, KEEPING).await.map_err(|error| unavailable(&error))?;
             for (operation, holder) in group.iter().zip(holders) {
                 if let Some(by) = holder {
                     held.push(Held { operation_id: operation.operation_id, by });
@@ -181,7 +183,7 @@ impl EndWriter {
     async fn write(&mut self) {
         while !self.owed.is_empty() {
             let count = self.owed.len().min(MOST_AT_ONCE);
-            match self.store.end(&self.owed[..count]).await {
+            match self.store.end(&self.owed[..count], KEEPING).await {
                 Ok(()) => {
                     self.owed.drain(..count);
                     if std::mem::take(&mut self.is_failing) {
@@ -208,8 +210,16 @@ fn stored(record: &OperationRecord) -> StoredOperation {
         request_id: record.request_id,
         operation_id: record.operation_id,
         is_free: record.is_free(),
-        text: serde_json::to_vec(record).expect("texts and numbers are always JSON"),
+        is_over: record.end.is_some(),
+        text: serde_json::to_string(record).expect("texts and numbers are always JSON"),
     }
+}
+
+/// A record without the ids of its customers.
+fn shorten(text: &[u8]) -> Option<Vec<u8>> {
+    let mut record: OperationRecord = serde_json::from_slice(text).ok()?;
+    record.cut();
+    serde_json::to_vec(&record).ok()
 }
 
 /// A record of this caller, or the store is damaged: then nothing is known.

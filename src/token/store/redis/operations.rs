@@ -19,6 +19,8 @@ for i = 1, #KEYS / 3 do
   local held = redis.call('GET', request)
   if held and string.sub(held, 1, 1) == 'h' and held ~= 'h' .. id then
     holders[i] = string.sub(held, 2)
+  elseif held ~= 'h' .. id and redis.call('EXISTS', operation) == 1 then
+    holders[i] = id -- it is over: this claim was late
   else
     redis.call('SET', request, 'h' .. id, 'PX', ARGV[1])
     redis.call('SET', operation, text, 'PX', ARGV[1])
@@ -31,12 +33,17 @@ end
 return holders
 ";
 
-/// `KEYS`: of each operation its request's and its own. `ARGV`: of each its id, its text, and whether it frees the id.
+/// `KEYS`: of each operation its request's and its own. `ARGV`: the time to live; of each its id, its text, and whether it
+/// frees the id: such a one is put there in any case, for a claim that is still on its way.
 const END: &str = "\
 for i = 1, #KEYS / 2 do
   local request, operation = KEYS[2 * i - 1], KEYS[2 * i]
-  local id, text, free = ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]
-  if redis.call('EXISTS', operation) == 1 then redis.call('SET', operation, text, 'KEEPTTL') end
+  local id, text, free = ARGV[3 * i - 1], ARGV[3 * i], ARGV[3 * i + 1]
+  if redis.call('EXISTS', operation) == 1 then
+    redis.call('SET', operation, text, 'KEEPTTL')
+  elseif free == '1' then
+    redis.call('SET', operation, text, 'PX', ARGV[1])
+  end
   if free == '1' and redis.call('GET', request) == 'h' .. id then
     redis.call('SET', request, 'f' .. id, 'KEEPTTL')
   end
@@ -87,12 +94,17 @@ impl RedisStore {
         }
     }
 
-    pub(in crate::token::store) async fn end_operations(&self, operations: &[StoredOperation]) -> Result<(), Error> {
+    pub(in crate::token::store) async fn end_operations(
+        &self,
+        operations: &[StoredOperation],
+        remembered_ms: u64,
+    ) -> Result<(), Error> {
         let mut end = redis::cmd("EVAL");
         end.arg(END).arg(operations.len() * 2);
         for StoredOperation { owner, request_id, operation_id, .. } in operations {
             end.arg(self.request_key(owner, *request_id)).arg(self.operation_key(owner, *operation_id));
         }
+        end.arg(remembered_ms);
         for StoredOperation { operation_id, is_free, text, .. } in operations {
             end.arg(operation_id.to_string()).arg(text).arg(u8::from(*is_free));
         }
