@@ -47,6 +47,8 @@ pub(crate) struct StoredOperation {
     /// Whether it has ended.
     #[cfg_attr(not(feature = "kubernetes-store"), allow(dead_code))]
     pub is_over: bool,
+    /// Its process has ended, and knows less of its end than may stand there: an end that stands there stays.
+    pub is_surmised: bool,
     pub text: String,
 }
 
@@ -141,6 +143,7 @@ pub(super) mod conformance {
             operation_id: Uuid::now_v7(),
             is_free: false,
             is_over: false,
+            is_surmised: false,
             text: text.to_owned(),
         }
     }
@@ -153,6 +156,7 @@ pub(super) mod conformance {
     pub(in crate::token::store) async fn holds(store: &OperationStore) {
         an_id_is_held_until_it_is_freed(store).await;
         a_claim_that_comes_after_the_end_holds_nothing(store).await;
+        what_is_surmised_replaces_no_end(store).await;
         callers_and_pages(store).await;
     }
 
@@ -205,6 +209,21 @@ pub(super) mod conformance {
         let lost = running("late", Uuid::new_v4(), "run");
         store.end(&[ended(&lost, false, "unknown")], KEEPING).await.unwrap();
         assert_eq!(found(store, "late", lost.request_id).await, None);
+    }
+
+    async fn what_is_surmised_replaces_no_end(store: &OperationStore) {
+        for is_free in [true, false] {
+            let (ended_before, open) = (running("s", Uuid::new_v4(), "run"), running("s", Uuid::new_v4(), "run"));
+            claim(store, &[ended_before.clone(), open.clone()]).await;
+            store.end(&[ended(&ended_before, is_free, "told")], KEEPING).await.unwrap();
+            let surmised = |of| StoredOperation { is_surmised: true, ..ended(of, false, "crashed") };
+            store.end(&[surmised(&ended_before), surmised(&open)], KEEPING).await.unwrap();
+            assert_eq!(found(store, "s", ended_before.request_id).await.as_deref(), Some("told"));
+            assert_eq!(found(store, "s", open.request_id).await.as_deref(), Some("crashed"));
+            // Its process lives after all.
+            store.end(&[ended(&open, is_free, "told")], KEEPING).await.unwrap();
+            assert_eq!(found(store, "s", open.request_id).await.as_deref(), Some("told"));
+        }
     }
 
     async fn callers_and_pages(store: &OperationStore) {

@@ -61,6 +61,7 @@ impl OperationLedger {
     pub(super) fn end(&mut self, operations: &[StoredOperation], now: u64) {
         for operation in operations {
             match self.entries.iter_mut().find(|entry| entry.operation_id == operation.operation_id) {
+                Some(entry) if entry.is_over && operation.is_surmised => {}
                 Some(entry) => entry.replace(operation),
                 None if operation.is_free => self.entries.push(Entry::new(operation, now)),
                 None => {}
