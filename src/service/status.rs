@@ -240,8 +240,7 @@ fn row(failure: &Failure) -> Row {
             Code::DeadlineExceeded,
             "DEADLINE_EXCEEDED",
             Unknown,
-            "the deadline passed while the operation of this request_id ran; repeat the request with the same id, or \
-             ask GetOperation",
+            "the operation of this request_id still runs; repeat the request with the same id, or ask GetOperation",
         ),
         Failure::Recorded(record) => central::recorded_row(record),
         Failure::OperationNotFound => Row::new(

@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 #[cfg(feature = "kubernetes-store")]
 use self::kubernetes::KubernetesStore;
-pub(crate) use self::operations::{OperationStore, StoredOperation};
+pub(crate) use self::operations::{Keeping, OperationStore, StoredOperation};
 #[cfg(feature = "redis-store")]
 use self::redis::RedisStore;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -490,3 +490,17 @@ fn config_toml(config: &config::Config) -> String {
         audit_path(config).display(),
     )
 }
+
+/// What kubectl would need to reach this API server.
+#[cfg(feature = "kubernetes-store")]
+pub fn kubeconfig(api: &crate::api_server::ApiServer, dir: &Path) -> PathBuf {
+    let path = dir.join("kubeconfig");
+    let text = serde_json::json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "here",
+        "clusters": [{"name": "here", "cluster": {"server": format!("http://{}", api.address)}}],
+        "users": [{"name": "person", "user": {"token": crate::api_server::BEARER}}],
+        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "person", "namespace": "gateway"}}],
+    });
+    std::fs::write(&path, text.to_string()).unwrap();
+    path
+}

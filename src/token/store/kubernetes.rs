@@ -10,6 +10,7 @@
 #[cfg(test)]
 #[path = "../../../tests/api/api_server.rs"]
 mod api_server;
+mod operations;
 #[cfg(test)]
 mod tests;
 mod usage;
@@ -34,6 +35,7 @@ use tokio::time::timeout;
 use tracing::{Dispatch, instrument::WithSubscriber as _};
 use uuid::Uuid;
 
+pub(super) use self::operations::KubernetesOperations;
 use super::{
     Error, LoadedRecord, Swap, TokenRecord, Version,
     sealed::{CHECKSUM_DIFFERS, place, read_record},

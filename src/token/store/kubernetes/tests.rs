@@ -30,7 +30,7 @@ fn cluster(address: std::net::SocketAddr) -> Config {
     config
 }
 
-fn store(server: &ApiServer) -> KubernetesStore {
+pub(super) fn store(server: &ApiServer) -> KubernetesStore {
     store_in(server, None)
 }
 

@@ -28,6 +28,7 @@ use super::{connect::ANSWER_TIMEOUT, *};
 use crate::token::store::{
     TokenStore,
     conformance::{self, record},
+    operations,
 };
 
 const KEY: &str = "license-gateway:token";
@@ -80,6 +81,13 @@ async fn it_conforms() {
         (TokenStore::Redis(open(&server)), server)
     })
     .await;
+}
+
+#[tokio::test]
+async fn its_operations_conform() {
+    let server = RedisServer::start();
+    let store = TokenStore::Redis(open(&server)).operations().expect("replicas share it");
+    operations::conformance::holds(&store).await;
 }
 
 #[tokio::test]
