@@ -425,6 +425,13 @@ impl Process {
         self.signal(rustix::process::Signal::HUP);
     }
 
+    /// From now on it may have so many file descriptors.
+    pub fn limit_descriptors(&self, count: u64) {
+        use rustix::process::{Pid, Resource, Rlimit, prlimit};
+        let pid = Pid::from_child(self.child.as_ref().expect("it runs"));
+        prlimit(Some(pid), Resource::Nofile, Rlimit { current: Some(count), maximum: Some(count) }).expect("it runs");
+    }
+
     /// Asks it to stop.
     pub fn terminate(&self) {
         self.signal(rustix::process::Signal::TERM);
