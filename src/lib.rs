@@ -32,6 +32,7 @@ mod durable;
 pub mod exchange;
 pub mod license;
 pub mod operations;
+pub(crate) mod preflight;
 pub mod quota;
 pub mod server;
 pub mod service;

@@ -44,3 +44,4 @@ mod tokens;
 mod traces;
 mod truth;
 mod views;
+mod wrong;
