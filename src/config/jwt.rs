@@ -99,7 +99,7 @@ pub(super) const SETTINGS: &[Setting] = &[
             shown: Shown::Url,
         },
         meaning: "Where those keys are fetched, in place of a file: at the start, again and again, and when a token is \
-                  signed with a key that is not known, every 30 s at most.",
+                  signed with a key that is not known, every 5 s at most.",
     },
     Setting {
         name: "jwt.ca_file",
