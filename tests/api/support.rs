@@ -219,6 +219,7 @@ pub fn config(sandbox: &Sandbox, dir: &Path) -> config::Config {
             max_wait: Duration::from_secs(10),
             ca_file: None,
             proxy_url: None,
+            unread_proxies: Vec::new(),
             allow_plaintext: true,
             allow_open_scopes: false,
         },
