@@ -45,14 +45,14 @@ pub struct Keys {
     source: KeySource,
     rules: Rules,
     refresh_interval: Duration,
-    held: ArcSwapOption<Held>,
+    held: ArcSwapOption<LoadedKeys>,
     reads: watch::Sender<KeyReads>,
     wanted: Notify,
 }
 
 /// Keys that were found.
 #[derive(Debug)]
-struct Held {
+struct LoadedKeys {
     set: KeySet,
     text: Vec<u8>,
     /// When they were last read from the issuer.
@@ -214,12 +214,12 @@ impl Keys {
     /// From now on, these keys hold.
     fn take(&self, text: Vec<u8>, now: Instant) -> Result<(), Error> {
         let set = KeySet::parse(&text)?;
-        self.held.store(Some(Arc::new(Held { set, text, seen_at: now })));
+        self.held.store(Some(Arc::new(LoadedKeys { set, text, seen_at: now })));
         Ok(())
     }
 
     /// Keys of a file hold as long as the file does, however old.
-    fn is_too_old(&self, held: &Held, now: Instant) -> bool {
+    fn is_too_old(&self, held: &LoadedKeys, now: Instant) -> bool {
         matches!(self.source, KeySource::Url(_)) && now.saturating_duration_since(held.seen_at) > MAX_AGE
     }
 

@@ -9,7 +9,7 @@ use super::{
     Asker, CentralClient, End, Error, Flaw, HeldDevice, Progress,
     dispatch::{Dispatch, Reads},
     inventory::LONG_PAGE,
-    release::{FEW, Step, Watch},
+    release::{FEW, Step, WatchProgress},
 };
 use crate::{
     license::{CustomerId, Resolved, Scope, Services},
@@ -79,7 +79,7 @@ impl CentralClient {
         let customers = dispatch.watched_customers(&watched.scope, &mut reads).await?;
         reads.allow(watched.max_calls);
         let times = (Instant::now(), asker.deadline);
-        let mut watch = Watch::new(watched.scope, &watched.services, customers, watched.settle, times);
+        let mut watch = WatchProgress::new(watched.scope, &watched.services, customers, watched.settle, times);
         if !watched.resume_token.is_empty() {
             watch.resume(&watched.resume_token).map_err(|_| WatchFailed::BadToken)?;
         }
@@ -141,11 +141,11 @@ impl Dispatch {
     }
 }
 
-fn told(watch: &Watch, reads: &Reads<'_>, end: Option<End>) -> Report {
+fn told(watch: &WatchProgress, reads: &Reads<'_>, end: Option<End>) -> Report {
     Report { progress: watch.progress(), held: watch.held(MOST_TOLD), calls: reads.made, token: watch.token(), end }
 }
 
-fn not_now(watch: &mut Watch, error: &Error) {
+fn not_now(watch: &mut WatchProgress, error: &Error) {
     debug!(
         error = error as &(dyn std::error::Error + 'static),
         "a read of a watch failed; it is repeated in the next round"

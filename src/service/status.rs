@@ -16,7 +16,7 @@ use tonic::{Code, Status};
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
-use self::row::{Quota, Row};
+use self::row::{QuotaDetail, Row};
 use crate::{
     callers::{
         NotAdmitted, Unidentified,
@@ -228,15 +228,15 @@ fn put_back(found: &AutoLicensed) -> String {
     )
 }
 
-const CUSTOMERS_PER_HOUR: Quota = Quota {
+const CUSTOMERS_PER_HOUR: QuotaDetail = QuotaDetail {
     subject: "license-gateway: customers per hour",
     description: "the gateway's policy gives each caller so many customers an hour (max_customers_per_hour)",
 };
-const READS_PER_HOUR: Quota = Quota {
+const READS_PER_HOUR: QuotaDetail = QuotaDetail {
     subject: "license-gateway: reads per hour",
     description: "the gateway's policy gives each caller so many reads of Central an hour (max_reads_per_hour)",
 };
-const REQUESTS_IN_THE_GATEWAY: Quota = Quota {
+const REQUESTS_IN_THE_GATEWAY: QuotaDetail = QuotaDetail {
     subject: "license-gateway: requests in the gateway",
     description: "the gateway takes so many requests at once (server.max_requests)",
 };

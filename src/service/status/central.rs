@@ -9,7 +9,7 @@ use tonic::Code;
 
 use super::{
     READS_PER_HOUR, SOON, messages,
-    row::{Quota, Row},
+    row::{QuotaDetail, Row},
 };
 use crate::{
     central::{Error, Failed, Parts},
@@ -103,7 +103,7 @@ const RECORDED: [&str; 28] = [
 ];
 
 /// The quota that a reason is about.
-fn quota(reason: &str) -> Option<Quota> {
+fn quota(reason: &str) -> Option<QuotaDetail> {
     match reason {
         "CENTRAL_RATE_LIMITED" => Some(CALLS_PER_SECOND),
         "CENTRAL_QUOTA_EXHAUSTED" => Some(CALLS_PER_DAY),
@@ -202,15 +202,15 @@ fn repeat_after(error: &Error) -> Option<Duration> {
     }
 }
 
-const CALLS_PER_SECOND: Quota = Quota {
+const CALLS_PER_SECOND: QuotaDetail = QuotaDetail {
     subject: "central: calls per second",
     description: "Central limits the calls per second of the whole account, all applications together",
 };
-const CALLS_PER_DAY: Quota = Quota {
+const CALLS_PER_DAY: QuotaDetail = QuotaDetail {
     subject: "central: calls per day",
     description: "Central limits the calls per day of the whole account, all applications together",
 };
-const REQUESTS_WAITING: Quota = Quota {
+const REQUESTS_WAITING: QuotaDetail = QuotaDetail {
     subject: "license-gateway: requests waiting",
     description: "the gateway lets no request wait longer than its caller or central.max_wait would",
 };

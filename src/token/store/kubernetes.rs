@@ -59,7 +59,7 @@ pub(crate) struct KubernetesStore {
 }
 
 /// The Secret as it was read.
-struct Found {
+struct FoundSecret {
     secret: Secret,
     resource_version: String,
     entry: Option<FoundRecord>,
@@ -145,7 +145,7 @@ impl KubernetesStore {
             return Ok(Swap::Conflict);
         }
         let base = found.as_ref().map(|found| found.resource_version.clone());
-        let replaces = found.as_ref().and_then(Found::write);
+        let replaces = found.as_ref().and_then(FoundSecret::write);
         let write = Uuid::new_v4();
         let value = write_entry(write, replaces, &record);
         let (verb, sent) = match found {
@@ -170,7 +170,7 @@ impl KubernetesStore {
         }
     }
 
-    async fn find(&self, action: &'static str) -> Result<Option<Found>, Error> {
+    async fn find(&self, action: &'static str) -> Result<Option<FoundSecret>, Error> {
         let secret = match self.send(self.secrets.get(&self.name, &GetParams::default())).await {
             Ok(secret) => secret,
             Err(ApiFault::Refused(answer)) if answer.is(404) => return Ok(None),
@@ -184,7 +184,7 @@ impl KubernetesStore {
                 problem,
             })?),
         };
-        Ok(Some(Found { resource_version: resource_version(&secret)?, secret, entry }))
+        Ok(Some(FoundSecret { resource_version: resource_version(&secret)?, secret, entry }))
     }
 
     async fn create(&self, value: Vec<u8>) -> Result<Secret, ApiFault> {
@@ -295,7 +295,7 @@ impl fmt::Display for KubernetesStore {
     }
 }
 
-impl Found {
+impl FoundSecret {
     fn write(&self) -> Option<Uuid> {
         self.entry.as_ref().map(|entry| entry.write)
     }
@@ -349,8 +349,8 @@ async fn discover(name: &str) -> Result<Config, Error> {
     Err(Error::Unavailable { store: format!("Secret {name}"), action: "find its cluster", source: problem })
 }
 
-fn version(found: Option<&Found>) -> Version {
-    found.map_or_else(|| Version(String::new()), Found::version)
+fn version(found: Option<&FoundSecret>) -> Version {
+    found.map_or_else(|| Version(String::new()), FoundSecret::version)
 }
 
 /// The write's id too: a cluster restored from its own backup counts its versions a second time.
