@@ -152,6 +152,7 @@ impl Operations {
         let must_ask = !record.has_own_id();
         let claimed = match self.claim_here(record)? {
             Claim::Taken(claimed) => claimed,
+            Claim::Done(record) => return Ok(Claim::Done(Box::new(self.better(*record).await))),
             other => return Ok(other),
         };
         let Some(replicas) = self.0.replicas.as_ref().filter(|_| must_ask) else { return Ok(Claim::Taken(claimed)) };
@@ -162,6 +163,16 @@ impl Operations {
             Some(found) if found.end.is_none() => Claim::RunsElsewhere(found.operation_id),
             Some(found) => Claim::Done(Box::new(found)),
         })
+    }
+
+    /// What a crash cut short here may have its true end among the replicas: told just before, or where the trail could
+    /// not be written.
+    async fn better(&self, record: OperationRecord) -> OperationRecord {
+        let Some(replicas) = self.0.replicas.as_ref().filter(|_| record.is_crashed()) else { return record };
+        match replicas.find(record.owner, record.operation_id).await {
+            Ok(Some(known)) if known.end.is_some() => known,
+            _ => record,
+        }
     }
 
     fn claim_here(&self, record: OperationRecord) -> Result<Claim, Unavailable> {
@@ -218,7 +229,7 @@ impl Operations {
     pub(crate) async fn find(&self, owner: Owner, operation_id: Uuid) -> Result<Option<OperationRecord>, Unavailable> {
         let here = self.memory().index.find(owner, operation_id).cloned();
         match (here, &self.0.replicas) {
-            (Some(record), _) => Ok(Some(record)),
+            (Some(record), _) => Ok(Some(self.better(record).await)),
             (None, Some(replicas)) => replicas.find(owner, operation_id).await,
             (None, None) => Ok(None),
         }
@@ -230,7 +241,7 @@ impl Operations {
         // One that did nothing may have been followed by another one elsewhere.
         match (here, &self.0.replicas) {
             (Some(record), None) => Ok(Some(record)),
-            (Some(record), Some(_)) if !record.is_free() => Ok(Some(record)),
+            (Some(record), Some(_)) if !record.is_free() => Ok(Some(self.better(record).await)),
             (here, Some(replicas)) => Ok(replicas.find_request(owner, id).await?.or(here)),
             (None, None) => Ok(None),
         }

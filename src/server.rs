@@ -2,28 +2,28 @@
 
 mod admin;
 mod boundary;
+mod connections;
 mod follow;
 mod health;
 mod tls;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
+use axum::Router;
 use tokio::{
     net::TcpListener,
-    sync::{oneshot, watch},
+    sync::watch,
     task::JoinHandle,
     time::{sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{
-    service::Routes,
-    transport::{Server as GrpcServer, server::TcpIncoming},
-};
-use tracing::{info, warn};
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+use tracing::{error, info, warn};
 
 use self::{
     admin::{AdminListener, Insight},
     boundary::Boundary,
+    connections::{Bounds, Connections, Protocol},
     follow::follow_policy,
     health::{HealthService, LICENSING, Statuses},
     tls::ServerTls,
@@ -31,8 +31,8 @@ use self::{
 use crate::{
     audit::{AuditTrail, OpenError},
     callers::{Callers, keys},
-    central::CentralClient,
-    config::{CallerRules, Config, PolicySource, WhichCaller},
+    central::{CentralClient, LONGEST_WATCH},
+    config::{self, CallerRules, Config, PolicySource, WhichCaller},
     exchange::SetupError,
     operations::Operations,
     proto::{
@@ -48,14 +48,11 @@ use crate::{
 
 /// The largest message that is read: 1,000 ids and 100 services of 128 characters fit.
 const MAX_MESSAGE_BYTES: usize = 256 * 1024;
-/// How often a silent connection is asked whether it is still there, so that dead peers do not hold streams for ever.
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
-/// How long it may take to answer that.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// What a sync of the audit trail and the store of operations may take beside a call, and clocks that differ.
 const LEASE_MARGIN: Duration = Duration::from_secs(20);
 
+/// How long each of those that keep records may take to close, at most a tenth of `server.drain_timeout`.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// How long the last answers may take to leave once they are made.
 const FLUSH_GRACE: Duration = Duration::from_secs(1);
 
@@ -89,6 +86,12 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// A listener has ended, and nobody has told it to.
+    #[error("the listener of {setting} has ended by itself, which is a bug")]
+    Listener {
+        /// Which setting says where it listened.
+        setting: &'static str,
+    },
     /// The certificates cannot be used.
     #[error("TLS cannot be set up")]
     Tls(#[from] tls::Error),
@@ -104,9 +107,6 @@ pub enum Error {
     /// The HTTP client cannot be made.
     #[error(transparent)]
     Http(#[from] SetupError),
-    /// The server stopped on its own.
-    #[error("the gRPC server stopped on its own")]
-    Serve(#[source] tonic::transport::Error),
 }
 
 impl Server {
@@ -184,22 +184,22 @@ impl Server {
     }
 
     /// Serves until `stop` is done, then drains: takes no new requests, ends health streams, lets what runs finish, and
-    /// returns after `server.drain_timeout` at the latest. Only an exchange of tokens on its way has more time.
+    /// returns after `server.drain_timeout` at the latest. Only an exchange of tokens on its way has more time. A listener
+    /// that ends by itself is a failure, and drains too.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
+        let (settings, metrics) = (&self.config.server, self.tracing.metrics().clone());
         let work = TaskTracker::new();
-        let boundary = Boundary::new(self.config.server.max_requests, work.clone(), self.tracing.metrics().clone());
+        let boundary = Boundary::new(settings, Arc::clone(&self.callers), work.clone(), metrics.clone());
         let (statuses, statuses_seen) = watch::channel(Some(statuses(Condition::Starting)));
         let showing = tokio::spawn(show_statuses(self.tokens.condition(), statuses.clone()));
-        self.admin.serve(Insight {
-            statuses: statuses_seen.clone(),
-            condition: self.tokens.condition(),
-            metrics: self.tracing.metrics().clone(),
-        });
+        let (seen, condition) = (statuses_seen.clone(), self.tokens.condition());
+        let insight = Insight { statuses: seen, condition, metrics: metrics.clone() };
+        let mut admin = self.admin.serve(insight, settings.receive_timeout);
         drop(self.tokens);
 
         let followed = follow_files(self.config.policy_source, self.tls.clone(), &self.callers);
         let licensing = Licensing::new(
-            self.central,
+            Arc::clone(&self.central),
             Arc::clone(&self.callers),
             self.config.central.allow_open_scopes,
             self.trail.clone(),
@@ -207,48 +207,33 @@ impl Server {
             work.clone(),
         );
         let routes = routes(licensing, HealthService::new(statuses_seen), &boundary, self.tracing);
-        let (end, ended) = oneshot::channel::<()>();
-        let ended = async {
-            let _ = ended.await; // a dropped sender ends it too
-        };
-        let server = GrpcServer::builder()
-            .max_concurrent_streams(self.config.server.max_streams_per_connection)
-            .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .add_routes(routes);
-        let closing = CancellationToken::new();
-        let _closed = closing.clone().drop_guard();
-        let mut serving = match self.tls {
-            None => {
-                let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
-                tokio::spawn(server.serve_with_incoming_shutdown(incoming, ended))
-            }
-            Some(tls) => {
-                let incoming = tls.incoming(self.listener, closing.clone());
-                tokio::spawn(server.serve_with_incoming_shutdown(incoming, ended))
-            }
-        };
+        let connections = Connections::new("grpc", Protocol::Http2, bounds(settings), self.tls, metrics);
+        let mut accepting = connections.serve(self.listener, routes);
 
-        tokio::select! {
-            () = stop => {}
-            Ok(Err(error)) = &mut serving => {
-                self.refresher.stop().await;
-                return Err(Error::Serve(error));
-            }
+        let served = tokio::select! {
+            () = stop => Ok(()),
+            _ = &mut accepting => Err(Error::Listener { setting: "server.listen" }),
+            _ = &mut admin => Err(Error::Listener { setting: "admin.listen" }),
+        };
+        if let Err(error) = &served {
+            error!(error = error as &dyn std::error::Error, "the gateway ends");
         }
-        let limit = self.config.server.drain_timeout;
+        let limit = settings.drain_timeout;
         info!(limit = ?limit, "draining: no new requests, what runs is finished");
         boundary.drain();
         showing.abort();
-        closing.cancel();
         statuses.send_replace(None);
-        let _ = end.send(());
-        finish(work, serving, (self.trail, self.operations), &self.callers, limit).await;
+        connections.close();
+        let close_limit = CLOSE_LIMIT.min(limit / 10);
+        finish(&work, &connections, limit - close_limit).await;
+        // What still waits is not sent any more, however long the rest takes.
+        self.central.stop_sending();
         // Outside of the bound, and after it: work that is stuck must not cost an exchange on its way its end.
         self.refresher.stop().await;
+        close(&self.trail, &self.operations, &self.callers, close_limit).await;
         // To the end: what waits when the process is told to stop is still sent only if the policy allows it.
         followed.iter().for_each(JoinHandle::abort);
-        Ok(())
+        served
     }
 }
 
@@ -266,14 +251,8 @@ fn follow_files(
     tasks.into_iter().flatten().collect()
 }
 
-/// Lets what runs finish, and closes what keeps records, within `limit`.
-async fn finish(
-    work: TaskTracker,
-    mut serving: JoinHandle<Result<(), tonic::transport::Error>>,
-    (trail, operations): (AuditTrail, Operations),
-    callers: &Callers,
-    limit: Duration,
-) {
+/// Lets what runs finish, within `limit`.
+async fn finish(work: &TaskTracker, connections: &Connections, limit: Duration) {
     work.close();
     let drained = timeout(limit, async {
         // Connections close by themselves when their last answer is out. One that never spoke does not.
@@ -282,17 +261,28 @@ async fn finish(
             sleep(FLUSH_GRACE).await;
         };
         tokio::select! {
-            _ = &mut serving => {}
-            () = answered => serving.abort(),
+            () = connections.closed() => {}
+            () = answered => connections.abort(),
         }
         work.wait().await;
-        // A token store that is down must not keep the trail from being closed.
-        tokio::join!(trail.close(), operations.close(), callers.close())
     });
     if drained.await.is_ok() {
         info!("drained");
     } else {
         warn!(calls = work.len(), "not everything was finished within server.drain_timeout");
+    }
+}
+
+/// Closes what keeps records. Each has its own time: one that is stuck costs the others none of theirs.
+async fn close(trail: &AuditTrail, operations: &Operations, callers: &Callers, limit: Duration) {
+    let (trail, operations, callers) = tokio::join!(
+        timeout(limit, trail.close()),
+        timeout(limit, operations.close()),
+        timeout(limit, callers.close()),
+    );
+    let ends = [("audit trail", trail), ("operations", operations), ("hourly quotas", callers)];
+    for (what, _) in ends.iter().filter(|(_, end)| end.is_err()) {
+        warn!(what, "not closed in time; what it has not written yet may be lost");
     }
 }
 
@@ -305,7 +295,21 @@ fn protection(config: &Config) -> &'static str {
     }
 }
 
-fn routes(licensing: Licensing, health: HealthService, boundary: &Boundary, tracing: Tracing) -> Routes {
+/// What peers may hold, by the settings.
+fn bounds(settings: &config::Server) -> Bounds {
+    Bounds {
+        connections: settings.max_connections,
+        connections_per_address: settings.max_connections_per_address,
+        streams_per_connection: settings.max_streams_per_connection,
+        receive_timeout: settings.receive_timeout,
+        idle_timeout: settings.idle_timeout,
+        age: Some(settings.max_connection_age).filter(|age| !age.is_zero()),
+        // What runs when a connection is too old has ended by then, a watch too.
+        grace: settings.max_deadline.max(LONGEST_WATCH),
+    }
+}
+
+fn routes(licensing: Licensing, health: HealthService, boundary: &Boundary, tracing: Tracing) -> Router {
     let licensing = LicensingServiceServer::new(licensing).max_decoding_message_size(MAX_MESSAGE_BYTES);
     // The second set has the details of failures: with them, tools for people show why a call failed.
     let reflection = || {
@@ -314,7 +318,7 @@ fn routes(licensing: Licensing, health: HealthService, boundary: &Boundary, trac
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let own_descriptors = "the descriptors were made from .proto files";
-    let router = Routes::new(licensing)
+    Routes::new(licensing)
         .add_service(HealthServer::new(health))
         .add_service(reflection().build_v1().expect(own_descriptors))
         .add_service(reflection().build_v1alpha().expect(own_descriptors))
@@ -323,8 +327,7 @@ fn routes(licensing: Licensing, health: HealthService, boundary: &Boundary, trac
         .layer(boundary::catch_panics())
         .layer(axum::middleware::from_fn_with_state(boundary.clone(), boundary::guard))
         // Outermost: the span covers everything, and names the operation for all that is inside.
-        .layer(axum::middleware::from_fn_with_state(tracing, rpc::trace_rpc));
-    Routes::from(router)
+        .layer(axum::middleware::from_fn_with_state(tracing, rpc::trace_rpc))
 }
 
 /// Keeps the health entries true as the token's condition changes.

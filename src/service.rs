@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Request, Response, Status, metadata::MetadataValue};
+use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use self::{
@@ -72,7 +72,12 @@ pub struct Licensing {
 
 /// When an RPC must be answered. Put into its extensions by the server.
 #[derive(Debug, Clone, Copy)]
-pub struct Deadline(pub Instant);
+pub struct Deadline {
+    /// When.
+    pub at: Instant,
+    /// Whether its caller has set one, and waits no longer. Else it is the server's own.
+    pub is_callers: bool,
+}
 
 /// A request's place among those that may be in the gateway at once; it is free again when the last copy is dropped.
 /// Put into the extensions of an RPC by the server.
@@ -88,6 +93,8 @@ struct Rpc {
     identity: Identity,
     operation_id: OperationId,
     deadline: Option<Instant>,
+    /// Until when the caller would wait; none: as long as it takes.
+    patience: Option<Instant>,
     from: Option<SocketAddr>,
     /// What is sent and not answered takes up room, also when its caller has gone.
     room: Option<Room>,
@@ -113,30 +120,22 @@ impl Licensing {
         Self { central, catalogue, directory, callers, allow_open_scopes, trail, operations, watches, work }
     }
 
-    /// Identifies the caller: by the token of the request or the certificate of the connection.
-    async fn begin<T>(&self, request: Request<T>) -> Result<(Rpc, T), Status> {
-        let certificates = request.peer_certs();
+    /// What the server has found out about a request.
+    fn begin<T>(request: Request<T>) -> Result<(Rpc, T), Status> {
         let from = request.remote_addr();
         let (metadata, extensions, message) = request.into_parts();
-        let certificate = certificates.as_ref().and_then(|chain| chain.first()).map(AsRef::as_ref);
-        let authorization = metadata.get_all("authorization");
-        let authorization: Vec<_> = authorization.iter().map(MetadataValue::as_encoded_bytes).collect();
         let operation_id = extensions.get().copied().unwrap_or_else(OperationId::new);
-        let deadline = extensions.get().map(|Deadline(at)| *at);
-        // It may have to wait for the keys of tokens.
-        let identity = match within(deadline, self.callers.identify(certificate, &authorization)).await {
-            Ok(identified) => identified.map_err(Failure::CallerUnauthenticated),
-            Err(_) => Err(Failure::DeadlineExceeded { nothing_was_sent: true }),
+        let set: Option<Deadline> = extensions.get().copied();
+        let (deadline, patience) = (set.map(|set| set.at), set.filter(|set| set.is_callers).map(|set| set.at));
+        let Some(identity) = extensions.get::<Identity>().cloned() else {
+            // The server lets nobody through without one.
+            let failure = Failure::Bug { nothing_was_sent: true };
+            return Err(status::respond(&failure, operation_id, patience, Instant::now()));
         };
-        match identity {
-            Ok(identity) => {
-                let (room, mark) = (extensions.get().cloned(), extensions.get().cloned().unwrap_or_default());
-                let is_repeated = request::announced_attempts(&metadata) > 0;
-                let Draining(draining) = extensions.get().cloned().unwrap_or_default();
-                Ok((Rpc { identity, operation_id, deadline, from, room, mark, draining, is_repeated }, message))
-            }
-            Err(failure) => Err(status::respond(&failure, operation_id, deadline, Instant::now())),
-        }
+        let (room, mark) = (extensions.get().cloned(), extensions.get().cloned().unwrap_or_default());
+        let is_repeated = request::announced_attempts(&metadata) > 0;
+        let Draining(draining) = extensions.get().cloned().unwrap_or_default();
+        Ok((Rpc { identity, operation_id, deadline, patience, from, room, mark, draining, is_repeated }, message))
     }
 
     async fn unassign(&self, rpc: &Rpc, message: UnassignLicensesRequest) -> Result<UnassignLicensesResponse, Failure> {
@@ -147,7 +146,7 @@ impl Licensing {
         if rpc.is_repeated && request_id.is_none() {
             return Err(Failure::RepeatedByProxy);
         }
-        let operation = Arc::new(operation(rpc, unassignment, request_id));
+        let operation = Arc::new(operation(rpc, unassignment, request_id, refuses_auto_licensing));
         let mut is_second_round = false;
         loop {
             let claimed = match self.claim(rpc, &operation).await? {
@@ -192,11 +191,15 @@ impl Licensing {
         if refuses_auto_licensing {
             self.check_auto_licensing(&member, rpc.deadline).await?;
         }
-        let work = self.clone().carry_out(claimed, Arc::clone(operation), unsent, admission, rpc.room.clone());
+        let work = self.clone().carry_out(claimed, Arc::clone(&member), unsent, admission, rpc.room.clone());
         let work = self.work.spawn(member.origin().run(work));
         let result = match within(rpc.deadline, work).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_panic)) => return Err(Failure::Bug { nothing_was_sent: !rpc.mark.is_set() }),
+            Ok(Err(_panic)) => {
+                // What is told as unsent must not be sent any more.
+                let _ = member.give_up();
+                return Err(Failure::Bug { nothing_was_sent: !rpc.mark.is_set() });
+            }
             Err(_) => member.give_up(),
         };
         match result {
@@ -212,12 +215,14 @@ impl Licensing {
     async fn carry_out(
         self,
         claimed: Claimed,
-        operation: Arc<Operation>,
+        member: Arc<Member>,
         unsent: Unsent,
         mut admission: Admission,
         _room: Option<Room>,
     ) -> Result<Accepted, Failed> {
-        let unfinished = Unfinished::new(&operation, self.trail.clone());
+        let unfinished = Unfinished::new(&member.operation, self.trail.clone());
+        // If this panics: dropped before the id is free again, so that nothing is sent under an id that nobody holds.
+        let _leave = GiveUpOnDrop(member);
         admission.begin();
         let result = self.central.unassign(unsent).await;
         if let Err(failed) = &result {
@@ -320,7 +325,7 @@ impl LicensingService for Licensing {
         &self,
         request: Request<UnassignLicensesRequest>,
     ) -> Result<Response<UnassignLicensesResponse>, Status> {
-        let (rpc, message) = self.begin(request).await?;
+        let (rpc, message) = Self::begin(request)?;
         rpc.respond(self.unassign(&rpc, message).await)
     }
 
@@ -328,7 +333,7 @@ impl LicensingService for Licensing {
         &self,
         request: Request<PreviewUnassignLicensesRequest>,
     ) -> Result<Response<PreviewUnassignLicensesResponse>, Status> {
-        let (rpc, message) = self.begin(request).await?;
+        let (rpc, message) = Self::begin(request)?;
         rpc.respond(self.preview(&rpc, message).await)
     }
 
@@ -336,7 +341,7 @@ impl LicensingService for Licensing {
         &self,
         request: Request<ListServicesRequest>,
     ) -> Result<Response<ListServicesResponse>, Status> {
-        let (rpc, _) = self.begin(request).await?;
+        let (rpc, _) = Self::begin(request)?;
         rpc.respond(self.services(&rpc).await)
     }
 
@@ -344,7 +349,7 @@ impl LicensingService for Licensing {
         &self,
         request: Request<GetOperationRequest>,
     ) -> Result<Response<GetOperationResponse>, Status> {
-        let (rpc, message) = self.begin(request).await?;
+        let (rpc, message) = Self::begin(request)?;
         rpc.respond(self.operation(&rpc, message).await)
     }
 
@@ -352,7 +357,7 @@ impl LicensingService for Licensing {
         &self,
         request: Request<ListOperationsRequest>,
     ) -> Result<Response<ListOperationsResponse>, Status> {
-        let (rpc, message) = self.begin(request).await?;
+        let (rpc, message) = Self::begin(request)?;
         rpc.respond(self.page_of_operations(&rpc, &message).await)
     }
 
@@ -362,7 +367,7 @@ impl LicensingService for Licensing {
         &self,
         request: Request<WatchReleaseRequest>,
     ) -> Result<Response<Self::WatchReleaseStream>, Status> {
-        let (rpc, message) = self.begin(request).await?;
+        let (rpc, message) = Self::begin(request)?;
         rpc.respond(self.watch(&rpc, message).await)
     }
 
@@ -370,24 +375,29 @@ impl LicensingService for Licensing {
         &self,
         request: Request<ListCustomersRequest>,
     ) -> Result<Response<ListCustomersResponse>, Status> {
-        let (rpc, message) = self.begin(request).await?;
+        let (rpc, message) = Self::begin(request)?;
         rpc.respond(self.customers(&rpc, message).await)
     }
 }
 
 impl Rpc {
     fn respond<T>(&self, result: Result<T, Failure>) -> Result<Response<T>, Status> {
-        let respond = |failure: Failure| status::respond(&failure, self.operation_id, self.deadline, Instant::now());
+        let respond = |failure: Failure| status::respond(&failure, self.operation_id, self.patience, Instant::now());
         result.map(Response::new).map_err(respond)
     }
 }
 
 /// What is asked for, as the audit trail and the record of operations tell of it.
-fn operation(rpc: &Rpc, unassignment: Unassignment, request_id: Option<Uuid>) -> Operation {
+fn operation(
+    rpc: &Rpc,
+    unassignment: Unassignment,
+    request_id: Option<Uuid>,
+    refuses_auto_licensing: bool,
+) -> Operation {
     Operation {
         id: rpc.operation_id,
         request_id: request_id.unwrap_or_else(|| rpc.operation_id.as_uuid()),
-        request_digest: RequestDigest::of(&unassignment).text(),
+        request_digest: RequestDigest::of(&unassignment, refuses_auto_licensing).text(),
         caller: caller(&rpc.identity, rpc.from),
         identified_by: rpc.identity.proved_by(),
         from: rpc.from,

@@ -37,7 +37,7 @@ use tracing::error;
 
 pub(crate) use self::{
     failpoints::failpoint,
-    store::{Error as StoreError, OperationStore, StoredOperation, StoredUsage, UsageStore, UsageWrite},
+    store::{Error as StoreError, Keeping, OperationStore, StoredOperation, StoredUsage, UsageStore, UsageWrite},
 };
 use self::{
     oauth::TokenEndpoint,

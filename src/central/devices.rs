@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use super::{
     Error,
     dispatch::{Dispatch, Reads},
-    list::{List, Pages},
+    list::{List, PAGE, Pages},
     wire::listings::{self, ListedDevice},
 };
 use crate::license::{CustomerId, Resolved, Scope, Services, Unassignment};
@@ -71,7 +71,7 @@ impl Dispatch {
             headers: &headers,
             parse: listings::device_page,
         };
-        let mut pages = Pages::new();
+        let mut pages = Pages::of_devices(PAGE);
         let is_whole = self.read_list(&list, &mut pages, reads).await;
         // Those of a list that was not read to its end were there too.
         pages.into_entries().iter().for_each(|device| tally.take(device, tenant));

@@ -4,7 +4,10 @@ mod call;
 mod reads;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
@@ -69,6 +72,8 @@ pub(super) struct Dispatch {
     budget: Mutex<Budget>,
     /// How long a call takes of late.
     call_time: Mutex<Duration>,
+    /// Nothing is sent any more.
+    is_stopped: AtomicBool,
 }
 
 impl Dispatch {
@@ -110,6 +115,7 @@ impl Dispatch {
             breaker,
             budget: Mutex::new(Budget::new(Instant::now())),
             call_time: Mutex::default(),
+            is_stopped: AtomicBool::new(false),
         })
     }
 
@@ -122,6 +128,11 @@ impl Dispatch {
     /// Central's calls of a day, by its last answer.
     pub(super) fn day_limit(&self) -> Option<u64> {
         self.quota.status().day_limit
+    }
+
+    /// From now on no change is sent.
+    pub(super) fn stop_sending(&self) {
+        self.is_stopped.store(true, SeqCst);
     }
 
     /// Waits for a valid token.
@@ -328,6 +339,9 @@ impl Dispatch {
             }
             self.trail.intend(batch.intents()).await.map_err(|_| Error::AuditUnavailable)?;
             failpoint("change: intended");
+            if self.is_stopped.load(SeqCst) {
+                return Err(Error::Stopping);
+            }
             let recorded = batch.count();
             batch.depart(Instant::now());
             if batch.count() == recorded {

@@ -137,6 +137,9 @@ pub enum Error {
     /// Nothing was sent: the audit trail did not take what was about to be.
     #[error("the audit trail cannot be written, and no call is made without it")]
     AuditUnavailable,
+    /// Nothing was sent: the process has finished what it had begun, and ends.
+    #[error("the gateway is stopping")]
+    Stopping,
     /// Nothing was sent: the operation could not be recorded where replicas share it.
     #[error("operations cannot be recorded, and no call is made without that")]
     OperationsUnavailable,
@@ -196,6 +199,7 @@ impl Error {
             | Self::Unresolved(_)
             | Self::AuditUnavailable
             | Self::OperationsUnavailable
+            | Self::Stopping
             | Self::HeldElsewhere { .. }
             | Self::NotPermitted { .. }
             | Self::ReadsSpent { .. }
@@ -245,6 +249,7 @@ impl Error {
             | Self::NotPermitted { .. }
             | Self::ReadsSpent { .. }
             | Self::OperationsUnavailable
+            | Self::Stopping
             | Self::HeldElsewhere { .. }
             | Self::Bug => false,
         }
@@ -280,6 +285,7 @@ impl Error {
             | Self::NotPermitted { .. }
             | Self::ReadsSpent { .. }
             | Self::OperationsUnavailable
+            | Self::Stopping
             | Self::HeldElsewhere { .. }
             | Self::Bug => None,
         }

@@ -20,8 +20,9 @@ use super::{
 };
 
 /// How many entries are asked for at once: what HPE's own library asks for.
-const PAGE: usize = 100;
-/// 10,000 entries. A longer list would spend a fiftieth of the day on every reading.
+pub(super) const PAGE: usize = 100;
+/// Of a list of customers: 10,000. A longer one would spend a fiftieth of the day on every reading. Lists of devices may
+/// have as many pages as their reader has calls.
 const MOST_PAGES: u32 = 100;
 /// How often a list is begun that moves while it is read.
 const MOST_ROUNDS: u32 = 3;
@@ -49,7 +50,7 @@ pub enum Flaw {
     #[error("it changed each of the {MOST_ROUNDS} times that it was read")]
     Unsettled,
     /// It does not end.
-    #[error("it has more than {MOST_PAGES} pages, or takes more than {MOST_CALLS} calls")]
+    #[error("it has more pages, or takes more calls, than a reading may cost")]
     TooLong,
     /// It is empty, and an account without customers cannot be told from a list that failed.
     #[error("it is empty")]
@@ -121,6 +122,7 @@ pub(super) struct Pages<Id, T> {
     restarts: u32,
     /// How many entries to ask for at first.
     page: usize,
+    most_pages: u32,
 }
 
 /// What a page means.
@@ -134,11 +136,15 @@ pub(super) enum AfterPage {
 
 impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
     pub(super) fn new() -> Self {
-        Self::asking_for(PAGE)
+        Self::bounded(PAGE, MOST_PAGES)
     }
 
-    /// Asks for so many entries at once, where Central is known to give more, or fewer.
-    pub(super) fn asking_for(page: usize) -> Self {
+    /// Of devices, of which a customer may have many: asks for so many at once, and ends with its reader's calls.
+    pub(super) fn of_devices(page: usize) -> Self {
+        Self::bounded(page, u32::MAX)
+    }
+
+    fn bounded(page: usize, most_pages: u32) -> Self {
         Self {
             entries: Vec::new(),
             seen: HashSet::new(),
@@ -150,6 +156,7 @@ impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
             count: 0,
             restarts: 0,
             page,
+            most_pages,
         }
     }
 
@@ -210,7 +217,7 @@ impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
             None if length == 0 => return Ok(AfterPage::Done),
             _ => {}
         }
-        if self.count == MOST_PAGES { Err(Flaw::TooLong) } else { Ok(AfterPage::More) }
+        if self.count == self.most_pages { Err(Flaw::TooLong) } else { Ok(AfterPage::More) }
     }
 
     fn is_counted(&self) -> bool {
@@ -222,7 +229,7 @@ impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
         if self.restarts + 1 == MOST_ROUNDS {
             return Err(flaw);
         }
-        *self = Self { restarts: self.restarts + 1, ..Self::asking_for(self.page) };
+        *self = Self { restarts: self.restarts + 1, ..Self::bounded(self.page, self.most_pages) };
         Ok(AfterPage::More)
     }
 }

@@ -27,7 +27,7 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// How often a round is skipped in a row because the sign stands still: others may assign as much as is released.
 const MOST_SKIPPED: u32 = 2;
 /// The longest that a watch may take, whatever its deadline.
-const LONGEST_WATCH: Duration = Duration::from_hours(1);
+pub const LONGEST_WATCH: Duration = Duration::from_hours(1);
 /// So many customers are read one by one; for more, or an open scope, all devices of the account cost fewer calls.
 pub(super) const FEW: usize = 10;
 /// A version byte, a fingerprint of what is watched.

@@ -179,6 +179,7 @@ impl Meaning {
             | Error::TimedOut(_)
             | Error::Conflict
             | Error::OperationsUnavailable
+            | Error::Stopping
             | Error::ListUnreliable { flaw: Flaw::Repeating | Flaw::Unsettled | Flaw::Miscounted { .. }, .. } => {
                 Self::Later
             }

@@ -79,6 +79,7 @@ async fn serve(mut config: Config, signals: StopSignals) -> Exit {
         Ok(telemetry) => telemetry,
         Err(error) => {
             tracing::error!(error = &error as &dyn Error, "cannot start");
+            log::flush(FLUSH_LIMIT);
             return Exit::Usage;
         }
     };

@@ -14,6 +14,18 @@ pub struct Server {
     pub listen: SocketAddr,
     /// The hard bound on finishing what runs after SIGTERM.
     pub drain_timeout: Duration,
+    /// How many connections there may be.
+    pub max_connections: usize,
+    /// How many of them may come from one address.
+    pub max_connections_per_address: usize,
+    /// How long a peer may take for whatever it has begun to send.
+    pub receive_timeout: Duration,
+    /// How long a connection may stay without a request.
+    pub idle_timeout: Duration,
+    /// How old a connection may get; zero: as old as it wants.
+    pub max_connection_age: Duration,
+    /// The longest that a request may take.
+    pub max_deadline: Duration,
     /// How many RPCs one connection may carry at once.
     pub max_streams_per_connection: u32,
     /// How many requests may be in the gateway at once.
@@ -35,6 +47,46 @@ pub(super) const SETTINGS: &[Setting] = &[
         allowed: Allowed::Duration { min: Duration::ZERO, max: Duration::from_mins(10) },
         meaning: "The hard bound on finishing what runs when told to stop; not below `central.timeout`. An exchange of tokens that \
                   is on its way has 35 s more.",
+    },
+    Setting {
+        name: "server.max_connections",
+        unset: Unset::Default("500"),
+        allowed: Allowed::Integer { min: 1, max: 100_000 },
+        meaning: "How many connections there may be. If there are as many, a new one takes the place of the oldest whose peer was \
+                  never admitted to anything; else it is closed. The process needs a few more file descriptors than these.",
+    },
+    Setting {
+        name: "server.max_connections_per_address",
+        unset: Unset::Default("200"),
+        allowed: Allowed::Integer { min: 1, max: 100_000 },
+        meaning: "The same from one address (IPv6: one /64). Behind a balancer that hides its clients' addresses, all of them \
+                  share this.",
+    },
+    Setting {
+        name: "server.receive_timeout",
+        unset: Unset::Default("8s"),
+        allowed: Allowed::Duration { min: Duration::from_millis(100), max: Duration::from_mins(5) },
+        meaning: "How long a peer may take for what it has begun: a TLS handshake, the first bytes, headers, a message; and \
+                  to take what is sent to it.",
+    },
+    Setting {
+        name: "server.idle_timeout",
+        unset: Unset::Default("15m"),
+        allowed: Allowed::Duration { min: Duration::from_millis(100), max: Duration::from_hours(24) },
+        meaning: "How long a connection may stay without a request. Then it is closed gently.",
+    },
+    Setting {
+        name: "server.max_connection_age",
+        unset: Unset::Default("30m"),
+        allowed: Allowed::Duration { min: Duration::ZERO, max: Duration::from_hours(24) },
+        meaning: "How old a connection may get, give or take a tenth. Then it takes no new requests, and ends when those on it do, \
+                  after `server.max_deadline` at the latest. So callers find new replicas. `0s`: no limit.",
+    },
+    Setting {
+        name: "server.max_deadline",
+        unset: Unset::Default("5m"),
+        allowed: Allowed::Duration { min: Duration::from_secs(1), max: Duration::from_hours(1) },
+        meaning: "The deadline of a request whose caller sets none, or a later one.",
     },
     Setting {
         name: "server.max_streams_per_connection",
@@ -63,6 +115,12 @@ pub(super) fn read(reader: &mut Reader) -> Server {
     Server {
         listen: reader.address("server.listen"),
         drain_timeout: reader.duration("server.drain_timeout"),
+        max_connections: reader.integer("server.max_connections"),
+        max_connections_per_address: reader.integer("server.max_connections_per_address"),
+        receive_timeout: reader.duration("server.receive_timeout"),
+        idle_timeout: reader.duration("server.idle_timeout"),
+        max_connection_age: reader.duration("server.max_connection_age"),
+        max_deadline: reader.duration("server.max_deadline"),
         max_streams_per_connection: reader.integer("server.max_streams_per_connection"),
         max_requests: reader.integer("server.max_requests"),
         allow_anonymous_callers: reader.boolean("server.allow_anonymous_callers"),

@@ -205,11 +205,7 @@ impl Index {
 
     /// Operations that a crash cut short.
     pub(super) fn crashed(&self) -> impl Iterator<Item = &OperationRecord> {
-        let is_crashed = |record: &&OperationRecord| {
-            let failure = record.end.as_ref().and_then(|end| end.failure.as_ref());
-            failure.is_some_and(|failure| &*failure.reason == super::record::CRASHED)
-        };
-        self.operations.values().filter(is_crashed)
+        self.operations.values().filter(|record| record.is_crashed())
     }
 
     fn insert(&mut self, record: OperationRecord) {

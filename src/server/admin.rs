@@ -1,6 +1,6 @@
 //! The listener for operators: `/metrics` for Prometheus, `/livez` and `/readyz` for Kubernetes and the like. Plain HTTP, and nothing that needs protection. Called by [`super::Server`].
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, time::Duration};
 
 use axum::{
     Router,
@@ -9,11 +9,12 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use tokio::{net::TcpListener, sync::watch};
-use tracing::{error, info};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tracing::info;
 
 use super::{
     Error,
+    connections::{Bounds, Connections, Protocol},
     health::{LICENSING, Statuses},
 };
 use crate::{proto::health::health_check_response::ServingStatus, telemetry::metrics::Metrics, token::Condition};
@@ -50,17 +51,29 @@ impl AdminListener {
 
     /// Serves from now on, until the process ends: while the server drains, and while the last spans are sent, somebody
     /// may still want to know.
-    pub(super) fn serve(self, insight: Insight) {
+    pub(super) fn serve(self, insight: Insight, receive_timeout: Duration) -> JoinHandle<()> {
+        let metrics_of_connections = insight.metrics.clone();
         let router = Router::new()
             .route("/metrics", get(metrics))
             .route("/livez", get(|| async { "alive\n" }))
             .route("/readyz", get(readyz))
             .with_state(insight);
-        tokio::spawn(async move {
-            if let Err(error) = axum::serve(self.listener, router).await {
-                error!(error = &error as &(dyn std::error::Error + 'static), "the admin listener stopped on its own");
-            }
-        });
+        let bounds = bounds(receive_timeout);
+        Connections::new("admin", Protocol::Http1, bounds, None, metrics_of_connections).serve(self.listener, router)
+    }
+}
+
+/// A scraper, the kubelet and an operator or two: a stranger who takes more than these holds nothing that callers need.
+fn bounds(receive_timeout: Duration) -> Bounds {
+    Bounds {
+        connections: 64,
+        connections_per_address: 32,
+        streams_per_connection: 1,
+        receive_timeout,
+        // Longer than the usual time between two scrapes.
+        idle_timeout: Duration::from_secs(75),
+        age: Some(Duration::from_mins(30)),
+        grace: Duration::from_secs(10),
     }
 }
 

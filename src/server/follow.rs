@@ -8,22 +8,27 @@ use tracing::{info, warn};
 
 use crate::{callers::Callers, config::PolicySource};
 
-/// How often. An operator who sets `read_only` does not notice the wait.
-const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// How often; a change takes two reads. An operator who sets `read_only` does not notice the wait.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Reads for ever, and reports what is there whenever it has changed.
+/// Reads for ever, and reports what is there whenever it has changed. Only what two reads find alike counts: a file may
+/// be read while it is being written, and half a policy may be valid and lack the limits of its other half.
 pub(super) async fn follow<T: PartialEq + Send + 'static>(
     read: impl Fn() -> T + Clone + Send + 'static,
     mut changed: impl FnMut(&T),
 ) {
-    let mut last = None;
+    let (mut reported, mut seen) = (None, None);
     loop {
         // Files may be on a disk that does not answer.
-        if let Ok(now) = spawn_blocking(read.clone()).await
-            && last.as_ref() != Some(&now)
-        {
-            changed(&now);
-            last = Some(now);
+        if let Ok(now) = spawn_blocking(read.clone()).await {
+            if reported.as_ref() == Some(&now) {
+                seen = None;
+            } else if seen.as_ref() == Some(&now) {
+                changed(&now);
+                reported = Some(now);
+            } else {
+                seen = Some(now);
+            }
         }
         sleep(POLL_INTERVAL).await;
     }
@@ -52,4 +57,29 @@ pub(super) async fn follow_policy(source: PolicySource, callers: Arc<Callers>) {
         }
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering::Relaxed},
+        time::Duration,
+    };
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_read_only_once_is_not_taken() {
+        // A file that is rewritten, and half of it is there for a moment.
+        const READ: [&str; 9] = ["old", "old", "half", "old", "half", "most", "new", "new", "new"];
+        let reads = Arc::new(AtomicUsize::new(0));
+        let read = {
+            let reads = Arc::clone(&reads);
+            move || READ[reads.fetch_add(1, Relaxed).min(READ.len() - 1)]
+        };
+        let mut taken = Vec::new();
+        let following = follow(read, |text| taken.push(*text));
+        let _ = tokio::time::timeout(Duration::from_secs(10), following).await; // it goes on for ever
+        assert_eq!(taken, ["old", "new"]);
+    }
 }

@@ -3,6 +3,7 @@
 
 use std::{
     fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -10,9 +11,9 @@ use std::{
 
 use arc_swap::ArcSwap;
 use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
-    time::{sleep, timeout},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
 };
 use tokio_rustls::{
     TlsAcceptor,
@@ -24,19 +25,15 @@ use tokio_rustls::{
     },
     server::TlsStream,
 };
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::follow::follow;
 use crate::{config, telemetry::log::with_causes};
 
-/// How long a peer may take for its handshake. One that says nothing holds nothing for longer.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many handshakes may be under way; more wait in the listener's backlog.
-const MAX_HANDSHAKES: usize = 1_024;
-/// A pause after a failed accept: without file descriptors the next one fails as well.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a peer whose handshake failed may take to read the alert and close.
+const ALERT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How much it may send meanwhile.
+const MOST_BYTES_AFTER_ALERT: u64 = 256 * 1024;
 
 /// Why certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -133,52 +130,27 @@ impl ServerTls {
         .await;
     }
 
-    /// Connections whose handshake is done, until `closing`.
-    pub(super) fn incoming(
-        self: Arc<Self>,
-        listener: TcpListener,
-        closing: CancellationToken,
-    ) -> ReceiverStream<io::Result<TlsStream<TcpStream>>> {
-        let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(async move {
-            tokio::select! {
-                () = closing.cancelled() => {}
-                () = self.accept(listener, sender) => {}
+    /// Makes the handshake. None: it failed, and the peer has been sent the alert that says why.
+    pub(super) async fn accept(&self, stream: TcpStream, peer: SocketAddr) -> Option<TlsStream<TcpStream>> {
+        let acceptor = TlsAcceptor::from(self.current.load_full());
+        match acceptor.accept(stream).into_fallible().await {
+            Ok(stream) => Some(stream),
+            Err((error, stream)) => {
+                // Anybody can make these; they are counted, and not worth a line each.
+                debug!(%peer, error = &error as &(dyn std::error::Error + 'static), "a TLS handshake failed");
+                let _ = timeout(ALERT_TIMEOUT, let_the_alert_arrive(stream)).await; // it has had its time
+                None
             }
-        });
-        ReceiverStream::new(receiver)
-    }
-
-    async fn accept(&self, listener: TcpListener, done: mpsc::Sender<io::Result<TlsStream<TcpStream>>>) {
-        let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-        loop {
-            let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else { return };
-            let (stream, peer) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    warn!(error = &error as &(dyn std::error::Error + 'static), "cannot accept a connection");
-                    sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let acceptor = TlsAcceptor::from(self.current.load_full());
-            let done = done.clone();
-            tokio::spawn(async move {
-                let _permit = permit;
-                let _ = stream.set_nodelay(true); // a connection that is gone already shows below
-                match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-                    Ok(Ok(stream)) => {
-                        let _ = done.send(Ok(stream)).await; // fails when nobody serves any more
-                    }
-                    // Anybody can make these; they are not worth a line each.
-                    Ok(Err(error)) => {
-                        debug!(%peer, error = &error as &(dyn std::error::Error + 'static), "a TLS handshake failed");
-                    }
-                    Err(_) => debug!(%peer, "a TLS handshake took too long"),
-                }
-            });
         }
     }
+}
+
+/// A socket that is closed with unread bytes is reset, and the peer loses the alert: so what it still sends is read.
+async fn let_the_alert_arrive(mut stream: TcpStream) -> io::Result<()> {
+    stream.shutdown().await?;
+    let mut rest = (&mut stream).take(MOST_BYTES_AFTER_ALERT);
+    tokio::io::copy(&mut rest, &mut tokio::io::sink()).await?;
+    Ok(())
 }
 
 /// What the files hold. Not to be printed: a private key is in it.

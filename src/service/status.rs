@@ -98,10 +98,14 @@ pub enum Failure {
     },
     /// The message is larger than the gateway takes.
     MessageTooLarge,
+    /// The headers of the request are larger than the gateway takes.
+    MetadataTooLarge,
     /// The message's bytes are not what this method takes.
     MessageMalformed,
-    /// There is no such method, or the message is compressed in a way that the gateway does not know.
+    /// There is no such method.
     NotImplemented,
+    /// The message is compressed.
+    EncodingUnknown,
 }
 
 impl From<NotAdmitted> for Failure {
@@ -173,8 +177,12 @@ fn row(failure: &Failure) -> Row {
         Failure::MessageTooLarge => {
             unchanged(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", messages::MESSAGE_TOO_LARGE)
         }
+        Failure::MetadataTooLarge => {
+            unchanged(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", messages::METADATA_TOO_LARGE)
+        }
         Failure::MessageMalformed => unchanged(Code::Internal, "MESSAGE_MALFORMED", messages::MESSAGE_MALFORMED),
         Failure::NotImplemented => unchanged(Code::Unimplemented, "NOT_IMPLEMENTED", messages::NOT_IMPLEMENTED),
+        Failure::EncodingUnknown => unchanged(Code::Unimplemented, "NOT_IMPLEMENTED", messages::ENCODING_UNKNOWN),
     }
 }
 
@@ -298,8 +306,10 @@ fn log(failure: &Failure, row: &Row) {
         | Failure::OperationNotFound
         | Failure::Draining
         | Failure::MessageTooLarge
+        | Failure::MetadataTooLarge
         | Failure::MessageMalformed
-        | Failure::NotImplemented => info!(reason, outcome, "a request was refused: {}", row.message),
+        | Failure::NotImplemented
+        | Failure::EncodingUnknown => info!(reason, outcome, "a request was refused: {}", row.message),
     }
 }
 

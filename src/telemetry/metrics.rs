@@ -79,6 +79,31 @@ pub enum Shed {
     Draining,
 }
 
+/// Why the gateway closed a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Closed {
+    /// There are as many as there may be, all of callers.
+    TooMany,
+    /// The same, from one address.
+    TooManyOfAddress,
+    /// Another peer needed its place, and nothing of it was ever admitted.
+    Evicted,
+    /// Its TLS handshake failed.
+    Handshake,
+    /// It began something and did not go on: a handshake, a frame, headers.
+    Silent,
+    /// It does not take what is sent to it.
+    Stalled,
+    /// It sends too much that moves no request on.
+    Flood,
+    /// Too many of its requests were refused, or broke the protocol.
+    Errors,
+    /// It asked for nothing.
+    Idle,
+    /// It is as old as connections get.
+    Age,
+}
+
 /// How an exchange with the token endpoint ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExchangeResult {
@@ -177,6 +202,13 @@ impl Metrics {
     pub fn shed(&self, reason: Shed) {
         if let Some(instruments) = &self.0 {
             instruments.shed.add(1, &[KeyValue::new(names::METRIC_REASON, reason.as_str())]);
+        }
+    }
+
+    /// The gateway closed a connection.
+    pub fn connection_closed(&self, reason: Closed) {
+        if let Some(instruments) = &self.0 {
+            instruments.connections_closed.add(1, &[KeyValue::new(names::METRIC_REASON, reason.as_str())]);
         }
     }
 
@@ -310,6 +342,37 @@ impl Shed {
             Self::QueueFull => "queue_full",
             Self::BreakerOpen => "breaker_open",
             Self::Draining => "draining",
+        }
+    }
+}
+
+impl Closed {
+    const ALL: [Self; 10] = [
+        Self::TooMany,
+        Self::TooManyOfAddress,
+        Self::Evicted,
+        Self::Handshake,
+        Self::Silent,
+        Self::Stalled,
+        Self::Flood,
+        Self::Errors,
+        Self::Idle,
+        Self::Age,
+    ];
+
+    /// The label's value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::TooMany => "too_many",
+            Self::TooManyOfAddress => "too_many_of_address",
+            Self::Evicted => "evicted",
+            Self::Handshake => "handshake",
+            Self::Silent => "silent",
+            Self::Stalled => "stalled",
+            Self::Flood => "flood",
+            Self::Errors => "errors",
+            Self::Idle => "idle",
+            Self::Age => "age",
         }
     }
 }

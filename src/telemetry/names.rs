@@ -159,6 +159,13 @@ pub(super) const SHED: Metric = Metric {
     labels: &[METRIC_REASON],
     meaning: "Requests that were refused to protect the gateway or Central.",
 };
+pub(super) const CONNECTIONS_CLOSED: Metric = Metric {
+    name: "license_gateway.connections.closed",
+    kind: MetricKind::Counter,
+    unit: "{connection}",
+    labels: &[METRIC_REASON],
+    meaning: "Connections that the gateway closed, on both ports, by the bound that they were over.",
+};
 pub(super) const AUDIT_FAILURES: Metric = Metric {
     name: "license_gateway.audit.failures",
     kind: MetricKind::Counter,
@@ -211,7 +218,7 @@ pub(super) const TELEMETRY_DROPPED: Metric = Metric {
 
 /// Every metric there is.
 #[cfg(test)]
-pub(super) const METRICS: [&Metric; 19] = [
+pub(super) const METRICS: [&Metric; 20] = [
     &RPC_SERVER_CALL_DURATION,
     &HTTP_CLIENT_REQUEST_DURATION,
     &REQUESTS,
@@ -223,6 +230,7 @@ pub(super) const METRICS: [&Metric; 19] = [
     &THROTTLED,
     &BREAKER_STATE,
     &SHED,
+    &CONNECTIONS_CLOSED,
     &AUDIT_FAILURES,
     &TOKEN_AGE,
     &TOKEN_EXPIRES_IN,
@@ -279,6 +287,11 @@ const METHODS: [&str; 7] = [
 pub(super) fn method(path: &str) -> Option<&'static str> {
     let path = path.strip_prefix('/')?;
     METHODS.into_iter().find(|method| *method == path)
+}
+
+/// Whether a method answers with a stream.
+pub(super) fn is_stream(method: &str) -> bool {
+    method.ends_with("/WatchRelease")
 }
 
 /// Whether a path belongs to the machinery (health checks, reflection), which is not traced.

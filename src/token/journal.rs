@@ -45,7 +45,10 @@ impl Journal {
     /// of the file, which may be the only trace of a living pair: it is never removed and never written over.
     pub(super) fn read(&self) -> Result<Option<TokenRecord>, String> {
         match fs::read(&self.path) {
-            Ok(bytes) => SealedRecord::open(&bytes).map(|(record, _)| Some(record)),
+            Ok(bytes) => match SealedRecord::open(&bytes) {
+                Ok((record, _)) => Ok(Some(record)),
+                Err(unreadable) => Err(unreadable.problem),
+            },
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(format!("it cannot be read: {error}")),
         }

@@ -37,7 +37,7 @@ use super::{
     refresh::{self, Memory, Wanted},
     secret::Secret,
     seed, serves,
-    store::{self, TokenStore},
+    store::{self, TokenStore, Version},
 };
 use crate::{config, telemetry::Origin};
 
@@ -89,6 +89,8 @@ pub(super) struct TokenRefresher {
     refused: Option<u64>,
     /// Central refuses the refresh token, and no login has healed that so far.
     is_lost: bool,
+    /// The damaged record of the last look.
+    damaged: Option<Version>,
     /// How often the refresh task failed by a bug.
     panics: u32,
     /// When the current token is due for renewal.
@@ -168,6 +170,7 @@ impl TokenRefresher {
             is_store_failing: false,
             refused: None,
             is_lost: false,
+            damaged: None,
             panics: 0,
             renew_at: Instant::now(),
         }

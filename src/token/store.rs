@@ -24,13 +24,16 @@ use uuid::Uuid;
 
 #[cfg(feature = "kubernetes-store")]
 use self::kubernetes::KubernetesStore;
-pub(crate) use self::operations::{OperationStore, StoredOperation};
+pub(crate) use self::operations::{Keeping, OperationStore, StoredOperation};
 #[cfg(feature = "redis-store")]
 use self::redis::RedisStore;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) use self::sealed::read_record;
 pub(crate) use self::usage::{StoredUsage, UsageStore, UsageWrite};
-pub(super) use self::{file::FileStore, sealed::SealedRecord};
+pub(super) use self::{
+    file::FileStore,
+    sealed::{SealedRecord, Unreadable},
+};
 use super::secret::{Fingerprint, Secret};
 use crate::config;
 
@@ -165,7 +168,7 @@ impl RefreshIntent {
 
 /// Which state of the record was read: `cas` succeeds only if it is still the one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Version(String);
+pub struct Version(String);
 
 /// The record as it was read, if there is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -273,6 +276,13 @@ impl TokenStore {
     }
 }
 
+impl Error {
+    /// Of a record that cannot be used: what may be overwritten by whoever holds the living pair is told as such.
+    fn of_record(unusable: Self, unreadable: &Unreadable, version: Version) -> Self {
+        if unreadable.is_damaged { Self::Damaged { version, unusable: Box::new(unusable) } } else { unusable }
+    }
+}
+
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -285,10 +295,19 @@ pub enum Error {
         /// The directory.
         path: std::path::PathBuf,
     },
-    /// The record is there but cannot be understood. It is never overwritten.
+    /// One of the next three, and what is there is half a record: whoever holds the living pair puts it in its place.
+    #[error("{unusable}")]
+    Damaged {
+        /// To be given to `cas`.
+        version: Version,
+        /// What is said of it.
+        unusable: Box<Error>,
+    },
+    /// The record is there but cannot be understood.
     #[error(
-        "the token record {path:?} cannot be used: {problem}; it was left as it is. Move it away and put a new \
-         refresh token in place, or restore the previous record beside it"
+        "the token record {path:?} cannot be used: {problem}; it was left as it is. A gateway that holds the pair \
+         writes it anew; where none does, move the file away and put a new refresh token in place, or restore the \
+         previous record beside it"
     )]
     Unusable {
         /// The file.
@@ -298,14 +317,26 @@ pub enum Error {
     },
     /// The same under a key of a Redis server.
     #[error(
-        "the token record under the key {key:?} {store} cannot be used: {problem}; it was left as it is. Restore its \
-         value, or delete the key and put a new refresh token in place"
+        "the token record under the key {key:?} {store} cannot be used: {problem}; it was left as it is. A gateway \
+         that holds the pair writes it anew; where none does, restore the value, or delete the key and put a new \
+         refresh token in place"
     )]
     UnusableKey {
         /// The key.
         key: String,
         /// Which server, without secrets.
         store: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The same in a Kubernetes Secret.
+    #[error(
+        "the token record in the {secret} cannot be used: {problem}; it was left as it is. A gateway that holds the \
+         pair writes it anew; where none does, delete the Secret and put a new refresh token in place"
+    )]
+    UnusableSecret {
+        /// The Secret.
+        secret: String,
         /// What is wrong with it.
         problem: String,
     },

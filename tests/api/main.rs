@@ -17,6 +17,7 @@ mod custody;
 mod customers;
 mod departures;
 mod failures;
+mod hostile;
 #[cfg(feature = "failpoints")]
 mod killed;
 

@@ -176,6 +176,40 @@ async fn a_call_that_hangs_cannot_hold_the_stop_beyond_its_bound() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_still_waits_when_the_drain_has_ended_is_not_sent() {
+    let sandbox = sandbox().await;
+    let dir = tempfile::tempdir().unwrap();
+    let more = [("LICENSE_GATEWAY__SERVER__DRAIN_TIMEOUT", "300ms"), ("LICENSE_GATEWAY__CENTRAL__MAX_IN_FLIGHT", "1")];
+    let mut process = Process::serve(&sandbox, dir.path(), &more).await;
+    let client =
+        license_gateway::proto::licensing_service_client::LicensingServiceClient::new(channel(process.address).await);
+    // The first call is held, so the second one waits for its slot.
+    sandbox.fault(Fault::hold("first").on(Operation::Unassign));
+    let send = |index: usize| {
+        let (mut client, service) = (client.clone(), sandbox.settings().services[index].clone());
+        let request = of_service(&service, &[&customer(&sandbox, index)]);
+        tokio::spawn(async move { client.unassign_licenses(request).await })
+    };
+    let first = send(0);
+    sandbox.wait_for_held("first", 1).await;
+    let second = send(1);
+    // The process does not end before this exchange. (The calls so far are forgotten with it.)
+    another_tool_refreshes(&sandbox).await;
+    sandbox.fault(Fault::hold_answer("exchange").on(Operation::Token));
+    std::fs::write(dir.path().join("refresh_token"), living(&sandbox)).unwrap();
+    sandbox.wait_for_held("exchange", 1).await;
+    process.terminate();
+    process.said("not everything was finished within server.drain_timeout").await;
+    sandbox.release("first");
+    timeout(PATIENCE, first).await.unwrap().unwrap().expect("what was sent is answered");
+    let failure = Failure::from(timeout(PATIENCE, second).await.unwrap().unwrap().unwrap_err());
+    assert_eq!((failure.reason.as_str(), failure.outcome.as_str()), ("GATEWAY_DRAINING", "not_applied"));
+    assert_eq!(sandbox.unassign_calls().len(), 0, "no other call");
+    sandbox.release("exchange");
+    assert_eq!(process.exit().await.0.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_last_span_arrives_on_sigterm_also_with_one_worker() {
     let sandbox = sandbox().await;
     let collector = Collector::start().await;

@@ -197,6 +197,12 @@ pub fn config(sandbox: &Sandbox, dir: &Path) -> config::Config {
         server: config::Server {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             drain_timeout: Duration::from_secs(10),
+            max_connections: 500,
+            max_connections_per_address: 200,
+            receive_timeout: Duration::from_secs(8),
+            idle_timeout: Duration::from_mins(15),
+            max_connection_age: Duration::from_mins(30),
+            max_deadline: Duration::from_mins(5),
             max_streams_per_connection: 1_000,
             max_requests: 2_000,
             allow_anonymous_callers: false,
@@ -483,4 +489,18 @@ fn config_toml(config: &config::Config) -> String {
         config.token_store.path.display(),
         audit_path(config).display(),
     )
+}
+
+/// What kubectl would need to reach this API server.
+#[cfg(feature = "kubernetes-store")]
+pub fn kubeconfig(api: &crate::api_server::ApiServer, dir: &Path) -> PathBuf {
+    let path = dir.join("kubeconfig");
+    let text = serde_json::json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "here",
+        "clusters": [{"name": "here", "cluster": {"server": format!("http://{}", api.address)}}],
+        "users": [{"name": "person", "user": {"token": crate::api_server::BEARER}}],
+        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "person", "namespace": "gateway"}}],
+    });
+    std::fs::write(&path, text.to_string()).unwrap();
+    path
 }

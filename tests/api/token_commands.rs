@@ -182,17 +182,13 @@ fn a_store_in_redis_is_looked_at_and_seeded() {
 #[cfg(feature = "kubernetes-store")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_in_kubernetes_is_looked_at_and_seeded() {
-    use crate::api_server::{ApiServer, BEARER};
+    use crate::{
+        api_server::{ApiServer, BEARER},
+        support::kubeconfig,
+    };
 
     let (sandbox, api, dir) = (sandbox().await, ApiServer::start().await, tempfile::tempdir().unwrap());
-    let kubeconfig = dir.path().join("kubeconfig");
-    let text = json!({
-        "apiVersion": "v1", "kind": "Config", "current-context": "here",
-        "clusters": [{"name": "here", "cluster": {"server": format!("http://{}", api.address)}}],
-        "users": [{"name": "person", "user": {"token": BEARER}}],
-        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "person", "namespace": "gateway"}}],
-    });
-    fs::write(&kubeconfig, text.to_string()).unwrap();
+    let kubeconfig = kubeconfig(&api, dir.path());
     let more = [("LICENSE_GATEWAY__TOKEN_STORE__KIND", "kubernetes"), ("KUBECONFIG", kubeconfig.to_str().unwrap())];
     let ran = |arguments: &[&str], input: &str| -> Ran {
         let mut child = Command::new(env!("CARGO_BIN_EXE_license-gateway"))

@@ -91,6 +91,10 @@ with the ConfigMap.
 {{- /* What the gateway itself would refuse, and exit. */}}
 {{- range $bound := list
     (list "config.server.drain_timeout" $config.server.drain_timeout "0s" "10m")
+    (list "config.server.receive_timeout" $config.server.receive_timeout "100ms" "5m")
+    (list "config.server.idle_timeout" $config.server.idle_timeout "100ms" "24h")
+    (list "config.server.max_connection_age" $config.server.max_connection_age "0s" "24h")
+    (list "config.server.max_deadline" $config.server.max_deadline "1s" "1h")
     (list "config.central.timeout" $config.central.timeout "1s" "5m")
     (list "config.central.max_wait" $config.central.max_wait "100ms" "10m")
     (list "config.jwt.refresh_interval" (default "5m" $config.jwt.refresh_interval) "30s" "1h") -}}

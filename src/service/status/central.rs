@@ -166,6 +166,7 @@ pub(super) fn row(error: &Error) -> Row {
         // The caller's library must not try again on its own: a person has to make room, or mend a disk.
         Error::AuditUnavailable => (Code::FailedPrecondition, "AUDIT_UNAVAILABLE", messages::AUDIT_UNAVAILABLE),
         Error::OperationsUnavailable => (Code::Unavailable, "OPERATIONS_UNAVAILABLE", messages::OPERATIONS_UNAVAILABLE),
+        Error::Stopping => (Code::Unavailable, "GATEWAY_DRAINING", messages::DRAINING),
         // Seen only where a part of a request had been done before: the store has lost its first claim.
         Error::HeldElsewhere { .. } => (Code::Unavailable, "OPERATIONS_UNAVAILABLE", messages::HELD_ELSEWHERE),
         Error::ConnectionLost(_) => (Code::Unknown, "CENTRAL_CONNECTION_LOST", messages::CONNECTION_LOST),
@@ -197,7 +198,7 @@ fn repeat_after(error: &Error) -> Option<Duration> {
         | Error::Down { retry_after: wait }
         | Error::Overloaded { retry_after: wait }
         | Error::ReadsSpent { retry_after: wait } => Some((*wait).max(SOON)),
-        Error::Unreachable(_) | Error::OperationsUnavailable => Some(SOON),
+        Error::Unreachable(_) | Error::OperationsUnavailable | Error::Stopping => Some(SOON),
         _ => None,
     }
 }

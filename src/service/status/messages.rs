@@ -21,14 +21,18 @@ pub(super) const MESSAGE_TOO_LARGE: &str = "the message is larger than 256 KiB; 
 pub(super) const MESSAGE_MALFORMED: &str =
     "the bytes are not a message of this method; generate your client from the current contract";
 pub(super) const NOT_IMPLEMENTED: &str =
-    "this gateway has no such method, or does not know the compression of the message";
+    "this gateway has no such method; generate your client from the current contract";
+pub(super) const ENCODING_UNKNOWN: &str =
+    "the message is compressed, and this gateway takes none that is; switch the compression of requests off";
+pub(super) const METADATA_TOO_LARGE: &str =
+    "the metadata of this call is larger than 16 KiB, tokens and tracing included; send less of it";
 
 pub(super) const DEADLINE_BEFORE_SENDING: &str = "the deadline passed, and nothing was changed";
 pub(super) const DEADLINE_WHILE_AT_WORK: &str =
     "the deadline passed while Central was at work; look whether it was done before you repeat it";
 pub(super) const DEADLINE_OF_A_READ: &str = "the deadline passed before Central answered";
-pub(super) const STILL_RUNNING: &str = "the deadline passed while the operation of this request_id ran; repeat the \
-    request with the same id, or ask GetOperation";
+pub(super) const STILL_RUNNING: &str =
+    "the operation of this request_id still runs; repeat the request with the same id, or ask GetOperation";
 
 pub(super) const ARGUMENT_REJECTED: &str =
     "Central rejected the request: most likely a customer id or the name of a service is wrong";

@@ -86,6 +86,7 @@ async fn table() -> Vec<(Failure, Expected)> {
         (Failure::RepeatedByProxy, (Aborted, "REPEATED_BY_PROXY", "unknown", None, -1, &[])),
         (Failure::RequestIdReused, (InvalidArgument, "REQUEST_ID_REUSED", "not_applied", None, -1, &[])),
         (Failure::OperationsUnavailable, (Unavailable, "OPERATIONS_UNAVAILABLE", "not_applied", None, 1_000, retry)),
+        (change(Error::Stopping), (Unavailable, "GATEWAY_DRAINING", "not_applied", None, 1_000, retry)),
         (
             change(Error::OperationsUnavailable),
             (Unavailable, "OPERATIONS_UNAVAILABLE", "not_applied", None, 1_000, retry),
@@ -135,7 +136,9 @@ async fn table() -> Vec<(Failure, Expected)> {
         (Failure::Bug { nothing_was_sent: false }, (Internal, "GATEWAY_INTERNAL", "unknown", None, -1, &[])),
         (Failure::MessageTooLarge, (ResourceExhausted, "MESSAGE_TOO_LARGE", "not_applied", None, -1, &[])),
         (Failure::MessageMalformed, (Internal, "MESSAGE_MALFORMED", "not_applied", None, -1, &[])),
+        (Failure::MetadataTooLarge, (ResourceExhausted, "MESSAGE_TOO_LARGE", "not_applied", None, -1, &[])),
         (Failure::NotImplemented, (Unimplemented, "NOT_IMPLEMENTED", "not_applied", None, -1, &[])),
+        (Failure::EncodingUnknown, (Unimplemented, "NOT_IMPLEMENTED", "not_applied", None, -1, &[])),
         (
             Failure::Change(partial),
             (

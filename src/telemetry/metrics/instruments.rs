@@ -7,7 +7,7 @@ use opentelemetry::{
     metrics::{AsyncInstrument, Counter, Histogram, Meter},
 };
 
-use super::{DropCause, Dropped, ExchangeResult, QuotaReadings, Shed, TokenAges, TokenState, Window};
+use super::{Closed, DropCause, Dropped, ExchangeResult, QuotaReadings, Shed, TokenAges, TokenState, Window};
 use crate::{
     config::StatusCodeName,
     telemetry::names::{self, Metric, MetricKind},
@@ -26,6 +26,7 @@ pub(super) struct Instruments {
     pub call_members: Histogram<u64>,
     pub throttled: Counter<u64>,
     pub shed: Counter<u64>,
+    pub connections_closed: Counter<u64>,
     pub audit_failures: Counter<u64>,
     pub token_exchanges: Counter<u64>,
     pub telemetry_dropped: Counter<u64>,
@@ -46,6 +47,7 @@ impl Instruments {
                 .build(),
             throttled: counter(&meter, &names::THROTTLED),
             shed: counter(&meter, &names::SHED),
+            connections_closed: counter(&meter, &names::CONNECTIONS_CLOSED),
             audit_failures: counter(&meter, &names::AUDIT_FAILURES),
             token_exchanges: counter(&meter, &names::TOKEN_EXCHANGES),
             telemetry_dropped: counter(&meter, &names::TELEMETRY_DROPPED),
@@ -64,6 +66,9 @@ impl Instruments {
         }
         for reason in Shed::ALL {
             self.shed.add(0, &[KeyValue::new(names::METRIC_REASON, reason.as_str())]);
+        }
+        for reason in Closed::ALL {
+            self.connections_closed.add(0, &[KeyValue::new(names::METRIC_REASON, reason.as_str())]);
         }
         for result in ExchangeResult::ALL {
             self.token_exchanges.add(0, &[KeyValue::new(names::METRIC_RESULT, result.as_str())]);

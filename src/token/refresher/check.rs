@@ -12,7 +12,7 @@ use crate::token::{
     refresh,
     secret::Secret,
     seed,
-    store::{LoadedRecord, TokenRecord},
+    store::{self, LoadedRecord, TokenRecord, Version},
 };
 
 impl TokenRefresher {
@@ -70,7 +70,12 @@ impl TokenRefresher {
         if !self.is_saved {
             return; // a pair that is nowhere else comes first
         }
-        let Ok(LoadedRecord { record, .. }) = self.store.load().await else { return };
+        let record = match self.store.load().await {
+            Ok(LoadedRecord { record, .. }) => record,
+            Err(store::Error::Damaged { version, .. }) => return self.mend(version).await,
+            Err(_) => return,
+        };
+        self.damaged = None;
         self.store_works();
         if let Some(record) = &record {
             self.memory.note(record.generation, Instant::now());
@@ -103,6 +108,23 @@ impl TokenRefresher {
         self.save().await;
         if !self.is_saved {
             self.write_journal(&newest);
+        }
+    }
+
+    /// The record is damaged: whoever holds the living pair puts it in its place. Among replicas at the second look only:
+    /// one that looked later may hold a newer pair, and this process has not seen it.
+    async fn mend(&mut self, version: Version) {
+        let is_known = self.damaged.replace(version.clone()) == Some(version);
+        let is_living = |newest: &TokenRecord| !newest.intent.as_ref().is_some_and(|intent| intent.refused);
+        let Some(living) = self.memory.newest.clone().filter(is_living) else { return };
+        if !self.memory.is_exclusive && !is_known {
+            return;
+        }
+        warn!(generation = living.generation, "the token record is damaged; the pair that lives is put in its place");
+        self.is_saved = false;
+        self.save().await;
+        if !self.is_saved {
+            self.write_journal(&living);
         }
     }
 

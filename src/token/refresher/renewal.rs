@@ -253,7 +253,11 @@ impl TokenRefresher {
         let Some(newest) = self.memory.newest.clone() else { return };
         let saved = async {
             loop {
-                let LoadedRecord { record, version } = self.store.load().await?;
+                let LoadedRecord { record, version } = match self.store.load().await {
+                    // Nothing that lives is in it, or this process holds what comes after it.
+                    Err(store::Error::Damaged { version, .. }) => LoadedRecord { record: None, version },
+                    loaded => loaded?,
+                };
                 let Some(to_save) = refresh::to_save(record, &newest, self.spent.as_ref()) else { return Ok(None) };
                 if let Swap::Stored(_) = self.store.cas(version, to_save.clone()).await? {
                     return Ok(Some(to_save));

@@ -18,6 +18,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use data_encoding::HEXLOWER;
+use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
 use super::{Error, LoadedRecord, Swap, TokenRecord, Version, sealed::SealedRecord};
@@ -132,14 +134,19 @@ impl StoreDirectory {
     }
 
     fn cas(&self, version: &Version, record: &TokenRecord) -> Result<Swap, Error> {
-        if self.load()?.version != *version {
+        let (found, previous) = match self.load() {
+            Ok(loaded) => (loaded.version, "token.previous.json"),
+            Err(Error::Damaged { version, .. }) => (version, "token.damaged.json"),
+            Err(error) => return Err(error),
+        };
+        if found != *version {
             return Ok(Swap::Conflict);
         }
         let serial = version.0.parse().unwrap_or(0_u64) + 1;
         let purpose = if record.intent.is_some() { "claim" } else { "save" };
         failpoint(format_args!("{purpose}: about to keep the previous record"));
         // For people only: not worth failing for, when the new record may be the only living pair.
-        if let Err(error) = self.keep_previous() {
+        if let Err(error) = self.keep_previous(previous) {
             warn!(error = &error as &(dyn std::error::Error + 'static), "the previous token record is not kept");
         }
         failpoint(format_args!("{purpose}: about to reserve space"));
@@ -153,8 +160,8 @@ impl StoreDirectory {
     }
 
     /// Keeps the record that is about to be replaced, for people: nothing reads it back on its own.
-    fn keep_previous(&self) -> Result<(), Error> {
-        let previous = self.path.join("token.previous.json");
+    fn keep_previous(&self, name: &str) -> Result<(), Error> {
+        let previous = self.path.join(name);
         match fs::remove_file(&previous) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 return Err(Error::Io { action: "remove", path: previous, source });
@@ -228,7 +235,11 @@ fn read(path: &Path) -> Result<LoadedRecord, Error> {
     }
     match SealedRecord::open(&bytes) {
         Ok((record, serial)) => Ok(LoadedRecord { record: Some(record), version: Version(serial.to_string()) }),
-        Err(problem) => Err(Error::Unusable { path: path.to_owned(), problem }),
+        Err(unreadable) => {
+            let version = Version(format!("damaged {}", HEXLOWER.encode(&Sha256::digest(&bytes))));
+            let unusable = Error::Unusable { path: path.to_owned(), problem: unreadable.problem.clone() };
+            Err(Error::of_record(unusable, &unreadable, version))
+        }
     }
 }
 
@@ -299,8 +310,19 @@ mod tests {
             let error = store.load().await.unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
             assert!(!error.contains("refresh-1"), "{error}");
-            store.cas(Version(String::new()), record(5)).await.unwrap_err();
+            let swap = store.cas(Version(String::new()), record(5)).await;
+            assert!(!matches!(swap, Ok(Swap::Stored(_))), "{swap:?}");
             assert_eq!(fs::read(&path).unwrap(), bytes, "left as it is");
+
+            // Whoever holds the living pair says so by the version; not over what another version of us wrote.
+            let Error::Damaged { version, .. } = store.load().await.unwrap_err() else {
+                assert_eq!(bytes, newer);
+                continue;
+            };
+            assert_ne!(bytes, newer);
+            assert!(matches!(store.cas(version, record(5)).await, Ok(Swap::Stored(_))));
+            assert_eq!(store.load().await.unwrap().record, Some(record(5)));
+            assert_eq!(fs::read(dir.path().join("token.damaged.json")).unwrap(), bytes, "kept for people");
         }
     }
 

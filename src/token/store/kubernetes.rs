@@ -10,11 +10,12 @@
 #[cfg(test)]
 #[path = "../../../tests/api/api_server.rs"]
 mod api_server;
+mod operations;
 #[cfg(test)]
 mod tests;
 mod usage;
 
-use std::{collections::BTreeMap, error::Error as StdError, fmt, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, error::Error as StdError, fmt, time::Duration};
 
 use data_encoding::HEXLOWER;
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
@@ -34,14 +35,17 @@ use tokio::time::timeout;
 use tracing::{Dispatch, instrument::WithSubscriber as _};
 use uuid::Uuid;
 
+pub(super) use self::operations::KubernetesOperations;
 use super::{
-    Error, LoadedRecord, Swap, TokenRecord, Version,
+    Error, LoadedRecord, Swap, TokenRecord, Unreadable, Version,
     sealed::{CHECKSUM_DIFFERS, place, read_record},
 };
 use crate::config;
 
 /// The key in the Secret's data that holds the record.
 const RECORD_KEY: &str = "token.json";
+/// Where a damaged one is kept when another takes its place: for people only.
+const DAMAGED_KEY: &str = "token.damaged.json";
 /// An API server that is there accepts a connection at once.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// The API server's own bound on a write is longer, but a refresh waits for us.
@@ -62,7 +66,7 @@ pub(crate) struct KubernetesStore {
 struct FoundSecret {
     secret: Secret,
     resource_version: String,
-    entry: Option<FoundRecord>,
+    entry: Result<Option<FoundRecord>, Unreadable>,
 }
 
 /// A record that was read, and the writes around it.
@@ -133,7 +137,11 @@ impl KubernetesStore {
     /// The record as it stands.
     pub(crate) async fn load(&self) -> Result<LoadedRecord, Error> {
         let found = self.find("be read").await?;
-        Ok(LoadedRecord { version: version(found.as_ref()), record: found.and_then(|found| Some(found.entry?.record)) })
+        let version = version(found.as_ref());
+        match found.map_or(Ok(None), |found| found.entry) {
+            Ok(entry) => Ok(LoadedRecord { version, record: entry.map(|entry| entry.record) }),
+            Err(unreadable) => Err(self.unusable(&unreadable, version)),
+        }
     }
 
     /// Replaces the record if it is still the one of `version`. The Secret's other keys, its labels and annotations
@@ -146,11 +154,16 @@ impl KubernetesStore {
         }
         let base = found.as_ref().map(|found| found.resource_version.clone());
         let replaces = found.as_ref().and_then(FoundSecret::write);
+        if let Some(FoundSecret { entry: Err(unreadable), .. }) = &found
+            && !unreadable.is_damaged
+        {
+            return Err(self.unusable(unreadable, version));
+        }
         let write = Uuid::new_v4();
         let value = write_entry(write, replaces, &record);
         let (verb, sent) = match found {
             None => ("create", self.create(value).await),
-            Some(found) => ("update", self.replace(found.secret, value).await),
+            Some(found) => ("update", self.replace(found, value).await),
         };
         match sent {
             Ok(secret) => Ok(Swap::Stored(version_of(&resource_version(&secret)?, Some(write)))),
@@ -177,13 +190,8 @@ impl KubernetesStore {
             Err(ApiFault::Refused(answer)) => return Err(self.refused(action, "get", answer)),
             Err(ApiFault::Unclear(cause)) => return Err(self.unavailable(action, cause)),
         };
-        let entry = match secret.data.as_ref().and_then(|data| data.get(RECORD_KEY)) {
-            None => None,
-            Some(value) => Some(read_entry(&value.0).map_err(|problem| Error::Unusable {
-                path: PathBuf::from(format!("Secret {}/{}", self.namespace, self.name)),
-                problem,
-            })?),
-        };
+        let entry = secret.data.as_ref().and_then(|data| data.get(RECORD_KEY));
+        let entry = entry.map(|value| read_entry(&value.0)).transpose();
         Ok(Some(FoundSecret { resource_version: resource_version(&secret)?, secret, entry }))
     }
 
@@ -212,8 +220,16 @@ impl KubernetesStore {
     }
 
     /// `secret` carries the `resourceVersion` that was read.
-    async fn replace(&self, mut secret: Secret, value: Vec<u8>) -> Result<Secret, ApiFault> {
-        secret.data.get_or_insert_default().insert(RECORD_KEY.to_owned(), ByteString(value));
+    async fn replace(
+        &self,
+        FoundSecret { mut secret, entry, .. }: FoundSecret,
+        value: Vec<u8>,
+    ) -> Result<Secret, ApiFault> {
+        let data = secret.data.get_or_insert_default();
+        let before = data.insert(RECORD_KEY.to_owned(), ByteString(value));
+        if let (Err(_), Some(damaged)) = (entry, before) {
+            data.insert(DAMAGED_KEY.to_owned(), damaged);
+        }
         self.send(self.secrets.replace(&self.name, &written_by_us(), json(&secret))).await
     }
 
@@ -278,6 +294,11 @@ impl KubernetesStore {
     fn unavailable(&self, action: &'static str, source: BoxError) -> Error {
         Error::Unavailable { store: self.to_string(), action, source }
     }
+
+    fn unusable(&self, unreadable: &Unreadable, version: Version) -> Error {
+        let unusable = Error::UnusableSecret { secret: self.to_string(), problem: unreadable.problem.clone() };
+        Error::of_record(unusable, unreadable, version)
+    }
 }
 
 impl fmt::Debug for KubernetesStore {
@@ -297,7 +318,7 @@ impl fmt::Display for KubernetesStore {
 
 impl FoundSecret {
     fn write(&self) -> Option<Uuid> {
-        self.entry.as_ref().map(|entry| entry.write)
+        self.entry.as_ref().ok()?.as_ref().map(|entry| entry.write)
     }
 
     fn version(&self) -> Version {
@@ -308,7 +329,7 @@ impl FoundSecret {
     /// nor ever will.
     fn excludes(&self, base: Option<&str>, replaces: Option<Uuid>) -> bool {
         let is_still_that_record = self.write() == replaces;
-        let took_its_place = self.entry.as_ref().is_some_and(|entry| entry.replaces == replaces);
+        let took_its_place = matches!(&self.entry, Ok(Some(entry)) if entry.replaces == replaces);
         if is_still_that_record { base != Some(&self.resource_version) } else { took_its_place }
     }
 }
@@ -403,11 +424,11 @@ fn write_entry(write: Uuid, replaces: Option<Uuid>, record: &TokenRecord) -> Vec
 }
 
 /// The record and its writes, or what is wrong in words that hold nothing of the record.
-fn read_entry(bytes: &[u8]) -> Result<FoundRecord, String> {
+fn read_entry(bytes: &[u8]) -> Result<FoundRecord, Unreadable> {
     let SecretEntry { sha256, write, replaces, record } = serde_json::from_slice(bytes)
-        .map_err(|error| format!("its key {RECORD_KEY:?} is damaged at {}", place(&error)))?;
+        .map_err(|error| Unreadable::damaged(format!("its key {RECORD_KEY:?} is damaged at {}", place(&error))))?;
     if checksum(write, replaces, &record) != sha256 {
-        return Err(CHECKSUM_DIFFERS.to_owned());
+        return Err(Unreadable::damaged(CHECKSUM_DIFFERS.to_owned()));
     }
     Ok(FoundRecord { record: read_record(&record)?, write, replaces })
 }

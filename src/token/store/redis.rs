@@ -146,7 +146,7 @@ impl RedisStore {
             Ok(loaded) if loaded.version == ours => Ok(Swap::Stored(ours)),
             // Ours can never be stored again, or was and has been replaced: there is another record to look at.
             Ok(loaded) if loaded.version != *before => Ok(Swap::Conflict),
-            Err(error @ Error::UnusableKey { .. }) => Err(error),
+            Err(error @ (Error::UnusableKey { .. } | Error::Damaged { .. })) => Err(error),
             Ok(_) | Err(_) => Err(self.0.unavailable("be written", fault)),
         }
     }
@@ -220,7 +220,9 @@ impl RedisHandle {
         };
         match SealedRecord::open(&value) {
             Ok((record, serial)) => Ok(LoadedRecord { record: Some(record), version: version_of(serial, &value) }),
-            Err(problem) => Err(self.unusable(problem)),
+            Err(unreadable) => {
+                Err(Error::of_record(self.unusable(unreadable.problem.clone()), &unreadable, version_of(0, &value)))
+            }
         }
     }
 

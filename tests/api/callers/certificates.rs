@@ -12,13 +12,16 @@ use std::{
 };
 
 use license_gateway::proto::licensing_service_client::LicensingServiceClient;
-use tokio::{io::AsyncReadExt as _, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tokio_rustls::{
     TlsConnector,
     rustls::{
         ClientConfig, RootCertStore,
         crypto::aws_lc_rs,
-        pki_types::{CertificateDer, pem::PemObject as _},
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     },
 };
 use tonic::Code;
@@ -208,4 +211,41 @@ async fn a_pair_that_cannot_be_used_stops_the_start() {
     let telemetry = license_gateway::telemetry::Telemetry::start(&config.telemetry).unwrap();
     let error = license_gateway::server::Server::bind(config, telemetry.tracing()).await.unwrap_err();
     assert_eq!(error.to_string(), "TLS cannot be set up");
+}
+
+/// What the gateway has to say to a client that shows this certificate and goes on sending.
+async fn refusal(address: SocketAddr, authority: &Authority, pair: &Pair) -> std::io::Error {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
+    let certificate = CertificateDer::from_pem_slice(pair.certificate.as_bytes()).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
+    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(vec![certificate], key)
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let stream = TcpStream::connect(address).await.unwrap();
+    let exchange = async {
+        let mut stream = TlsConnector::from(Arc::new(config)).connect("localhost".try_into().unwrap(), stream).await?;
+        // As clients do: what is sent with the handshake is still unread when it fails.
+        stream.write_all(&[0; 60_000]).await?;
+        stream.read_u8().await
+    };
+    timeout(PATIENCE, exchange).await.expect("an end").expect_err("it is not let in")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_is_not_accepted_is_refused_by_an_alert_that_arrives() {
+    let (servers, clients, others) = (Authority::new("servers"), Authority::new("clients"), Authority::new("others"));
+    let sandbox = sandbox().await;
+    let dir = tempfile::tempdir().unwrap();
+    alice(dir.path(), &servers, &clients);
+    let gateway = Gateway::start_with(&sandbox, |config| config.tls = Some(tls_files(dir.path()))).await;
+    let stranger = others.issue(&somebody(&[uri(ALICE)]));
+    for _ in 0..20 {
+        let error = refusal(gateway.address, &servers, &stranger).await;
+        assert!(error.to_string().contains("alert"), "{error}");
+    }
 }

@@ -11,7 +11,7 @@ use super::{
     A_LOOK, REJECTED, applied, fingerprint, holds_the_living, place, presented, put_seed, refused, stop, unassign,
     wait_for,
 };
-use crate::support::{Gateway, PATIENCE, Process, channel, customer, living, sandbox};
+use crate::support::{Gateway, PATIENCE, Process, channel, config_file, customer, living, sandbox};
 
 #[tokio::test]
 async fn a_seed_that_is_put_in_place_a_hundred_times_is_presented_once() {
@@ -125,21 +125,31 @@ async fn a_mistyped_seed_does_not_cost_a_living_chain() {
     gateway.stop().await;
 }
 
-/// Also while the chain lives, and not at every look.
+/// Before the first seed, while the chain lives and after it is lost; and not at every look.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_that_holds_no_seed_is_told_once_per_change() {
+async fn a_file_that_holds_no_seed_is_told_once_per_change_whatever_the_state() {
     let (sandbox, dir) = (sandbox().await, tempfile::tempdir().unwrap());
-    let process = Process::serve(&sandbox, dir.path(), &[]).await;
+    let file = config_file(&sandbox, dir.path());
+    put_seed(dir.path(), "two words");
+    let process = Process::serve_file(&file, &[]).await;
     let (connection, customer) = (channel(process.address).await, customer(&sandbox, 0));
-    wait_for("a first token", PATIENCE, async || unassign(&connection, &customer).await.ok()).await;
-    for text in ["two words", "three more words"] {
+    let asked = async || unassign(&connection, &customer).await;
+    assert!(asked().await.is_err(), "nothing was seeded");
+    sleep(2 * A_LOOK).await;
+    put_seed(dir.path(), &living(&sandbox));
+    wait_for("a first token", PATIENCE, async || asked().await.ok()).await;
+    for text in ["three more words", "and four more words"] {
         put_seed(dir.path(), text);
         sleep(2 * A_LOOK).await;
     }
+    crate::support::another_tool_refreshes(&sandbox).await;
+    wait_for("the loss", PATIENCE, async || (asked().await == Err(REJECTED.to_owned())).then_some(())).await;
+    put_seed(dir.path(), "which makes it five words");
+    sleep(2 * A_LOOK).await;
     drop(connection);
     let log = stop(process).await;
     let told = log.iter().filter(|line| line["message"] == "a file with a refresh token is not used").count();
-    assert_eq!(told, 2, "{log:#?}");
+    assert_eq!(told, 4, "{log:#?}");
 }
 
 /// The newest pair whose access token a licensing call carried.

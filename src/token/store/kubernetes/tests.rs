@@ -30,7 +30,7 @@ fn cluster(address: std::net::SocketAddr) -> Config {
     config
 }
 
-fn store(server: &ApiServer) -> KubernetesStore {
+pub(super) fn store(server: &ApiServer) -> KubernetesStore {
     store_in(server, None)
 }
 
@@ -226,8 +226,20 @@ async fn a_record_that_cannot_be_understood_is_refused_and_left_alone() {
         let error = with_causes(&store.load().await.unwrap_err());
         assert!(error.contains(expected) && error.contains("Secret gateway/license-gateway-token"), "{error}");
         assert!(!error.contains("refresh-1"), "{error}");
-        store.cas(Version(String::new()), record(5)).await.unwrap_err();
+        let swap = store.cas(Version(String::new()), record(5)).await;
+        assert!(!matches!(swap, Ok(Swap::Stored(_))), "{swap:?}");
         assert_eq!(server.cluster.secret("gateway", NAME), before, "left as it is");
+
+        // Whoever holds the living pair says so by the version; not over what another version of us wrote.
+        let Error::Damaged { version, .. } = store.load().await.unwrap_err() else {
+            assert_eq!(bytes, newer);
+            continue;
+        };
+        assert_ne!(bytes, newer);
+        let Ok(Swap::Stored(version)) = store.cas(version, record(5)).await else { panic!("it is written anew") };
+        assert_eq!(store.load().await.unwrap(), LoadedRecord { record: Some(record(5)), version });
+        let kept = &server.cluster.secret("gateway", NAME).unwrap()["data"][DAMAGED_KEY];
+        assert_eq!(*kept, serde_json::to_value(ByteString(bytes.to_vec())).unwrap(), "kept for people");
     }
 }
 
