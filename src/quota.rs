@@ -20,7 +20,7 @@ use tokio::{
 use tracing::{info, warn};
 
 pub use self::headers::RateLimitHeaders;
-use self::pace::{Availability, Pace, Taken};
+use self::pace::{Availability, Pace, TakenPermit};
 use crate::{config, telemetry::metrics};
 
 /// What a call is for, the most urgent first.
@@ -87,7 +87,7 @@ struct Ticket {
 #[must_use]
 pub struct Permit {
     quota: Quota,
-    taken: Option<Taken>,
+    taken: Option<TakenPermit>,
 }
 
 /// How things stand, for people and machines that watch.

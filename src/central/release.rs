@@ -72,7 +72,7 @@ pub struct HeldDevice {
 
 /// How far a watch is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
+pub struct ReleaseProgress {
     /// Customers that are watched.
     pub customers: usize,
     /// Customers that held none when they were last read.
@@ -197,9 +197,9 @@ impl WatchProgress {
     }
 
     /// How far it is.
-    pub(super) fn progress(&self) -> Progress {
+    pub(super) fn progress(&self) -> ReleaseProgress {
         let is_released = |customer: &&WatchedCustomer| customer.state == CustomerState::Released;
-        Progress {
+        ReleaseProgress {
             customers: self.customers.len(),
             released: self.customers.iter().filter(is_released).count(),
             held: self.held.len(),
@@ -325,7 +325,7 @@ impl WatchProgress {
 
     /// Everything of a round was read.
     fn end_round(&mut self, is_last: bool, now: Instant) -> Option<End> {
-        let Progress { customers, released, held } = self.progress();
+        let ReleaseProgress { customers, released, held } = self.progress();
         let is_released = held == 0 && released == customers;
         match (is_released, is_last) {
             (true, true) => return Some(End::Released),
@@ -567,7 +567,7 @@ mod tests {
 
         let mut second = watch(include(&["b", "a"]), &["b", "a"], now, None);
         second.resume(&token).unwrap();
-        assert_eq!(second.progress(), Progress { customers: 2, released: 1, held: 0 });
+        assert_eq!(second.progress(), ReleaseProgress { customers: 2, released: 1, held: 0 });
         second.saw_sign(None, now);
         assert_eq!(second.next(now, 9), Step::Devices(Some(id("b"))), "a was seen");
         second.saw_customer(&id("b"), Vec::new());

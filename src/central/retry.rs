@@ -136,12 +136,12 @@ pub(super) fn next(error: &Error, attempts: Attempts, left: Duration, jitter: f6
 /// How many calls may be repeated: a tenth of what callers offer, and one a second. A Central that fails must not
 /// be hit harder than one that works.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(super) struct RetryBudget {
     repeats: f64,
     at: Instant,
 }
 
-impl Budget {
+impl RetryBudget {
     /// What is saved up at most, and given at first.
     const MOST: f64 = 10.0;
     const PER_REQUEST: f64 = 0.1;
@@ -292,7 +292,7 @@ mod tests {
     #[test]
     fn a_failing_central_sees_a_tenth_more_than_callers_offer() {
         let start = Instant::now();
-        let mut budget = Budget::new(start);
+        let mut budget = RetryBudget::new(start);
         let (mut offered, mut repeated) = (0, 0);
         for second in 0..100 {
             for _ in 0..50 {
@@ -303,7 +303,7 @@ mod tests {
         }
         // A tenth, one a second, and what was saved up.
         assert!((590..=611).contains(&repeated), "{repeated} repeats of {offered}");
-        assert!(Budget::new(start).spend(start), "the first repeat is never refused");
+        assert!(RetryBudget::new(start).spend(start), "the first repeat is never refused");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::{
-    Asker, CentralClient, End, Error, Flaw, HeldDevice, Progress,
+    Asker, CentralClient, End, Error, Flaw, HeldDevice, ReleaseProgress,
     dispatch::{Dispatch, Reads},
     inventory::LONG_PAGE,
     release::{FEW, Step, WatchProgress},
@@ -36,9 +36,9 @@ pub struct Watched {
 
 /// What was seen so far.
 #[derive(Debug, Clone)]
-pub struct Report {
+pub struct WatchReport {
     /// How far it is.
-    pub progress: Progress,
+    pub progress: ReleaseProgress,
     /// The first devices that held some when they were last read.
     pub held: Vec<HeldDevice>,
     /// How many calls were made.
@@ -70,8 +70,8 @@ impl CentralClient {
         &self,
         asker: &Asker,
         watched: Watched,
-        mut report: impl FnMut(Report),
-    ) -> Result<Report, WatchFailed> {
+        mut report: impl FnMut(WatchReport),
+    ) -> Result<WatchReport, WatchFailed> {
         let dispatch = &self.dispatch;
         // A spent day first: without calls, nobody needs a token.
         dispatch.today(Purpose::Preview)?;
@@ -141,8 +141,14 @@ impl Dispatch {
     }
 }
 
-fn told(watch: &WatchProgress, reads: &Reads<'_>, end: Option<End>) -> Report {
-    Report { progress: watch.progress(), held: watch.held(MOST_TOLD), calls: reads.made, token: watch.token(), end }
+fn told(watch: &WatchProgress, reads: &Reads<'_>, end: Option<End>) -> WatchReport {
+    WatchReport {
+        progress: watch.progress(),
+        held: watch.held(MOST_TOLD),
+        calls: reads.made,
+        token: watch.token(),
+        end,
+    }
 }
 
 fn not_now(watch: &mut WatchProgress, error: &Error) {

@@ -134,9 +134,9 @@ impl Drop for Held {
 
 /// A request that runs, until its answer is out.
 #[derive(Debug)]
-pub(super) struct Running(Arc<Peer>);
+pub(super) struct CallRunning(Arc<Peer>);
 
-impl Running {
+impl CallRunning {
     pub(super) fn begin(peer: &Arc<Peer>) -> Self {
         peer.running.fetch_add(1, Relaxed);
         peer.meter.active();
@@ -144,7 +144,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for CallRunning {
     fn drop(&mut self) {
         self.0.meter.active();
         self.0.running.fetch_sub(1, Relaxed);

@@ -21,7 +21,7 @@ use tower::ServiceExt as _;
 use super::{
     Bounds, Connections,
     meter::{Metered, Protocol},
-    peer::{Peer, Running},
+    peer::{CallRunning, Peer},
     places::Place,
 };
 use crate::{chance::jitter, telemetry::metrics::Closed};
@@ -98,7 +98,7 @@ async fn respond(
     router: Router,
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
-    let running = Running::begin(&peer);
+    let running = CallRunning::begin(&peer);
     let info = TcpConnectInfo { local_addr: None, remote_addr: Some(peer.address) };
     request.extensions_mut().insert(info);
     request.extensions_mut().insert(peer);
