@@ -177,9 +177,10 @@ test-image: target/venv-image/complete ## build both images, look into them and 
 	unshare --net python3 tests/image/check.py
 
 .PHONY: lint-release
-lint-release: ## crates, chart, image and contract carry one version; no unsafe code; every path that documents name exists
+lint-release: ## crates, chart, image and contract carry one version; no unsafe code; every path that documents name exists; sizes and names
 	scripts/check-release
 	scripts/check-paths
+	scripts/check-sizes
 
 .PHONY: lint-rust
 lint-rust: ## rustfmt and clippy, with every feature and with none

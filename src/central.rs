@@ -43,8 +43,8 @@ pub use self::{
     fate::{Member, Rights, SentMark},
     list::Flaw,
     preview::{AutoLicensed, Preview},
-    release::{End, HeldDevice, LONGEST_WATCH, Progress},
-    watch::{Report, WatchFailed, Watched},
+    release::{End, HeldDevice, LONGEST_WATCH, ReleaseProgress},
+    watch::{WatchFailed, WatchReport, Watched},
 };
 use self::{
     dispatch::Dispatch,

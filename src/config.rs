@@ -46,7 +46,7 @@ pub use self::failpoints::{Failpoints, failpoints};
 pub use self::{
     admin::Admin,
     audit::{Audit, AuditPlace},
-    callers::{CallerRules, Names, Policy, PolicySource, Rpc, ScopeKind, WhichCaller},
+    callers::{AllowedNames, CallerRules, Policy, PolicySource, RpcName, ScopeKind, WhichCaller},
     central::Central,
     credentials::{Credentials, GrantPlacement, UserCredentials},
     jwt::{Jwt, KeySource, KeyUrl, SignatureAlgorithm},

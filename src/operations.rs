@@ -47,12 +47,12 @@ pub struct Operations(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    memory: Mutex<Memory>,
+    memory: Mutex<LocalRecords>,
     replicas: Option<SharedOperations>,
 }
 
 #[derive(Debug, Default)]
-struct Memory {
+struct LocalRecords {
     index: Index,
     /// Those who are told when an operation of this process ends.
     running: HashMap<Uuid, watch::Sender<Option<Finished>>>,
@@ -142,7 +142,7 @@ impl Operations {
             // What a crash of this process cut short has its end for the others too.
             index.crashed().for_each(|record| drop(replicas.ended_here(record.clone())));
         }
-        Ok(Self(Arc::new(Inner { memory: Mutex::new(Memory { index, running: HashMap::new() }), replicas })))
+        Ok(Self(Arc::new(Inner { memory: Mutex::new(LocalRecords { index, running: HashMap::new() }), replicas })))
     }
 
     /// Takes the id of a request for an operation, if nothing stands in the way: in this process, and, where a caller
@@ -280,7 +280,7 @@ impl Operations {
         }
     }
 
-    fn memory(&self) -> MutexGuard<'_, Memory> {
+    fn memory(&self) -> MutexGuard<'_, LocalRecords> {
         self.0.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     audit,
     callers::keys::Keys,
     config::{AuditPlace, Config},
-    exchange::{Connections, HttpClient},
+    exchange::{ConnectionReuse, HttpClient},
     server::Error,
     telemetry::{Telemetry, Tracing, log::with_causes},
     token::Store,
@@ -19,7 +19,7 @@ pub(crate) async fn refusals(config: &Config) -> Vec<String> {
     let telemetry = Telemetry::check(&config.telemetry).map_err(|error| with_causes(&error));
     let keys = config.jwt.as_ref().map(Keys::new).transpose().map_err(Error::from);
     let store = Store::check(&config.token_store).await.map_err(Error::from);
-    let http = HttpClient::new(&config.central, Connections::Fresh, Tracing::disabled()).map_err(Error::from);
+    let http = HttpClient::new(&config.central, ConnectionReuse::Fresh, Tracing::disabled()).map_err(Error::from);
     let trail = match &config.audit.place {
         AuditPlace::Directory(path) => audit::check(path).map_err(Error::from),
         AuditPlace::Stdout => Ok(()),

@@ -20,7 +20,7 @@ use tokio::{
 use tracing::{info, warn};
 
 pub use self::headers::RateLimitHeaders;
-use self::pace::{Availability, Pace, Taken};
+use self::pace::{Availability, Pace, TakenPermit};
 use crate::{config, telemetry::metrics};
 
 /// What a call is for, the most urgent first.
@@ -87,7 +87,7 @@ struct Ticket {
 #[must_use]
 pub struct Permit {
     quota: Quota,
-    taken: Option<Taken>,
+    taken: Option<TakenPermit>,
 }
 
 /// How things stand, for people and machines that watch.
@@ -117,7 +117,7 @@ impl Quota {
     /// Waits for a permit, until `give_up` at most: if it is plain that none comes by then, this says so at once.
     /// Dropping the future gives up the place.
     pub async fn permit(&self, purpose: Purpose, give_up: Instant) -> Result<Permit, NoPermit> {
-        let place = Place::new(&self.0, purpose);
+        let place = QueuePlace::new(&self.0, purpose);
         loop {
             let changed = self.0.changed.notified();
             tokio::pin!(changed);
@@ -233,12 +233,12 @@ impl Shared {
 }
 
 /// Holds a place among those who wait.
-struct Place<'a> {
+struct QueuePlace<'a> {
     shared: &'a Shared,
     ticket: Ticket,
 }
 
-impl<'a> Place<'a> {
+impl<'a> QueuePlace<'a> {
     fn new(shared: &'a Shared, purpose: Purpose) -> Self {
         let mut state = shared.lock();
         state.tickets += 1;
@@ -249,7 +249,7 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
         self.shared.lock().waiting.remove(&self.ticket);
         // Those who stood behind look again.

@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 use self::{
     operations::Begun,
-    record::{Unfinished, record},
+    record::{Unfinished, is_held_elsewhere, record},
     request::UnassignRequest,
     status::{Failure, Violation},
 };
@@ -404,11 +404,6 @@ fn operation(
         unassignment,
         trace_id: Origin::current().trace_id(),
     }
-}
-
-/// Whether nothing was done because another replica has the id of the request.
-fn is_held_elsewhere(failed: &Failed) -> bool {
-    failed.outcome == Outcome::NotApplied && matches!(*failed.error, central::Error::HeldElsewhere { .. })
 }
 
 /// Callers with an identity take turns as one; of the others, every connection is a caller.

@@ -51,7 +51,7 @@ pub struct Keys {
     source: KeySource,
     rules: Rules,
     refresh_interval: Duration,
-    held: ArcSwapOption<Held>,
+    held: ArcSwapOption<LoadedKeys>,
     reads: watch::Sender<KeyReads>,
     wanted: Notify,
     waiting: Semaphore,
@@ -59,7 +59,7 @@ pub struct Keys {
 
 /// Keys that were found.
 #[derive(Debug)]
-struct Held {
+struct LoadedKeys {
     set: KeySet,
     text: Vec<u8>,
     /// When they were last read from the issuer.
@@ -210,12 +210,12 @@ impl Keys {
     /// From now on, these keys hold.
     fn take(&self, text: Vec<u8>, now: Instant) -> Result<(), Error> {
         let set = KeySet::parse(&text)?;
-        self.held.store(Some(Arc::new(Held { set, text, seen_at: now })));
+        self.held.store(Some(Arc::new(LoadedKeys { set, text, seen_at: now })));
         Ok(())
     }
 
     /// Keys of a file hold as long as the file does, however old.
-    fn is_too_old(&self, held: &Held, now: Instant) -> bool {
+    fn is_too_old(&self, held: &LoadedKeys, now: Instant) -> bool {
         matches!(self.source, KeySource::Url(_)) && now.saturating_duration_since(held.seen_at) > MAX_AGE
     }
 

@@ -26,13 +26,13 @@ use super::{
     breaker::Breaker,
     fate::{Piece, Settlement},
     queue::{Next, Prospect, Queue, expected_wait},
-    retry::{Attempts, Budget},
+    retry::{Attempts, RetryBudget},
     wire::{self},
 };
 use crate::{
     audit::AuditTrail,
     config,
-    exchange::{Answer, Body, Connections, HttpClient, SetupError},
+    exchange::{Answer, Body, ConnectionReuse, HttpClient, SetupError},
     license::{Outcome, Resolved},
     operations::Operations,
     quota::{Permit, Purpose, Quota},
@@ -69,7 +69,7 @@ pub(super) struct Dispatch {
     max_in_flight: usize,
     max_wait: Duration,
     breaker: Arc<Mutex<Breaker>>,
-    budget: Mutex<Budget>,
+    budget: Mutex<RetryBudget>,
     /// How long a call takes of late.
     call_time: Mutex<Duration>,
     /// Nothing is sent any more.
@@ -100,8 +100,8 @@ impl Dispatch {
             move || quota.status().into()
         });
         Ok(Self {
-            changes: HttpClient::new(settings, Connections::JustUsed, tracing.clone())?,
-            reads: HttpClient::new(settings, Connections::Kept, tracing.clone())?,
+            changes: HttpClient::new(settings, ConnectionReuse::JustUsed, tracing.clone())?,
+            reads: HttpClient::new(settings, ConnectionReuse::Kept, tracing.clone())?,
             tracing,
             tokens,
             quota,
@@ -113,7 +113,7 @@ impl Dispatch {
             max_in_flight: settings.max_in_flight,
             max_wait: settings.max_wait,
             breaker,
-            budget: Mutex::new(Budget::new(Instant::now())),
+            budget: Mutex::new(RetryBudget::new(Instant::now())),
             call_time: Mutex::default(),
             is_stopped: AtomicBool::new(false),
         })

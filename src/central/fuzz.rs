@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::{
-    retry::{self, Kind},
+    retry::{self, CallKind},
     wire::{self, Complaint},
 };
 use crate::{fuzz, license::Outcome, quota::RateLimitHeaders};
@@ -13,7 +13,7 @@ pub(crate) fn answer(input: &[u8]) {
     let Some(answer) = fuzz::answer(input) else { return };
     let now = SystemTime::UNIX_EPOCH + Duration::from_hours(500_000);
     let is_good = (200..300).contains(&answer.status);
-    let change = retry::judge(Kind::Change, &answer, now);
+    let change = retry::judge(CallKind::Change, &answer, now);
     match &change {
         Ok(()) => assert!(is_good && answer.complete && !wire::is_page(&answer.body)),
         Err(error) if is_good => assert_ne!(error.outcome(), Outcome::NotApplied, "{error}"),
@@ -22,7 +22,7 @@ pub(crate) fn answer(input: &[u8]) {
         }
         Err(_) => {}
     }
-    assert!(is_good || retry::judge(Kind::Read, &answer, now).is_err());
+    assert!(is_good || retry::judge(CallKind::Read, &answer, now).is_err());
     let words = Complaint::read(&answer.body).for_log();
     let longest = words.split(|c: char| !c.is_alphanumeric()).map(|word| word.chars().count()).max();
     assert!(longest.unwrap_or_default() < 16, "{words}");

@@ -92,8 +92,8 @@ impl Dispatch {
             let answer = self.read(Read { path: list.path, query: &query, headers: list.headers }, reads).await?;
             let page = (list.parse)(&answer.body).ok_or(Error::Unreadable { status: answer.status })?;
             match pages.take(page) {
-                Ok(Next::More) => {}
-                Ok(Next::Done) => return Ok(true),
+                Ok(AfterPage::More) => {}
+                Ok(AfterPage::Done) => return Ok(true),
                 Err(flaw) => return Err(Error::ListUnreliable { list: list.name, flaw }),
             }
         }
@@ -127,7 +127,7 @@ pub(super) struct Pages<Id, T> {
 
 /// What a page means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
+pub(super) enum AfterPage {
     /// Another page is to be read.
     More,
     /// That was all.
@@ -171,7 +171,7 @@ impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
     }
 
     /// Takes the page that was asked for with the offset `received` and this `limit`.
-    fn take(&mut self, page: Page<Id, T>) -> Result<Next, Flaw> {
+    fn take(&mut self, page: Page<Id, T>) -> Result<AfterPage, Flaw> {
         if self.count > 0 && page.total.is_some() && self.total.is_some() && page.total != self.total {
             return self.begin_anew(Flaw::Unsettled);
         }
@@ -183,7 +183,7 @@ impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
             self.first = entries.iter().map(|(id, _)| id.clone()).collect();
         } else if length > 0 && entries.iter().map(|(id, _)| id).eq(&self.first) {
             // The offset is ignored. That does not matter where the first page was the whole list.
-            return if self.is_counted() { Ok(Next::Done) } else { Err(Flaw::Repeating) };
+            return if self.is_counted() { Ok(AfterPage::Done) } else { Err(Flaw::Repeating) };
         } else if entries.iter().any(|(id, _)| self.seen.contains(id)) {
             return self.begin_anew(Flaw::Repeating);
         }
@@ -208,16 +208,16 @@ impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
 
     /// What a page of this length means, now that its entries are counted. A full page says nothing of whether there are
     /// more, and a short one may be as long as Central's pages get.
-    fn after(&self, length: usize, is_short: bool) -> Result<Next, Flaw> {
+    fn after(&self, length: usize, is_short: bool) -> Result<AfterPage, Flaw> {
         let listed = self.entries.len() as u64;
         match self.total {
             Some(total) if listed > total => return Err(Flaw::Miscounted { listed, total }),
-            Some(total) if listed == total && is_short => return Ok(Next::Done),
+            Some(total) if listed == total && is_short => return Ok(AfterPage::Done),
             Some(total) if length == 0 => return Err(Flaw::Miscounted { listed, total }),
-            None if length == 0 => return Ok(Next::Done),
+            None if length == 0 => return Ok(AfterPage::Done),
             _ => {}
         }
-        if self.count == self.most_pages { Err(Flaw::TooLong) } else { Ok(Next::More) }
+        if self.count == self.most_pages { Err(Flaw::TooLong) } else { Ok(AfterPage::More) }
     }
 
     fn is_counted(&self) -> bool {
@@ -225,12 +225,12 @@ impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
     }
 
     /// The list moved: offsets mean something else now, and an entry that was skipped is not seen.
-    fn begin_anew(&mut self, flaw: Flaw) -> Result<Next, Flaw> {
+    fn begin_anew(&mut self, flaw: Flaw) -> Result<AfterPage, Flaw> {
         if self.restarts + 1 == MOST_ROUNDS {
             return Err(flaw);
         }
         *self = Self { restarts: self.restarts + 1, ..Self::bounded(self.page, self.most_pages) };
-        Ok(Next::More)
+        Ok(AfterPage::More)
     }
 }
 

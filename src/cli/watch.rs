@@ -186,7 +186,7 @@ pub(super) struct ReleaseReport {
     customer_count: u32,
     released_customer_count: u32,
     held_device_count: u64,
-    held_devices: Vec<Held>,
+    held_devices: Vec<HeldDeviceJson>,
     call_count: u32,
     resume_token: String,
     #[serde(skip)]
@@ -194,7 +194,7 @@ pub(super) struct ReleaseReport {
 }
 
 #[derive(Debug, Serialize)]
-struct Held {
+struct HeldDeviceJson {
     serial: String,
     customer_id: String,
 }
@@ -212,7 +212,7 @@ impl ReleaseReport {
             held_devices: last
                 .held_devices
                 .into_iter()
-                .map(|one| Held { serial: one.serial, customer_id: one.customer_id })
+                .map(|one| HeldDeviceJson { serial: one.serial, customer_id: one.customer_id })
                 .collect(),
             call_count: last.call_count,
             resume_token: last.resume_token,

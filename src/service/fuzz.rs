@@ -31,7 +31,7 @@ pub(crate) fn request(input: &[u8]) {
     if let Ok(Err(violations)) = WatchReleaseRequest::decode(input).map(super::release::read) {
         are_told(&violations);
     }
-    if let Ok(Err(violations)) = ListCustomersRequest::decode(input).map(super::customers::Wanted::try_from) {
+    if let Ok(Err(violations)) = ListCustomersRequest::decode(input).map(super::customers::CustomersWanted::try_from) {
         are_told(&violations);
     }
 }

@@ -25,7 +25,7 @@ use crate::{
         Callers, Identity, NotAdmitted,
         policy::{Asked, PolicyRefusal},
     },
-    central::{Asker, CentralClient, End, Report, WatchFailed, Watched},
+    central::{Asker, CentralClient, End, WatchFailed, WatchReport, Watched},
     license::{OperationId, Unassignment},
     proto::{
         AllCustomers, CustomerList, HeldDevice, ReleaseState, UnassignLicensesRequest, WatchEnd, WatchReleaseRequest,
@@ -177,7 +177,7 @@ impl Watch {
             refusal = self.refused() => (Some(Err(NotAdmitted::Policy(refusal).into())), false),
             () = passed(self.deadline) => {
                 let last = last.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let over = last.map(|last| Report { end: Some(End::TimeOver), ..last });
+                let over = last.map(|last| WatchReport { end: Some(End::TimeOver), ..last });
                 (Some(over.ok_or(Failure::ReadDeadlineExceeded)), false)
             }
         };
@@ -236,7 +236,7 @@ fn failure(failed: WatchFailed) -> Failure {
     }
 }
 
-fn message(report: &Report) -> WatchReleaseResponse {
+fn message(report: &WatchReport) -> WatchReleaseResponse {
     let progress = report.progress;
     let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let (state, end) = match report.end {
@@ -262,6 +262,6 @@ fn message(report: &Report) -> WatchReleaseResponse {
 }
 
 /// A watch that ended early says what it saw, and no more.
-fn unfinished(report: &Report) -> ReleaseState {
+fn unfinished(report: &WatchReport) -> ReleaseState {
     if report.progress.held > 0 { ReleaseState::StillHeld } else { ReleaseState::Unconfirmed }
 }

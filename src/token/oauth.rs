@@ -21,7 +21,7 @@ use url::form_urlencoded;
 use super::{failpoints::hurried, secret::Secret};
 use crate::{
     config::{self, GrantPlacement},
-    exchange::{self, Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},
+    exchange::{self, Answer, Body, ConnectionReuse, HttpClient, OnBehalf, Request, SetupError},
     quota::{Purpose, Quota},
     telemetry::{
         Origin, Tracing,
@@ -151,7 +151,7 @@ impl TokenEndpoint {
             quota,
             metrics: tracing.metrics().clone(),
             // A kept connection could be closing just now, and the answer is the only copy of the new token.
-            http: HttpClient::new(central, Connections::Fresh, tracing)?.with_timeout(hurried(EXCHANGE_TIMEOUT)),
+            http: HttpClient::new(central, ConnectionReuse::Fresh, tracing)?.with_timeout(hurried(EXCHANGE_TIMEOUT)),
             client_id: credentials.client_id.clone(),
             client_secret_file: credentials.client_secret_file.clone(),
             placement: credentials.grant_placement,

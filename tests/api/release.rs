@@ -308,7 +308,7 @@ async fn a_deadline_ends_a_watch_also_while_central_is_silent() {
 async fn a_watch_is_checked_counted_and_allowed_like_a_preview() {
     let sandbox = Sandbox::start(Settings { completion_stalls_after: Some(0), ..slow(0) }).await.unwrap();
     let rules = config::CallerRules {
-        rpcs: [config::Rpc::WatchRelease].into(),
+        rpcs: [config::RpcName::WatchRelease].into(),
         scopes: [config::ScopeKind::Include].into(),
         max_reads_per_hour: 5,
         ..config::CallerRules::everything(config::WhichCaller::Anonymous)

@@ -63,7 +63,7 @@ pub(crate) struct KubernetesStore {
 }
 
 /// The Secret as it was read.
-struct Found {
+struct FoundSecret {
     secret: Secret,
     resource_version: String,
     entry: Result<Option<FoundRecord>, Unreadable>,
@@ -153,8 +153,8 @@ impl KubernetesStore {
             return Ok(Swap::Conflict);
         }
         let base = found.as_ref().map(|found| found.resource_version.clone());
-        let replaces = found.as_ref().and_then(Found::write);
-        if let Some(Found { entry: Err(unreadable), .. }) = &found
+        let replaces = found.as_ref().and_then(FoundSecret::write);
+        if let Some(FoundSecret { entry: Err(unreadable), .. }) = &found
             && !unreadable.is_damaged
         {
             return Err(self.unusable(unreadable, version));
@@ -183,7 +183,7 @@ impl KubernetesStore {
         }
     }
 
-    async fn find(&self, action: &'static str) -> Result<Option<Found>, Error> {
+    async fn find(&self, action: &'static str) -> Result<Option<FoundSecret>, Error> {
         let secret = match self.send(self.secrets.get(&self.name, &GetParams::default())).await {
             Ok(secret) => secret,
             Err(ApiFault::Refused(answer)) if answer.is(404) => return Ok(None),
@@ -192,7 +192,7 @@ impl KubernetesStore {
         };
         let entry = secret.data.as_ref().and_then(|data| data.get(RECORD_KEY));
         let entry = entry.map(|value| read_entry(&value.0)).transpose();
-        Ok(Some(Found { resource_version: resource_version(&secret)?, secret, entry }))
+        Ok(Some(FoundSecret { resource_version: resource_version(&secret)?, secret, entry }))
     }
 
     async fn create(&self, value: Vec<u8>) -> Result<Secret, ApiFault> {
@@ -220,7 +220,11 @@ impl KubernetesStore {
     }
 
     /// `secret` carries the `resourceVersion` that was read.
-    async fn replace(&self, Found { mut secret, entry, .. }: Found, value: Vec<u8>) -> Result<Secret, ApiFault> {
+    async fn replace(
+        &self,
+        FoundSecret { mut secret, entry, .. }: FoundSecret,
+        value: Vec<u8>,
+    ) -> Result<Secret, ApiFault> {
         let data = secret.data.get_or_insert_default();
         let before = data.insert(RECORD_KEY.to_owned(), ByteString(value));
         if let (Err(_), Some(damaged)) = (entry, before) {
@@ -312,7 +316,7 @@ impl fmt::Display for KubernetesStore {
     }
 }
 
-impl Found {
+impl FoundSecret {
     fn write(&self) -> Option<Uuid> {
         self.entry.as_ref().ok()?.as_ref().map(|entry| entry.write)
     }
@@ -366,8 +370,8 @@ async fn discover(name: &str) -> Result<Config, Error> {
     Err(Error::Unavailable { store: format!("Secret {name}"), action: "find its cluster", source: problem })
 }
 
-fn version(found: Option<&Found>) -> Version {
-    found.map_or_else(|| Version(String::new()), Found::version)
+fn version(found: Option<&FoundSecret>) -> Version {
+    found.map_or_else(|| Version(String::new()), FoundSecret::version)
 }
 
 /// The write's id too: a cluster restored from its own backup counts its versions a second time.

@@ -51,7 +51,7 @@ struct RedisHandle {
     settings: config::RedisSettings,
     /// Where it is, for people: no secrets.
     name: String,
-    connection: Mutex<Option<Held>>,
+    connection: Mutex<Option<OpenConnection>>,
     /// For how long a connection is used. The name may point to another server meanwhile, and the old one may still take
     /// writes: so it is looked up again.
     follow_name_every: Duration,
@@ -61,7 +61,7 @@ struct RedisHandle {
 
 /// A connection, and when it was made or last found to be the best there is.
 #[derive(Clone)]
-struct Held {
+struct OpenConnection {
     connection: MultiplexedConnection,
     since: Instant,
 }
@@ -169,14 +169,14 @@ impl RedisHandle {
     /// The connection, made if needed. Whoever comes meanwhile waits for it.
     async fn connection(&self) -> Result<MultiplexedConnection, Error> {
         let mut held = self.connection.lock().await;
-        if let Some(Held { connection, since }) = &*held
+        if let Some(OpenConnection { connection, since }) = &*held
             && since.elapsed() < self.follow_name_every
         {
             return Ok(connection.clone());
         }
         match (self.connect().await, &mut *held) {
             (Ok(connection), _) => {
-                *held = Some(Held { connection: connection.clone(), since: Instant::now() });
+                *held = Some(OpenConnection { connection: connection.clone(), since: Instant::now() });
                 Ok(connection)
             }
             // What worked so far is better than nothing: if it has ended too, its next use says so.
