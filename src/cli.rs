@@ -102,7 +102,9 @@ pub enum Exit {
 impl Cli {
     /// Does what the command line says.
     pub fn run(self) -> Exit {
-        match self.command {
+        // What was changed stays changed, shown or not; the other commands are there for what they show.
+        let is_for_showing = !matches!(self.command, Command::Unassign(_) | Command::Serve(_));
+        let exit = match self.command {
             Command::Serve(serve) => serve.run(),
             Command::Unassign(unassign) => finish(unassign.run()),
             Command::Preview(preview) => finish(preview.run()),
@@ -113,7 +115,8 @@ impl Cli {
             Command::Token(token) => finish(token.run()),
             Command::Audit(audit) => audit.run(),
             Command::Health(health) => finish(health.run()),
-        }
+        };
+        if is_for_showing && exit == Exit::Clean && print::is_incomplete() { Exit::Failure } else { exit }
     }
 }
 
