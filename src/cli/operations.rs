@@ -108,7 +108,7 @@ struct Told {
     end_time: Option<String>,
     failure: Option<Why>,
     #[serde(flatten)]
-    ids: Option<Ids>,
+    ids: Option<OperationIds>,
 }
 
 #[derive(Serialize)]
@@ -119,7 +119,7 @@ struct Why {
 }
 
 #[derive(Serialize)]
-struct Ids {
+struct OperationIds {
     #[serde(rename = "applied_customer_ids")]
     applied: Vec<String>,
     #[serde(rename = "not_applied_customer_ids")]
@@ -243,7 +243,7 @@ impl Told {
                 message: why.message,
                 http_status: why.http_status,
             }),
-            ids: has_ids.then_some(Ids {
+            ids: has_ids.then_some(OperationIds {
                 applied: one.applied_customer_ids,
                 not_applied: one.not_applied_customer_ids,
                 unknown: one.unknown_customer_ids,
