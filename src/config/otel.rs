@@ -301,6 +301,11 @@ impl Variables {
                     variables.ignore(&name, "must be more than 0");
                     default
                 }
+                // Room for all of them is taken at the start.
+                Some(1_000_001..) => {
+                    variables.ignore(&name, "must be at most 1000000");
+                    default
+                }
                 size => size.unwrap_or(default),
             }
         };
