@@ -298,8 +298,9 @@ async fn whole(mut body: Body, mut held: Option<&mut Held>) -> Result<Bytes, Inc
 
 /// A browser's form must not act, and what is no gRPC cannot read our answers: only gRPC's own content types will do.
 fn is_grpc(headers: &HeaderMap) -> bool {
-    let content_type = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-    let essence = content_type.and_then(|value| value.split(|byte| *byte == b';').next()).unwrap_or_default();
+    let mut content_types = headers.get_all(CONTENT_TYPE).iter();
+    let (Some(content_type), None) = (content_types.next(), content_types.next()) else { return false };
+    let essence = content_type.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
     matches!(essence.trim_ascii_end(), b"application/grpc" | b"application/grpc+proto")
 }
 
@@ -435,6 +436,10 @@ mod tests {
             assert!(!is_grpc_of(value), "{value}");
         }
         assert!(!is_grpc(&HeaderMap::new()));
+        let mut both = HeaderMap::new();
+        both.append(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        both.append(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        assert!(!is_grpc(&both));
     }
 
     #[test]
@@ -478,7 +483,7 @@ mod tests {
             .fallback(handler)
             .layer(catch_panics())
             .layer(axum::middleware::from_fn_with_state(boundary, guard));
-        let mut request = Request::builder().header(CONTENT_TYPE, "application/grpc");
+        let mut request = Request::builder().method(Method::POST).header(CONTENT_TYPE, "application/grpc");
         request = request.uri(format!("/central.licensing.v1.LicensingService/{method}"));
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -507,7 +512,8 @@ mod tests {
             .fallback(handler)
             .layer(catch_panics())
             .layer(axum::middleware::from_fn_with_state(boundary, guard));
-        let request = Request::builder().uri("/central.licensing.v1.LicensingService/UnassignLicenses");
+        let request =
+            Request::builder().method(Method::POST).uri("/central.licensing.v1.LicensingService/UnassignLicenses");
         let request = request.header(CONTENT_TYPE, "application/grpc");
         let response = router.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
         let status = Status::from_header_map(response.headers()).expect("a failure");

@@ -227,6 +227,24 @@ async fn the_last_span_arrives_on_sigterm_also_with_one_worker() {
     assert!(spans.iter().any(|span| span.name().starts_with("DELETE")));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_error_that_ends_the_process_is_exported() {
+    let sandbox = sandbox().await;
+    let collector = Collector::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (endpoint, taken_address) = (collector.endpoint(), taken.local_addr().unwrap().to_string());
+    let more = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
+        ("LICENSE_GATEWAY__ADMIN__LISTEN", taken_address.as_str()),
+    ];
+    let (status, log) = Process::serve(&sandbox, dir.path(), &more).await.exit().await;
+    assert_eq!(status.code(), Some(1), "{log:#?}");
+    let arrived = collector.wait_for(|arrived| !arrived.logs.is_empty()).await;
+    let messages: Vec<_> = arrived.logs.iter().map(crate::collector::Record::message).collect();
+    assert!(messages.iter().any(|message| message == "stopped by an error"), "{messages:?}");
+}
+
 /// A deadline is answered by the gateway itself, in time for the caller to read what became of the request.
 #[tokio::test]
 async fn a_deadline_leaves_the_caller_time_to_read_the_answer() {

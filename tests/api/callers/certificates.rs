@@ -279,7 +279,7 @@ async fn refusal(address: SocketAddr, authority: &Authority, pair: &Pair) -> std
     let exchange = async {
         let mut stream = TlsConnector::from(Arc::new(config)).connect("localhost".try_into().unwrap(), stream).await?;
         // As clients do: what is sent with the handshake is still unread when it fails.
-        stream.write_all(&[0; 60_000]).await?;
+        stream.write_all(&vec![0; 60_000]).await?;
         stream.read_u8().await
     };
     timeout(PATIENCE, exchange).await.expect("an end").expect_err("it is not let in")

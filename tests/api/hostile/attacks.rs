@@ -32,7 +32,7 @@ use crate::{
 /// A flood is cut long before so many frames.
 const MANY: u32 = 300_000;
 /// What the process may hold, in a build that is not optimised.
-const MOST_KIB: u64 = 150 * 1024;
+const MOST_KIB: u64 = 100 * 1024;
 /// SETTINGS_INITIAL_WINDOW_SIZE = 0: nothing but headers may be sent to this peer.
 const NO_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 0];
 
@@ -144,7 +144,7 @@ async fn on_http2(attack: &str, door: &Door) -> End {
             let mut block = header_block(UNASSIGN, &[]);
             block.extend([0x40, 1, b'x', 0x7f, 0xf1, 0x1d]); // 127 + 0x71 + 0x1d * 128 = 3,952 bytes
             block.extend([b'x'; 3_952]);
-            block.extend([0x80 | 62; 10_000]);
+            block.extend([0xbe; 10_000]); // the newest entry of the table
             frame(HEADERS, END_HEADERS | END_STREAM, id(index), &block)
         }),
         "a frame of 16 MiB" => Box::new(|index| match index {

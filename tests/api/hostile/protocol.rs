@@ -1,5 +1,6 @@
 //! What the protocol of gRPC says of odd requests, and of a handshake that fails.
 
+use central_sandbox::{Fault, Operation};
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::client::conn::http2::handshake;
@@ -125,6 +126,22 @@ async fn a_deadline_that_is_past_or_no_time_is_refused_as_such() {
         assert_eq!((failure.code, failure.reason.as_str()), (Code::InvalidArgument, "INVALID_REQUEST"), "{malformed}");
     }
     assert_eq!(sandbox.unassign_calls().len(), 0);
+}
+
+#[tokio::test]
+async fn a_call_without_a_deadline_has_the_servers() {
+    let sandbox = sandbox().await;
+    let brief = |config: &mut license_gateway::config::Config| {
+        config.server.max_deadline = std::time::Duration::from_secs(1);
+    };
+    let gateway = Gateway::start_with(&sandbox, brief).await;
+    gateway.ready().await;
+    let message = include(&[&customer(&sandbox, 0)]).encode_to_vec();
+    sandbox.fault(Fault::hold("for ever").on(Operation::Unassign).times(2));
+    for more in [&[GRPC][..], &[GRPC, ("grpc-timeout", "1H")]] {
+        let (_, headers) = post(&gateway, &message, more).await;
+        assert_eq!(failure(&headers).code, Code::DeadlineExceeded, "{more:?}");
+    }
 }
 
 #[tokio::test]

@@ -118,7 +118,10 @@ impl Wire {
                 return true;
             }
         }
-        false
+        // All of it may be on its way still.
+        let mut buffer = vec![0; 16 * 1024];
+        let ended = async { while self.reader.read(&mut buffer).await.is_ok_and(|count| count > 0) {} };
+        timeout(PATIENCE, ended).await.is_ok()
     }
 
     /// Asks, and reads until the answer: all that was sent before has been read then.
@@ -148,7 +151,7 @@ pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// The headers of a request, spelled out: no table, no Huffman.
+/// The headers of a request, spelled out: no table, no Huffman. Those that are given take the place of the usual ones.
 pub(super) fn header_block(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
     let usual = [
         (":method", "POST"),
@@ -159,7 +162,8 @@ pub(super) fn header_block(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
         ("te", "trailers"),
     ];
     let mut block = Vec::new();
-    for (name, value) in usual.iter().chain(more) {
+    let usual = usual.iter().filter(|(name, _)| !more.iter().any(|(other, _)| other == name));
+    for (name, value) in usual.chain(more) {
         block.push(0);
         for text in [name, value] {
             block.push(u8::try_from(text.len()).unwrap());
