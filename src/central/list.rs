@@ -27,7 +27,7 @@ const MOST_PAGES: u32 = 100;
 /// How often a list is begun that moves while it is read.
 const MOST_ROUNDS: u32 = 3;
 /// What reading a list may cost, repeats and new beginnings included.
-pub(super) const MOST_CALLS: u32 = 120;
+pub(super) const MOST_LIST_CALLS: u32 = 120;
 
 /// Why a list cannot be relied on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
