@@ -21,7 +21,11 @@ mod stdout;
 mod tests;
 pub(crate) mod verify;
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use tokio::{
@@ -113,6 +117,22 @@ enum AuditOrder {
 enum Sink {
     Directory(Box<AuditDirectory>),
     Stdout(Stdout),
+}
+
+/// What opening the audit trail of a directory would say of what stands in it. Reads only.
+pub(crate) fn check(directory: &Path) -> Result<(), OpenError> {
+    if !directory.exists() {
+        return Ok(()); // whether it can be made, its section has checked
+    }
+    // A gateway may be writing: what its head knew before the files were read is in them the next time.
+    let mut last = Ok(());
+    for _ in 0..3 {
+        last = files::resume_point(directory).map(drop);
+        if last.is_ok() {
+            break;
+        }
+    }
+    last
 }
 
 impl AuditTrail {

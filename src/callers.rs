@@ -86,6 +86,11 @@ pub enum Unidentified {
          or the section jwt"
     )]
     NoWayToIdentify,
+    /// The certificate was good when the connection was made, and is not any more.
+    #[error(
+        "the client certificate has expired, or its authority is not trusted any more; connect again with one that is"
+    )]
+    CertificateOutdated,
     /// The certificate is genuine but names nobody.
     #[error("the client certificate is genuine, but {0}")]
     Nameless(#[from] NameError),

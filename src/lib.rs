@@ -34,6 +34,7 @@ pub mod exchange;
 pub mod fuzz;
 pub mod license;
 pub mod operations;
+pub(crate) mod preflight;
 pub mod quota;
 pub mod server;
 pub mod service;

@@ -3,6 +3,7 @@
 mod admin;
 mod boundary;
 mod connections;
+mod descriptors;
 mod follow;
 mod health;
 mod tls;
@@ -225,7 +226,7 @@ impl Server {
         statuses.send_replace(None);
         connections.close();
         let close_limit = CLOSE_LIMIT.min(limit / 10);
-        finish(&work, &connections, limit - close_limit).await;
+        finish(&work, &connections, limit.saturating_sub(close_limit)).await;
         // What still waits is not sent any more, however long the rest takes.
         self.central.stop_sending();
         // Outside of the bound, and after it: work that is stuck must not cost an exchange on its way its end.
@@ -298,7 +299,7 @@ fn protection(config: &Config) -> &'static str {
 /// What peers may hold, by the settings.
 fn bounds(settings: &config::Server) -> Bounds {
     Bounds {
-        connections: settings.max_connections,
+        connections: descriptors::connections(settings.max_connections),
         connections_per_address: settings.max_connections_per_address,
         streams_per_connection: settings.max_streams_per_connection,
         receive_timeout: settings.receive_timeout,

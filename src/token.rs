@@ -200,6 +200,14 @@ impl Store {
         Ok(Self(TokenStore::open(config).await?))
     }
 
+    /// What [`open`](Self::open) would say, without taking hold of anything.
+    pub(crate) async fn check(config: &config::TokenStore) -> Result<(), CustodyError> {
+        match &config.kind {
+            config::StoreKind::File => Ok(()), // that it can be written to, its section has checked
+            config::StoreKind::Redis(_) | config::StoreKind::Kubernetes(_) => Self::open(config).await.map(drop),
+        }
+    }
+
     /// The place beside the tokens in which the customers of the hour are kept.
     pub(crate) fn usage(&self) -> UsageStore {
         self.0.usage()

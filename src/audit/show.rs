@@ -12,7 +12,7 @@ use super::{
 
 /// One operation, put together from its records.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Shown {
+pub(crate) struct ShownOperation {
     pub(crate) operation_id: Uuid,
     /// When its first call was about to be made; none where that file is not here.
     pub(crate) at: Option<Timestamp>,
@@ -36,7 +36,7 @@ pub(crate) struct Filter {
 }
 
 /// The operations of a directory's audit trail, in the order of their first records.
-pub(crate) fn read(directory: &Path, filter: &Filter) -> Result<Vec<Shown>, OpenError> {
+pub(crate) fn read(directory: &Path, filter: &Filter) -> Result<Vec<ShownOperation>, OpenError> {
     let io = |path: &Path| {
         let path = path.to_owned();
         move |source| OpenError::Io { action: "read", path, source }
@@ -56,14 +56,14 @@ pub(crate) fn read(directory: &Path, filter: &Filter) -> Result<Vec<Shown>, Open
     Ok(shown)
 }
 
-fn gather(shown: &mut Vec<Shown>, places: &mut HashMap<Uuid, usize>, record: AuditRecord, line: &[u8]) {
+fn gather(shown: &mut Vec<ShownOperation>, places: &mut HashMap<Uuid, usize>, record: AuditRecord, line: &[u8]) {
     let operation_id = match &record.event {
         Event::Opened(_) => return,
         Event::Intent(intent) => intent.operation_id,
         Event::Outcome(ended) => ended.operation_id,
     };
     let place = *places.entry(operation_id).or_insert_with(|| {
-        shown.push(Shown { operation_id, at: None, intents: Vec::new(), ended: None, lines: Vec::new() });
+        shown.push(ShownOperation { operation_id, at: None, intents: Vec::new(), ended: None, lines: Vec::new() });
         shown.len() - 1
     });
     let operation = &mut shown[place];
@@ -79,7 +79,7 @@ fn gather(shown: &mut Vec<Shown>, places: &mut HashMap<Uuid, usize>, record: Aud
 }
 
 impl Filter {
-    fn takes(&self, operation: &Shown) -> bool {
+    fn takes(&self, operation: &ShownOperation) -> bool {
         let named = |prefix: &String| operation.operation_id.to_string().starts_with(&prefix.to_lowercase());
         let hit = |customer: &String| operation.intents.iter().any(|intent| may_hit(intent, customer));
         self.operation.as_ref().is_none_or(named)
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn every_filter_narrows_what_is_shown() {
         let at = |second| Timestamp::from_second(second).unwrap();
-        let operation = Shown {
+        let operation = ShownOperation {
             operation_id: Uuid::from_u128(0xab << 120),
             at: Some(at(100)),
             intents: vec![intent(RecordedScope::IncludeCustomers, &["a"])],

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     audit::{
         record::{Intent, RecordedScope},
-        show::{self, Filter, Shown},
+        show::{self, Filter, ShownOperation},
         verify::{self, Remembered, Verification},
     },
     config::{self, AuditPlace, Config},
@@ -226,7 +226,7 @@ fn report_text(report: &Verification) -> String {
     format!("{headline}\n{}", print::list(&rows))
 }
 
-fn row(operation: &Shown) -> [String; 10] {
+fn row(operation: &ShownOperation) -> [String; 10] {
     let first = operation.intents.first();
     let ended = operation.ended.as_ref();
     let scope = first.map(|intent| match intent.scope {

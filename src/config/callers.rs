@@ -17,7 +17,7 @@ use toml::{
 pub use self::rules::{AllowedNames, CallerRules, Policy, RpcName, ScopeKind, WhichCaller};
 use self::rules::{RPCS, SCOPES};
 use super::{
-    Problems,
+    Problems, misspelt,
     problem::Problem,
     reader::Reader,
     settings::{Allowed, Setting, Unset},
@@ -76,6 +76,14 @@ impl PolicySource {
         let policy = read(&mut reader);
         let (_, problems) = reader.finish();
         if problems.is_empty() { Ok(policy) } else { Err(Problems(problems)) }
+    }
+
+    /// Whether a file that cannot be used asks to be read-only all the same, or seems to: a mistake elsewhere in it, or
+    /// in that word, must not leave that off.
+    pub fn asks_for_read_only(&self, text: &str) -> bool {
+        let name = self.file.display().to_string();
+        let mut reader = Reader::new(Some(TomlFile { name: &name, text }), self.environment.clone());
+        read(&mut reader).read_only || misspelt::has_read_only(text)
     }
 
     /// What the file holds now.

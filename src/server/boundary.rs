@@ -10,8 +10,8 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use http::{
-    HeaderMap, HeaderValue, StatusCode,
-    header::{AUTHORIZATION, CONTENT_TYPE},
+    HeaderMap, HeaderValue, Method, StatusCode,
+    header::{ALLOW, AUTHORIZATION, CONTENT_TYPE},
 };
 use http_body_util::BodyExt as _;
 use tokio::{
@@ -25,6 +25,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use super::{
     MAX_MESSAGE_BYTES,
     connections::{Held, Peer},
+    tls::ClientCertificate,
 };
 use crate::{
     callers::{Callers, Identity, Unidentified},
@@ -35,7 +36,7 @@ use crate::{
         Deadline, Draining, Room,
         status::{self, Failure, Violation},
     },
-    telemetry::metrics::{Metrics, Shed},
+    telemetry::metrics::{Closed, Metrics, Shed},
 };
 
 const GRPC_TIMEOUT: &str = "grpc-timeout";
@@ -107,6 +108,10 @@ impl Boundary {
 /// Guards one RPC: first what costs nothing, then who is calling, then the message. Only what has all of it takes up
 /// capacity, so that nobody can hold it by saying half.
 pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request, next: Next) -> Response {
+    if request.method() != Method::POST {
+        refused(&request);
+        return (StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, "POST")]).into_response();
+    }
     if !is_grpc(request.headers()) {
         refused(&request);
         return StatusCode::UNSUPPORTED_MEDIA_TYPE.into_response();
@@ -137,29 +142,41 @@ pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request
     request.extensions_mut().insert(mark.clone());
     request.extensions_mut().insert(Draining(boundary.draining.clone()));
     let _unfinished = boundary.work.token();
-    let ran = timeout_at(deadline, async {
-        let peer = request.extensions().get::<Arc<Peer>>().cloned();
-        let is_compressed = request.headers().get(GRPC_ENCODING).is_some_and(|encoding| encoding != "identity");
-        match boundary.admit(request).await {
-            Ok(request) => {
-                if let Some(peer) = peer.filter(|_| !is_infrastructure) {
-                    peer.admit();
-                }
-                Ok((next.run(request).await, is_compressed))
-            }
-            Err(NotTaken { failure, is_strangers }) => {
-                if let Some(peer) = peer.filter(|_| is_strangers) {
-                    peer.refused();
-                }
-                Err(failure)
-            }
-        }
-    });
+    let ran = timeout_at(deadline, run(&boundary, request, next));
     match ran.await {
         Ok(Ok((response, _))) if is_infrastructure => response,
         Ok(Ok((response, is_compressed))) => with_details(response, operation_id, &mark, is_compressed),
         Ok(Err(failure)) => respond(&failure, operation_id, Some(deadline).filter(|_| is_callers)),
         Err(_) => respond(&Failure::DeadlineExceeded { nothing_was_sent: !mark.is_set() }, operation_id, None),
+    }
+}
+
+/// Runs it where it is admitted. Also says whether the message came compressed.
+async fn run(boundary: &Boundary, request: Request, next: Next) -> Result<(Response, bool), Failure> {
+    let is_infrastructure = request.uri().path().starts_with("/grpc.");
+    let peer = request.extensions().get::<Arc<Peer>>().cloned();
+    let is_compressed = request.headers().get(GRPC_ENCODING).is_some_and(|encoding| encoding != "identity");
+    match boundary.admit(request).await {
+        Ok((request, held)) => {
+            match peer {
+                Some(peer) if is_infrastructure => peer.asks_for_public(),
+                Some(peer) => peer.admit(),
+                None => {}
+            }
+            let response = next.run(request).await;
+            // Anybody may ask, so what is not taken yet is held to the end.
+            let response = match held.filter(|_| is_infrastructure) {
+                Some(held) => response.map(|body| Body::new(body.map_frame(move |frame| (&held, frame).1))),
+                None => response,
+            };
+            Ok((response, is_compressed))
+        }
+        Err(NotTaken { failure, is_strangers }) => {
+            if let Some(peer) = peer.filter(|_| is_strangers) {
+                peer.refused();
+            }
+            Err(failure)
+        }
     }
 }
 
@@ -182,8 +199,9 @@ impl NotTaken {
 }
 
 impl Boundary {
-    /// The request with its caller, its whole message and, last, its place among those that are in the gateway.
-    async fn admit(&self, request: Request) -> Result<Request, NotTaken> {
+    /// The request with its caller, its whole message and, last, its place among those that are in the gateway. Beside it
+    /// what its address holds for it.
+    async fn admit(&self, request: Request) -> Result<(Request, Option<Held>), NotTaken> {
         let path = request.uri().path();
         let is_cheap = CHEAP.iter().any(|method| path.ends_with(method));
         let capacity = if is_cheap { &self.reads } else { &self.changes };
@@ -203,12 +221,12 @@ impl Boundary {
         };
         if is_reflection {
             // Both sides of it are streams.
-            return Ok(request);
+            return Ok((request, held));
         }
-        let (mut head, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         if !is_infrastructure {
-            let identity = self.identify(&head.headers, peer.as_deref()).await?;
-            head.extensions.insert(identity);
+            let identity = self.identify(&parts.headers, peer.as_deref()).await?;
+            parts.extensions.insert(identity);
             if capacity.available_permits() == 0 {
                 return Err(overloaded());
             }
@@ -222,14 +240,21 @@ impl Boundary {
         };
         if !is_infrastructure {
             let permit = Arc::clone(capacity).try_acquire_owned().map_err(|_| overloaded())?;
-            head.extensions.insert(Room(Arc::new(permit)));
+            parts.extensions.insert(Room(Arc::new(permit)));
         }
-        Ok(Request::from_parts(head, Body::from(message)))
+        Ok((Request::from_parts(parts, Body::from(message)), held))
     }
 
     /// Who is calling: by the token of the request or the certificate of the connection.
     async fn identify(&self, headers: &HeaderMap, peer: Option<&Peer>) -> Result<Identity, NotTaken> {
-        let certificate = peer.and_then(|peer| peer.certificate.get()).map(AsRef::as_ref);
+        let certificate = peer.and_then(|peer| peer.certificate.get());
+        if let (Some(certificate), Some(peer)) = (certificate, peer)
+            && !certificate.holds()
+        {
+            peer.end(Closed::Certificate);
+            return Err(NotTaken::strangers(Failure::CallerUnauthenticated(Unidentified::CertificateOutdated)));
+        }
+        let certificate = certificate.map(ClientCertificate::own);
         let authorization: Vec<_> = headers.get_all(AUTHORIZATION).iter().map(HeaderValue::as_bytes).collect();
         let identified = self.callers.identify(certificate, &authorization).await;
         identified.map_err(|unidentified| NotTaken {

@@ -5,7 +5,7 @@ use std::{
     fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -13,15 +13,15 @@ use arc_swap::ArcSwap;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
         self, RootCertStore, ServerConfig,
-        crypto::aws_lc_rs,
-        pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject as _},
-        server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier},
+        crypto::{CryptoProvider, aws_lc_rs},
+        pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem, pem::PemObject as _},
+        server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier, danger::ClientCertVerifier},
     },
     server::TlsStream,
 };
@@ -34,6 +34,8 @@ use crate::{config, telemetry::log::with_causes};
 const ALERT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How much it may send meanwhile.
 const MOST_BYTES_AFTER_ALERT: u64 = 256 * 1024;
+/// A certificate that was verified just now is not verified again.
+const VERIFIED_FOR: Duration = Duration::from_secs(1);
 
 /// Why certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -95,13 +97,51 @@ pub enum AuthorityError {
 #[derive(Debug)]
 pub(super) struct ServerTls {
     files: config::Tls,
-    current: ArcSwap<ServerConfig>,
+    current: ArcSwap<Current>,
+}
+
+/// What the files hold, made ready.
+#[derive(Debug)]
+struct Current {
+    config: Arc<ServerConfig>,
+    /// Where clients are asked for certificates.
+    clients: Option<Arc<dyn ClientCertVerifier>>,
+}
+
+/// The certificate that a client has shown in its handshake. It may expire while the connection lasts, and its authority
+/// may be replaced.
+#[derive(Debug)]
+pub(super) struct ClientCertificate {
+    /// Its own first.
+    chain: Vec<CertificateDer<'static>>,
+    tls: Arc<ServerTls>,
+    /// By what, and when.
+    verified: Mutex<Option<(Arc<Current>, Instant)>>,
+}
+
+impl ClientCertificate {
+    /// Whether a handshake with it would succeed now.
+    pub(super) fn holds(&self) -> bool {
+        let current = self.tls.current.load_full();
+        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        if verified.as_ref().is_some_and(|(by, at)| Arc::ptr_eq(by, &current) && at.elapsed() < VERIFIED_FOR) {
+            return true;
+        }
+        let (Some(clients), Some((own, others))) = (&current.clients, self.chain.split_first()) else { return false };
+        let holds = clients.verify_client_cert(own, others, UnixTime::now()).is_ok();
+        *verified = holds.then(|| (current, Instant::now()));
+        holds
+    }
+
+    pub(super) fn own(&self) -> &[u8] {
+        self.chain.first().map(AsRef::as_ref).unwrap_or_default()
+    }
 }
 
 impl ServerTls {
     /// With what the files hold now.
     pub(super) fn new(files: config::Tls) -> Result<Self, Error> {
-        let current = ArcSwap::from_pointee(server_config(&files, &Contents::read(&files)?)?);
+        let current = ArcSwap::from_pointee(Current::new(&files, &Contents::read(&files)?)?);
         Ok(Self { files, current })
     }
 
@@ -116,7 +156,7 @@ impl ServerTls {
             // What was there at the start is in use already; between the two it may have changed.
             let what = if std::mem::take(&mut is_first) { "in use" } else { "replaced" };
             let made = match contents {
-                Ok(contents) => server_config(&self.files, contents).map_err(|error| with_causes(&error)),
+                Ok(contents) => Current::new(&self.files, contents).map_err(|error| with_causes(&error)),
                 Err(error) => Err(error.clone()),
             };
             match made {
@@ -132,7 +172,7 @@ impl ServerTls {
 
     /// Makes the handshake. None: it failed, and the peer has been sent the alert that says why.
     pub(super) async fn accept(&self, stream: TcpStream, peer: SocketAddr) -> Option<TlsStream<TcpStream>> {
-        let acceptor = TlsAcceptor::from(self.current.load_full());
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.current.load().config));
         match acceptor.accept(stream).into_fallible().await {
             Ok(stream) => Some(stream),
             Err((error, stream)) => {
@@ -143,6 +183,12 @@ impl ServerTls {
             }
         }
     }
+}
+
+/// The certificate that the client of this connection has shown.
+pub(super) fn certificate(tls: &Arc<ServerTls>, stream: &TlsStream<TcpStream>) -> Option<ClientCertificate> {
+    let chain = stream.get_ref().1.peer_certificates()?.iter().map(|one| one.clone().into_owned()).collect();
+    Some(ClientCertificate { chain, tls: Arc::clone(tls), verified: Mutex::default() })
 }
 
 /// A socket that is closed with unread bytes is reset, and the peer loses the alert: so what it still sends is read.
@@ -174,40 +220,46 @@ impl Contents {
     }
 }
 
-fn server_config(files: &config::Tls, contents: &Contents) -> Result<ServerConfig, Error> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions() // 1.2 and 1.3
-        .expect("aws-lc has cipher suites for both versions");
-    let builder = match (&files.client_ca_file, &contents.client_ca) {
-        (Some(file), Some(pem)) => {
-            let failed = |source| Error::Authorities { file: file.clone(), source };
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates(file, pem)? {
-                roots.add(certificate).map_err(|error| failed(error.into()))?;
-            }
-            // A caller without a certificate gets a response that says what is missing, and may ask for health.
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                .allow_unauthenticated()
-                .build()
-                .map_err(|error| failed(error.into()))?;
-            builder.with_client_cert_verifier(verifier)
-        }
-        _ => builder.with_no_client_auth(),
-    };
-    let chain = certificates(&files.certificate_file, &contents.certificate)?;
-    let key = PrivateKeyDer::from_pem_slice(&contents.key)
-        .map_err(|source| Error::Malformed { file: files.key_file.clone(), source })?;
-    let mut config = builder.with_single_cert(chain, key).map_err(|source| Error::Pair {
-        certificate: files.certificate_file.clone(),
-        key: files.key_file.clone(),
-        source,
-    })?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    // A resumed session would not have its client's certificate verified again.
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    Ok(config)
+impl Current {
+    fn new(files: &config::Tls, contents: &Contents) -> Result<Self, Error> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions() // 1.2 and 1.3
+            .expect("aws-lc has cipher suites for both versions");
+        let clients = match (&files.client_ca_file, &contents.client_ca) {
+            (Some(file), Some(pem)) => Some(verifier(file, pem, provider)?),
+            _ => None,
+        };
+        let builder = match &clients {
+            Some(clients) => builder.with_client_cert_verifier(Arc::clone(clients)),
+            None => builder.with_no_client_auth(),
+        };
+        let chain = certificates(&files.certificate_file, &contents.certificate)?;
+        let key = PrivateKeyDer::from_pem_slice(&contents.key)
+            .map_err(|source| Error::Malformed { file: files.key_file.clone(), source })?;
+        let mut config = builder.with_single_cert(chain, key).map_err(|source| Error::Pair {
+            certificate: files.certificate_file.clone(),
+            key: files.key_file.clone(),
+            source,
+        })?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        // A resumed session would not have its client's certificate verified again.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(Self { config: Arc::new(config), clients })
+    }
+}
+
+/// Verifies clients by these authorities. A caller without a certificate gets a response that says what is missing, and may
+/// ask for health.
+fn verifier(file: &Path, pem: &[u8], provider: Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    let failed = |source| Error::Authorities { file: file.to_owned(), source };
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(file, pem)? {
+        roots.add(certificate).map_err(|error| failed(error.into()))?;
+    }
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).allow_unauthenticated();
+    builder.build().map_err(|error| failed(error.into()))
 }
 
 fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {

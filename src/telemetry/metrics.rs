@@ -90,6 +90,8 @@ pub enum Closed {
     Evicted,
     /// Its TLS handshake failed.
     Handshake,
+    /// Its client's certificate has expired, or its authority was replaced.
+    Certificate,
     /// It began something and did not go on: a handshake, a frame, headers.
     Silent,
     /// It does not take what is sent to it.
@@ -347,11 +349,12 @@ impl Shed {
 }
 
 impl Closed {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::TooMany,
         Self::TooManyOfAddress,
         Self::Evicted,
         Self::Handshake,
+        Self::Certificate,
         Self::Silent,
         Self::Stalled,
         Self::Flood,
@@ -367,6 +370,7 @@ impl Closed {
             Self::TooManyOfAddress => "too_many_of_address",
             Self::Evicted => "evicted",
             Self::Handshake => "handshake",
+            Self::Certificate => "certificate",
             Self::Silent => "silent",
             Self::Stalled => "stalled",
             Self::Flood => "flood",

@@ -1,6 +1,6 @@
 //! Who is calling and what they may do, through the real server.
 
-mod authority;
+pub mod authority;
 mod certificates;
 mod credentials;
 pub mod issuer;

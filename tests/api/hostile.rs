@@ -1,20 +1,22 @@
 //! Attackers and careless peers beside a well-behaved caller: they are cut off or hold nothing, and the caller is served.
 
+mod attacks;
 mod protocol;
 mod wire;
 
 use std::{net::SocketAddr, time::Duration};
 
-use license_gateway::config;
-use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
-
-use self::wire::{
-    CONTINUATION, END_HEADERS, END_STREAM, HEADERS, PING, PRIORITY, RST_STREAM, SETTINGS, WINDOW_UPDATE, Wire, frame,
-    header_block,
+use license_gateway::{config, proto::licensing_service_client::LicensingServiceClient};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _},
+    net::TcpStream,
+    time::timeout,
 };
+
+use self::wire::{HEADERS, Wire};
 use crate::{
     admin::{page, page_when, value},
-    support::{Gateway, PATIENCE, customer, sandbox},
+    support::{Gateway, PATIENCE, Process, channel, customer, include, sandbox},
 };
 
 const CLOSED: &str = "license_gateway_connections_closed_total";
@@ -31,7 +33,7 @@ async fn counted(admin: SocketAddr, reason: &str) {
 }
 
 /// Waits until the other side has closed.
-async fn closed(mut stream: TcpStream) {
+async fn closed(mut stream: impl AsyncRead + Unpin) {
     let reading = async {
         let mut buffer = [0; 4096];
         while stream.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
@@ -60,25 +62,6 @@ async fn headers_without_a_message_hold_no_place_of_a_request() {
 }
 
 #[tokio::test]
-async fn a_peer_that_says_nothing_or_half_of_it_is_cut_off_on_both_ports() {
-    let sandbox = sandbox().await;
-    let gateway = Gateway::start_with(&sandbox, impatient).await;
-    let silent = TcpStream::connect(gateway.address).await.unwrap();
-    let silent_admin = TcpStream::connect(gateway.admin).await.unwrap();
-    let half_a_head = Wire::raw(gateway.admin, b"GET /livez HTTP/1.1\r\nhost: ").await;
-    let half_a_preface = Wire::raw(gateway.address, b"PRI * HTTP/2.0\r\n").await;
-    let mut half_a_frame = Wire::connect(gateway.address).await;
-    half_a_frame.send(&frame(PING, 0, 0, &[0; 8])[..12]).await.unwrap();
-    let mut half_a_block = Wire::connect(gateway.address).await;
-    half_a_block.send(&frame(HEADERS, 0, 1, &header_block(&[]))).await.unwrap();
-    for stream in [silent, silent_admin, half_a_head, half_a_preface, half_a_frame.stream, half_a_block.stream] {
-        closed(stream).await;
-    }
-    counted(gateway.admin, "silent").await;
-    gateway.unassign(&customer(&sandbox, 0)).await.expect("the caller is served");
-}
-
-#[tokio::test]
 async fn a_message_that_does_not_come_ends_its_request_and_not_its_connection() {
     let sandbox = sandbox().await;
     let gateway = Gateway::start_with(&sandbox, impatient).await;
@@ -87,73 +70,6 @@ async fn a_message_that_does_not_come_ends_its_request_and_not_its_connection() 
     // The answer's headers, which are all of a failure.
     timeout(PATIENCE, peer.until(HEADERS)).await.expect("an answer");
     peer.ping().await;
-}
-
-#[tokio::test]
-async fn floods_of_frames_that_move_nothing_on_are_cut_off() {
-    let sandbox = sandbox().await;
-    let gateway = Gateway::start(&sandbox).await;
-    gateway.ready().await;
-    let floods = [
-        ("PING", frame(PING, 0, 0, &[0; 8])),
-        ("SETTINGS", frame(SETTINGS, 0, 0, &[])),
-        ("WINDOW_UPDATE", frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])),
-        ("PRIORITY", frame(PRIORITY, 0, 1, &[0, 0, 0, 3, 1])),
-        ("a type that nobody knows", frame(0xfa, 0, 0, &[])),
-        ("CONTINUATION", frame(CONTINUATION, 0, 1, &[])),
-    ];
-    for (name, bytes) in floods {
-        let mut attacker = Wire::connect(gateway.address).await;
-        if name == "CONTINUATION" {
-            attacker.send(&frame(HEADERS, END_STREAM, 1, &header_block(&[]))).await.unwrap();
-        }
-        assert!(attacker.flood(&bytes, 200_000).await, "{name}");
-        gateway.unassign(&customer(&sandbox, 0)).await.expect("the caller is served");
-    }
-    counted(gateway.admin, "flood").await;
-}
-
-#[tokio::test]
-async fn requests_that_are_begun_and_cut_off_run_out() {
-    let sandbox = sandbox().await;
-    let gateway = Gateway::start(&sandbox).await;
-    gateway.ready().await;
-    let mut attacker = Wire::connect(gateway.address).await;
-    let block = header_block(&[]);
-    let mut is_cut = false;
-    for stream in 0..100_000 {
-        let id = 2 * stream + 1;
-        let pair = [frame(HEADERS, END_HEADERS, id, &block), frame(RST_STREAM, 0, id, &8u32.to_be_bytes())].concat();
-        if attacker.send(&pair).await.is_err() {
-            is_cut = true;
-            break;
-        }
-    }
-    assert!(is_cut);
-    gateway.unassign(&customer(&sandbox, 0)).await.expect("the caller is served");
-}
-
-#[tokio::test]
-async fn streams_that_break_the_protocol_end_their_connection() {
-    let sandbox = sandbox().await;
-    let gateway = Gateway::start(&sandbox).await;
-    gateway.ready().await;
-    let mut attacker = Wire::connect(gateway.address).await;
-    let block = header_block(&[("UPPER", "case")]);
-    let mut is_cut = false;
-    for stream in 0..100_000 {
-        if attacker.send(&frame(HEADERS, END_HEADERS, 2 * stream + 1, &block)).await.is_err() {
-            is_cut = true;
-            break;
-        }
-    }
-    assert!(is_cut);
-    // By our own bound, or by h2's if that comes first.
-    let either = |text: &str| {
-        ["errors", "flood"].iter().any(|reason| value(text, CLOSED, &[&format!("reason=\"{reason}\"")]) >= 1.0)
-    };
-    page_when(gateway.admin, "/metrics", |_, text| either(text)).await;
-    gateway.unassign(&customer(&sandbox, 0)).await.expect("the caller is served");
 }
 
 #[tokio::test]
@@ -167,9 +83,36 @@ async fn strangers_make_room_for_callers_and_callers_keep_theirs() {
     }
     counted(gateway.admin, "evicted").await;
     gateway.unassign(&customer(&sandbox, 0)).await.expect("who was admitted is served");
-    let newcomer = crate::support::channel(gateway.address).await;
-    let mut newcomer = license_gateway::proto::licensing_service_client::LicensingServiceClient::new(newcomer);
-    newcomer.unassign_licenses(crate::support::include(&[&customer(&sandbox, 1)])).await.expect("and who is new");
+    let mut newcomer = LicensingServiceClient::new(channel(gateway.address).await);
+    newcomer.unassign_licenses(include(&[&customer(&sandbox, 1)])).await.expect("and who is new");
+}
+
+/// A limit of descriptors that is lowered while the gateway runs: one that is there at the start is respected.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_descriptors_accepting_waits_and_says_so() {
+    let sandbox = sandbox().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut process = Process::serve(&sandbox, dir.path(), &[]).await;
+    let mut client = LicensingServiceClient::new(channel(process.address).await);
+    client.unassign_licenses(include(&[&customer(&sandbox, 0)])).await.unwrap();
+    process.limit_descriptors(40);
+    let mut strangers = Vec::new();
+    for _ in 0..60 {
+        strangers.push(TcpStream::connect(process.address).await.unwrap());
+    }
+    let line = process.line("cannot accept connections; trying again").await;
+    assert_eq!(line["port"], "grpc", "{line}");
+    drop(strangers);
+    let mut newcomer = LicensingServiceClient::new(channel(process.address).await);
+    newcomer.unassign_licenses(include(&[&customer(&sandbox, 1)])).await.expect("they are served again");
+    client.unassign_licenses(include(&[&customer(&sandbox, 0)])).await.expect("as are others");
+    let said = |log: &[serde_json::Value]| {
+        log.iter().filter(|line| line["message"] == "cannot accept connections; trying again").count()
+    };
+    process.terminate();
+    let (status, log) = process.exit().await;
+    assert!(status.success());
+    assert_eq!(said(&log), 1, "once a minute");
 }
 
 #[tokio::test]
@@ -188,6 +131,6 @@ async fn a_connection_without_requests_ends() {
     let sandbox = sandbox().await;
     let gateway = Gateway::start_with(&sandbox, |config| config.server.idle_timeout = Duration::from_millis(200)).await;
     let idle = Wire::connect(gateway.address).await;
-    closed(idle.stream).await;
+    closed(idle.reader).await;
     counted(gateway.admin, "idle").await;
 }

@@ -45,3 +45,4 @@ mod tokens;
 mod traces;
 mod truth;
 mod views;
+mod wrong;

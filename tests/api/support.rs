@@ -219,6 +219,7 @@ pub fn config(sandbox: &Sandbox, dir: &Path) -> config::Config {
             max_wait: Duration::from_secs(10),
             ca_file: None,
             proxy_url: None,
+            unread_proxies: Vec::new(),
             allow_plaintext: true,
             allow_open_scopes: false,
         },
@@ -423,6 +424,13 @@ impl Process {
     #[cfg(feature = "failpoints")]
     pub fn hang_up(&self) {
         self.signal(rustix::process::Signal::HUP);
+    }
+
+    /// From now on it may have so many file descriptors.
+    pub fn limit_descriptors(&self, count: u64) {
+        use rustix::process::{Pid, Resource, Rlimit, prlimit};
+        let pid = Pid::from_child(self.child.as_ref().expect("it runs"));
+        prlimit(Some(pid), Resource::Nofile, Rlimit { current: Some(count), maximum: Some(count) }).expect("it runs");
     }
 
     /// Asks it to stop.

@@ -189,9 +189,10 @@ fn headers_are_decoded_and_not_printed() {
 fn certificate_files_are_checked() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).display().to_string();
-    fs::write(path("ca"), "-----BEGIN CERTIFICATE-----").unwrap();
-    fs::write(path("cert"), "-----BEGIN CERTIFICATE-----").unwrap();
-    fs::write(path("key"), "-----BEGIN PRIVATE KEY-----").unwrap();
+    let pair = rcgen::generate_simple_self_signed(["collector.test".to_owned()]).unwrap();
+    fs::write(path("ca"), pair.cert.pem()).unwrap();
+    fs::write(path("cert"), pair.cert.pem()).unwrap();
+    fs::write(path("key"), pair.signing_key.serialize_pem()).unwrap();
     let (ca, cert, key) = (path("ca"), path("cert"), path("key"));
     let telemetry = with(&[
         ("OTEL_EXPORTER_OTLP_CERTIFICATE", &ca),
@@ -212,10 +213,13 @@ fn certificate_files_are_checked() {
         ]
     );
     // The wrong way round.
-    let wrong = "names a file that is not the PEM file wanted here";
     assert_eq!(
         problems(&[("OTEL_EXPORTER_OTLP_CLIENT_KEY", &cert), ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", &key)]),
-        [format!("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE: {wrong}"), format!("OTEL_EXPORTER_OTLP_CLIENT_KEY: {wrong}"),]
+        [
+            "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE: names a file that holds no certificate; it must be a PEM file of \
+             certificates",
+            "OTEL_EXPORTER_OTLP_CLIENT_KEY: names a file that holds no private key; it must be a PEM file",
+        ]
     );
 }
 

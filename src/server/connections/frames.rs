@@ -17,14 +17,18 @@ const HEADERS: u8 = 0x1;
 const RST_STREAM: u8 = 0x3;
 const GOAWAY: u8 = 0x7;
 const CONTINUATION: u8 = 0x9;
+const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
+const PADDED: u8 = 0x8;
+/// Less than this in one frame, and more of the message to come, moves hardly anything on.
+const SMALL_BYTES: usize = 64;
 
 /// A frame, as far as it matters here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Frame {
     /// A request or a response begins, or ends with trailers.
     Headers,
-    /// Part of a message. Not empty.
+    /// A good part of a message, or its end.
     Data,
     /// A stream is cut off, for this reason.
     Reset(u32),
@@ -120,7 +124,7 @@ impl Frames {
                 self.is_in_headers &= flags & END_HEADERS == 0;
                 Frame::Other
             }
-            DATA if length > 0 => Frame::Data,
+            DATA if flags & END_STREAM != 0 || (flags & PADDED == 0 && length >= SMALL_BYTES) => Frame::Data,
             RST_STREAM if length >= ERROR_CODE_BYTES => Frame::Reset(self.reason(HEAD_BYTES)),
             GOAWAY if length >= LAST_STREAM_BYTES + ERROR_CODE_BYTES => {
                 Frame::GoAway(self.reason(HEAD_BYTES + LAST_STREAM_BYTES))
@@ -182,8 +186,10 @@ mod tests {
             frame(4, 0, &[0; 6]),
             frame(HEADERS, 0, b"part of a block"),
             frame(CONTINUATION, END_HEADERS, b"the rest"),
-            frame(DATA, 0, b"message"),
-            frame(DATA, 1, b""),
+            frame(DATA, 0, &[0; SMALL_BYTES]),
+            frame(DATA, 0, b"crumb"),
+            frame(DATA, PADDED, &[0; SMALL_BYTES]),
+            frame(DATA, END_STREAM, b""),
             frame(RST_STREAM, 0, &8u32.to_be_bytes()),
             frame(GOAWAY, 0, &[0, 0, 0, 1, 0, 0, 0, 11, b'?']),
             frame(6, 0, &[0; 8]),
@@ -195,6 +201,8 @@ mod tests {
             Frame::Other,
             Frame::Data,
             Frame::Other,
+            Frame::Other,
+            Frame::Data,
             Frame::Reset(8),
             Frame::GoAway(11),
             Frame::Other,

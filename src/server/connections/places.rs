@@ -114,7 +114,9 @@ mod tests {
     fn callers_keep_their_places_and_strangers_make_room() {
         let places = places(3, 3);
         let callers: Vec<_> = ["10.0.0.1", "10.0.0.2"].map(|address| places.take(from(address)).unwrap()).into();
-        callers.iter().for_each(|caller| caller.peer.admit());
+        for caller in &callers {
+            caller.peer.admit();
+        }
         let stranger = places.take(from("10.0.0.3")).unwrap();
         let third = places.take(from("10.0.0.4")).unwrap();
         assert_eq!(stranger.peer.ended_for(), Some(Closed::Evicted));
@@ -134,7 +136,9 @@ mod tests {
         let third = places.take(from("2001:db8::3")).unwrap();
         assert_eq!(mine[0].peer.ended_for(), Some(Closed::Evicted));
         assert_eq!(other.peer.ended_for(), None);
-        [&mine[1], &third].iter().for_each(|place| place.peer.admit());
+        for place in [&mine[1], &third] {
+            place.peer.admit();
+        }
         assert_eq!(places.take(from("2001:db8::4")).unwrap_err(), Closed::TooManyOfAddress);
     }
 }

@@ -4,7 +4,6 @@ use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
 use http::{Request, Response};
-use http_body_util::BodyExt as _;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -21,10 +20,10 @@ use tower::ServiceExt as _;
 use super::{
     Bounds, Connections,
     meter::{Metered, Protocol},
-    peer::{CallRunning, Peer},
+    peer::{AnswerBody, CallRunning, Peer},
     places::Place,
 };
-use crate::{chance::jitter, telemetry::metrics::Closed};
+use crate::{chance::jitter, server::tls, telemetry::metrics::Closed};
 
 /// How often a silent connection is asked whether it is still there, so that dead peers do not hold streams for ever.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
@@ -50,9 +49,8 @@ impl Connections {
             () = self.closing.cancelled() => return Ok(()),
         };
         let Some(stream) = shaken else { return Err(Closed::Handshake) };
-        let certificates = stream.get_ref().1.peer_certificates();
-        if let Some(certificate) = certificates.and_then(<[_]>::first) {
-            let _ = peer.certificate.set(certificate.clone().into_owned()); // the only place that sets it
+        if let Some(certificate) = tls::certificate(tls, &stream) {
+            let _ = peer.certificate.set(certificate); // the only place that sets it
         }
         self.serve_http(stream, peer, router).await
     }
@@ -63,7 +61,8 @@ impl Connections {
     {
         let service = {
             let peer = Arc::clone(peer);
-            service_fn(move |request| respond(Arc::clone(&peer), router.clone(), request))
+            let is_public = self.protocol == Protocol::Http1;
+            service_fn(move |request| respond(Arc::clone(&peer), is_public, router.clone(), request))
         };
         let io = TokioIo::new(Metered::new(io, Arc::clone(&peer.meter)));
         let builder = builder(self.protocol, &self.bounds);
@@ -92,24 +91,23 @@ impl Connections {
     }
 }
 
-/// Answers one request.
+/// Answers one request. `is_public`: whether the whole port is for everybody.
 async fn respond(
     peer: Arc<Peer>,
+    is_public: bool,
     router: Router,
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     let running = CallRunning::begin(&peer);
+    if is_public {
+        peer.asks_for_public();
+    }
     let info = TcpConnectInfo { local_addr: None, remote_addr: Some(peer.address) };
     request.extensions_mut().insert(info);
     request.extensions_mut().insert(peer);
     let response = router.oneshot(request).await?;
     // It runs until its last byte is handed over.
-    Ok(response.map(|body| {
-        Body::new(body.map_frame(move |frame| {
-            let _ = &running;
-            frame
-        }))
-    }))
+    Ok(response.map(|body| Body::new(AnswerBody::new(body, running))))
 }
 
 fn builder(protocol: Protocol, bounds: &Bounds) -> Builder<TokioExecutor> {
@@ -175,7 +173,7 @@ async fn stuck(peer: &Peer, bounds: &Bounds) -> Closed {
         if is_late(progress.receiving_since) {
             return Closed::Silent;
         }
-        if is_late(progress.sending_since) {
+        if is_late(progress.sending_since) || is_late(peer.untaken_since()) {
             return Closed::Stalled;
         }
     }

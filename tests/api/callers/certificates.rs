@@ -213,6 +213,55 @@ async fn a_pair_that_cannot_be_used_stops_the_start() {
     assert_eq!(error.to_string(), "TLS cannot be set up");
 }
 
+/// Asks on the same connection until it is refused, and why.
+async fn refused(mut client: LicensingServiceClient<tonic::transport::Channel>) -> Failure {
+    let asking = async {
+        loop {
+            if let Err(status) = client.list_services(ListServicesRequest {}).await {
+                return Failure::from(status);
+            }
+        }
+    };
+    timeout(PATIENCE, asking).await.expect("it is refused")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_counts_no_longer_than_it_would_in_a_new_handshake() {
+    let (servers, clients) = (Authority::new("servers"), Authority::new("clients"));
+    let sandbox = sandbox().await;
+    let dir = tempfile::tempdir().unwrap();
+    let pair = alice(dir.path(), &servers, &clients);
+    let gateway = Gateway::start_with(&sandbox, |config| {
+        config.tls = Some(tls_files(dir.path()));
+        config.policy.callers = vec![CallerRules::everything(WhichCaller::Named(ALICE.to_owned()))];
+    })
+    .await;
+    let connected = async |pair: &Pair| {
+        let mut client = LicensingServiceClient::new(connect_with(gateway.address, &servers.pem(), pair).await);
+        client.list_services(ListServicesRequest {}).await.expect("the certificate is good");
+        client
+    };
+    let of_the_past = |failure: &Failure| {
+        assert_eq!((failure.code, failure.outcome.as_str()), (Code::Unauthenticated, "not_applied"), "{failure:?}");
+        assert!(failure.status.message().contains("expired, or its authority"), "{failure:?}");
+    };
+
+    // One that expires while its connection lasts.
+    let mut brief = somebody(&[uri(ALICE)]);
+    brief.not_after = (std::time::SystemTime::now() + std::time::Duration::from_secs(4)).into();
+    of_the_past(&refused(connected(&clients.issue(&brief)).await).await);
+
+    // One whose authority is replaced. Who is accepted by the new one stays.
+    let client = connected(&pair).await;
+    put(&dir.path().join("clients.pem"), &Authority::new("clients").pem());
+    of_the_past(&refused(client).await);
+    page_when(gateway.admin, "/metrics", |_, text| {
+        value(text, "license_gateway_connections_closed_total", &["reason=\"certificate\""]) >= 2.0
+    })
+    .await;
+    gateway.stop().await;
+}
+
 /// What the gateway has to say to a client that shows this certificate and goes on sending.
 async fn refusal(address: SocketAddr, authority: &Authority, pair: &Pair) -> std::io::Error {
     let mut roots = RootCertStore::empty();

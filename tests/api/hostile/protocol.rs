@@ -10,10 +10,23 @@ use tonic::{Code, body::Body};
 
 use crate::support::{Failure, Gateway, PATIENCE, customer, include, sandbox};
 
+const UNASSIGN: &str = "/central.licensing.v1.LicensingService/UnassignLicenses";
+
 /// An unassignment with these headers: HTTP's status, and the answer's headers with its trailers.
 async fn post(gateway: &Gateway, message: &[u8], headers: &[(&str, &str)]) -> (StatusCode, HeaderMap) {
-    let uri = format!("http://{}/central.licensing.v1.LicensingService/UnassignLicenses", gateway.address);
-    let mut request = Request::post(uri).header("te", "trailers");
+    call(gateway, "POST", UNASSIGN, message, &[headers, &[("te", "trailers")]].concat()).await
+}
+
+/// A message by this method to this path.
+async fn call(
+    gateway: &Gateway,
+    method: &str,
+    path: &str,
+    message: &[u8],
+    headers: &[(&str, &str)],
+) -> (StatusCode, HeaderMap) {
+    let uri = format!("http://{}{path}", gateway.address);
+    let mut request = Request::builder().method(method).uri(uri);
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
@@ -53,6 +66,46 @@ async fn what_is_not_grpc_does_nothing() {
     let (status, headers) = post(&gateway, &message, &[("content-type", "application/grpc+proto")]).await;
     assert_eq!((status, &headers["grpc-status"]), (StatusCode::OK, &"0".parse().unwrap()));
     assert_eq!(sandbox.unassign_calls().len(), 1);
+}
+
+#[tokio::test]
+async fn only_post_acts_te_is_not_needed_and_what_is_not_there_is_said() {
+    let sandbox = sandbox().await;
+    let gateway = Gateway::start(&sandbox).await;
+    gateway.ready().await;
+    let message = include(&[&customer(&sandbox, 0)]).encode_to_vec();
+    for method in ["GET", "PUT", "DELETE", "OPTIONS", "PATCH"] {
+        let (status, headers) = call(&gateway, method, UNASSIGN, &message, &[GRPC]).await;
+        assert_eq!((status, &headers["allow"]), (StatusCode::METHOD_NOT_ALLOWED, &"POST".parse().unwrap()), "{method}");
+    }
+    assert_eq!(sandbox.unassign_calls().len(), 0);
+    for path in
+        ["/central.licensing.v1.LicensingService/Nothing", "/nobody.Nothing/Nothing", "/", UNASSIGN.trim_matches('/')]
+    {
+        let path = if path.starts_with('/') { path.to_owned() } else { format!("//{path}") };
+        let (status, headers) = call(&gateway, "POST", &path, &message, &[GRPC]).await;
+        let failure = failure(&headers);
+        assert_eq!((status, failure.code), (StatusCode::OK, Code::Unimplemented), "{path}");
+        assert_eq!((failure.reason.as_str(), failure.outcome.as_str()), ("NOT_IMPLEMENTED", "not_applied"), "{path}");
+    }
+    assert_eq!(sandbox.unassign_calls().len(), 0);
+    let (status, headers) = call(&gateway, "POST", UNASSIGN, &message, &[GRPC]).await;
+    assert_eq!((status, &headers["grpc-status"]), (StatusCode::OK, &"0".parse().unwrap()), "without te");
+}
+
+#[tokio::test]
+async fn a_failure_is_trailers_only() {
+    let sandbox = sandbox().await;
+    let gateway = Gateway::start(&sandbox).await;
+    let stream = TcpStream::connect(gateway.address).await.unwrap();
+    let (mut client, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::post(format!("http://{}{UNASSIGN}", gateway.address)).header("content-type", GRPC.1);
+    let request = request.body(Body::new(http_body_util::Full::from(vec![0; 5]))).unwrap();
+    let answer = timeout(PATIENCE, client.send_request(request)).await.expect("an answer").unwrap();
+    assert_eq!(answer.headers()["content-type"], "application/grpc");
+    assert_eq!(failure(answer.headers()).reason, "INVALID_REQUEST");
+    assert!(hyper::body::Body::is_end_stream(answer.body()), "nothing comes after the headers");
 }
 
 #[tokio::test]

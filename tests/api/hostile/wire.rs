@@ -1,62 +1,119 @@
 //! HTTP/2 by hand: what no library sends.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf, split},
     net::TcpStream,
     time::timeout,
 };
+use tokio_rustls::{TlsConnector, rustls::ClientConfig};
 
 use crate::support::PATIENCE;
 
+pub(super) const DATA: u8 = 0;
 pub(super) const HEADERS: u8 = 1;
 pub(super) const PRIORITY: u8 = 2;
 pub(super) const RST_STREAM: u8 = 3;
 pub(super) const SETTINGS: u8 = 4;
 pub(super) const PING: u8 = 6;
+pub(super) const GOAWAY: u8 = 7;
 pub(super) const WINDOW_UPDATE: u8 = 8;
 pub(super) const CONTINUATION: u8 = 9;
 pub(super) const END_STREAM: u8 = 1;
 pub(super) const END_HEADERS: u8 = 4;
+pub(super) const PADDED: u8 = 8;
 const ACK: u8 = 1;
+
+pub(super) const UNASSIGN: &str = "/central.licensing.v1.LicensingService/UnassignLicenses";
+pub(super) const HEALTH: &str = "/grpc.health.v1.Health/Check";
+
+/// A connection, with TLS or without.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// Where to connect, and how.
+#[derive(Debug, Clone)]
+pub(super) struct Door {
+    pub(super) address: SocketAddr,
+    pub(super) tls: Option<Arc<ClientConfig>>,
+}
+
+impl Door {
+    pub(super) async fn open(&self) -> Box<dyn Stream> {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        match &self.tls {
+            None => Box::new(stream),
+            Some(tls) => {
+                let name = "localhost".try_into().unwrap();
+                Box::new(TlsConnector::from(Arc::clone(tls)).connect(name, stream).await.expect("a handshake"))
+            }
+        }
+    }
+
+    /// A connection that begins with these bytes.
+    pub(super) async fn send(&self, bytes: &[u8]) -> Box<dyn Stream> {
+        let mut stream = self.open().await;
+        stream.write_all(bytes).await.unwrap();
+        stream.flush().await.unwrap();
+        stream
+    }
+
+    /// One that speaks HTTP/2, with these settings.
+    pub(super) async fn http2(&self, settings: &[u8]) -> Wire {
+        let preface = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(SETTINGS, 0, 0, settings)].concat();
+        let (reader, writer) = split(self.send(&preface).await);
+        Wire { reader, writer }
+    }
+}
 
 /// A connection on which frames are written as they are.
 pub(super) struct Wire {
-    pub(super) stream: TcpStream,
+    pub(super) reader: ReadHalf<Box<dyn Stream>>,
+    writer: WriteHalf<Box<dyn Stream>>,
 }
 
 impl Wire {
     /// With the preface sent and nothing else.
     pub(super) async fn connect(address: SocketAddr) -> Self {
-        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-        bytes.extend(frame(SETTINGS, 0, 0, &[]));
-        Self { stream: Self::raw(address, &bytes).await }
+        Door { address, tls: None }.http2(&[]).await
     }
 
-    /// A connection that begins with these bytes.
-    pub(super) async fn raw(address: SocketAddr, bytes: &[u8]) -> TcpStream {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream.write_all(bytes).await.unwrap();
-        stream
+    /// Both halves.
+    pub(super) fn stream(self) -> Box<dyn Stream> {
+        self.reader.unsplit(self.writer)
     }
 
+    /// Writes. What arrives meanwhile is thrown away, so that only the gateway can end this.
     pub(super) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        // Nobody reads here: what has arrived is thrown away, so that only the gateway can end this.
-        while self.stream.try_read(&mut [0; 16 * 1024]).is_ok_and(|count| count > 0) {}
-        self.stream.write_all(bytes).await
+        let (reader, writer) = (&mut self.reader, &mut self.writer);
+        let mut buffer = vec![0; 16 * 1024];
+        let writing = async {
+            writer.write_all(bytes).await?;
+            writer.flush().await
+        };
+        tokio::pin!(writing);
+        loop {
+            tokio::select! {
+                written = &mut writing => return written,
+                read = reader.read(&mut buffer) => if read? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                },
+            }
+        }
     }
 
     /// The headers of an unassignment, without its message.
     pub(super) async fn request(&mut self, stream: u32, more: &[(&str, &str)]) -> io::Result<()> {
-        self.stream.write_all(&frame(HEADERS, END_HEADERS, stream, &header_block(more))).await
+        self.send(&frame(HEADERS, END_HEADERS, stream, &header_block(UNASSIGN, more))).await
     }
 
-    /// The same bytes again and again; whether the gateway cut them off.
-    pub(super) async fn flood(&mut self, bytes: &[u8], times: usize) -> bool {
-        let many = bytes.repeat(100);
-        for _ in 0..times / 100 {
+    /// Again and again; whether the gateway cut it off.
+    pub(super) async fn flood(&mut self, times: u32, bytes: impl Fn(u32) -> Vec<u8>) -> bool {
+        for part in 0..times / 100 {
+            let many: Vec<_> = (part * 100..(part + 1) * 100).flat_map(&bytes).collect();
             if self.send(&many).await.is_err() {
                 return true;
             }
@@ -66,7 +123,8 @@ impl Wire {
 
     /// Asks, and reads until the answer: all that was sent before has been read then.
     pub(super) async fn ping(&mut self) {
-        self.stream.write_all(&frame(PING, 0, 0, b"everyone")).await.unwrap();
+        self.writer.write_all(&frame(PING, 0, 0, b"everyone")).await.unwrap();
+        self.writer.flush().await.unwrap();
         let answered = async { while self.until(PING).await & ACK == 0 {} };
         timeout(PATIENCE, answered).await.expect("an answer");
     }
@@ -75,9 +133,9 @@ impl Wire {
     pub(super) async fn until(&mut self, kind: u8) -> u8 {
         loop {
             let mut head = [0; 9];
-            self.stream.read_exact(&mut head).await.expect("a frame");
+            self.reader.read_exact(&mut head).await.expect("a frame");
             let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
-            self.stream.read_exact(&mut vec![0; length]).await.expect("all of it");
+            self.reader.read_exact(&mut vec![0; length]).await.expect("all of it");
             if head[3] == kind {
                 return head[4];
             }
@@ -90,12 +148,12 @@ pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// The headers of an unassignment, spelled out: no table, no Huffman.
-pub(super) fn header_block(more: &[(&str, &str)]) -> Vec<u8> {
+/// The headers of a request, spelled out: no table, no Huffman.
+pub(super) fn header_block(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
     let usual = [
         (":method", "POST"),
         (":scheme", "http"),
-        (":path", "/central.licensing.v1.LicensingService/UnassignLicenses"),
+        (":path", path),
         (":authority", "gateway"),
         ("content-type", "application/grpc"),
         ("te", "trailers"),
