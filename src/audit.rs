@@ -78,6 +78,9 @@ pub enum OpenError {
         /// What is wrong.
         problem: String,
     },
+    /// What was read cannot be written where it should be shown.
+    #[error("standard output cannot be written")]
+    Shown(#[source] io::Error),
     /// The file system does not let us.
     #[error("the audit trail cannot {action} {}", path.display())]
     Io {

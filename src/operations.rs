@@ -41,6 +41,10 @@ use crate::{
 /// The most operations on a page.
 pub(crate) const MOST_ON_A_PAGE: usize = 500;
 
+/// So many of the last ends are told to the replicas again after a start. They are told within a second, so more than
+/// these were not on their way when the process ended.
+const TOLD_AGAIN: usize = 64;
+
 /// What is known of the operations of the last 24 hours. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Operations(Arc<Inner>);
@@ -139,8 +143,9 @@ impl Operations {
         };
         let replicas = store.map(|store| SharedOperations::start(store, lease));
         if let Some(replicas) = &replicas {
-            // What a crash of this process cut short has its end for the others too.
+            // What a crash of this process cut short has its end for the others too, and so has what it had no time to tell.
             index.crashed().for_each(|record| drop(replicas.ended_here(record.clone())));
+            index.last_ended(TOLD_AGAIN).into_iter().for_each(|record| drop(replicas.ended_here(record.clone())));
         }
         Ok(Self(Arc::new(Inner { memory: Mutex::new(LocalRecords { index, running: HashMap::new() }), replicas })))
     }

@@ -118,11 +118,17 @@ impl Quota {
     /// Dropping the future gives up the place.
     pub async fn permit(&self, purpose: Purpose, give_up: Instant) -> Result<Permit, NoPermit> {
         let place = QueuePlace::new(&self.0, purpose);
+        let mut has_waited = false;
         loop {
             let changed = self.0.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             let now = Instant::now();
+            // Woken late: whoever asked has given up.
+            if has_waited && now > give_up {
+                return Err(NoPermit::TooLate { wait: Duration::ZERO });
+            }
+            has_waited = true;
             let at = {
                 let mut state = self.0.lock();
                 if state.waiting.first().is_some_and(|first| *first < place.ticket) {
@@ -290,6 +296,22 @@ mod tests {
         }
         let order: Vec<_> = came.try_iter().collect();
         assert_eq!(order, [Purpose::Again, Purpose::Change, Purpose::Change, Purpose::Preview]);
+    }
+
+    /// As after the machine was suspended.
+    #[tokio::test(start_paused = true)]
+    async fn who_is_woken_after_giving_up_takes_no_permit() {
+        let quota = quota(1);
+        let give_up = Instant::now() + Duration::from_secs(1);
+        quota.permit(Purpose::Change, give_up).await.unwrap().spend();
+        let late = tokio::spawn({
+            let quota = quota.clone();
+            async move { quota.permit(Purpose::Change, give_up).await.map(Permit::spend) }
+        });
+        tokio::task::yield_now().await;
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(late.await.unwrap(), Err(NoPermit::TooLate { wait: Duration::ZERO }));
+        assert!(quota.permit(Purpose::Change, Instant::now()).await.is_ok(), "it is there for the next one");
     }
 
     #[tokio::test(start_paused = true)]

@@ -229,15 +229,13 @@ impl TokenCache {
         quota: Quota,
         tracing: Tracing,
     ) -> Result<(Self, RefresherHandle), CustodyError> {
-        journal::make_room(&config.token_store.path);
         let current = Arc::new(ArcSwapOption::empty());
         let (requests, asked) = mpsc::unbounded_channel();
         let (condition, condition_seen) = watch::channel(Condition::Starting);
         tracing.metrics().observe_token(token_state(Arc::clone(&current), condition_seen.clone()));
         let endpoint = TokenEndpoint::new(&config.central, &config.credentials, quota, tracing)?;
         let handle = RefresherHandle::default();
-        let stop = handle.stop.clone();
-        let refresher = TokenRefresher::new(config, store, endpoint, Arc::clone(&current), asked, condition, stop);
+        let refresher = TokenRefresher::new(config, store, endpoint, Arc::clone(&current), asked, condition, &handle);
         handle.task.spawn(refresher.run());
         handle.task.close();
         Ok((Self { current, requests, condition: condition_seen }, handle))
@@ -272,10 +270,17 @@ impl TokenCache {
 #[derive(Debug, Clone, Default)]
 pub struct RefresherHandle {
     stop: CancellationToken,
+    no_seeds: CancellationToken,
     task: TaskTracker,
 }
 
 impl RefresherHandle {
+    /// From now on no seed is taken or presented: this process is being replaced, and whoever takes its place may keep
+    /// its tokens elsewhere.
+    pub fn take_no_seeds(&self) {
+        self.no_seeds.cancel();
+    }
+
     /// Waits until an exchange on its way is finished and stored; no other one begins. Bounded by [`EXCHANGE_RESERVE`]:
     /// call it outside of every other bound.
     pub async fn stop(&self) {

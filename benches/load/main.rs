@@ -9,6 +9,7 @@
 mod bursts;
 mod callers;
 mod collector;
+mod day;
 mod figures;
 mod flood;
 mod rounds;
@@ -50,6 +51,8 @@ struct Arguments {
 enum Scenario {
     /// Start, idle memory, size
     Start,
+    /// 100,000 operations with ids: memory, lookups, repeats, a start with their audit trail
+    Day,
     /// Reads that are answered from memory
     Read,
     /// Every request its own call to Central: one caller, and 64
@@ -91,6 +94,8 @@ struct Plan {
     before: Duration,
     /// And after.
     after: Duration,
+    /// Operations of a day.
+    operations: usize,
 }
 
 impl Plan {
@@ -102,6 +107,7 @@ impl Plan {
         flood: Duration::from_secs(30),
         before: Duration::from_secs(4),
         after: Duration::from_secs(12),
+        operations: 100_000,
     };
     const QUICK: Self = Self {
         repetitions: 1,
@@ -111,6 +117,7 @@ impl Plan {
         flood: Duration::from_secs(2),
         before: Duration::from_secs(1),
         after: Duration::from_secs(2),
+        operations: 2_000,
     };
 }
 
@@ -154,6 +161,9 @@ async fn measure(arguments: &Arguments) -> bool {
     }
     if wanted(Scenario::Start) {
         println!("{}", starts::measure(gateway, &plan).await);
+    }
+    if wanted(Scenario::Day) {
+        println!("{}", day::measure(gateway, &plan).await);
     }
     let mut is_good = true;
     if arguments.scenarios.contains(&Scenario::Soak) {

@@ -172,7 +172,7 @@ impl Sandbox {
 const ANYBODY: &str = r#"
 [[callers]]
 identity = "anonymous"
-rpcs = ["UnassignLicenses", "ListServices"]
+rpcs = ["UnassignLicenses", "ListServices", "GetOperation"]
 scopes = ["include"]
 services = "*"
 customers = "*"

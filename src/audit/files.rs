@@ -3,7 +3,8 @@
 //! Called by [`super::directory`] before it writes, and by [`super::verify`]. Writes nothing.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, BufRead},
     path::{Path, PathBuf},
 };
 
@@ -72,6 +73,34 @@ pub(super) fn lines(bytes: &[u8]) -> (impl Iterator<Item = (usize, &[u8])>, &[u8
     (lines, rest)
 }
 
+/// No record is as long: 1,000 customers and 100 services of 128 characters fit ten times.
+const MOST_LINE_BYTES: usize = 4 * 1024 * 1024;
+
+/// Reads the next line, without its line feed. None: there is none. False: no line feed ends it, so it is not whole. Of a
+/// line that is longer than any record, only the beginning is kept.
+pub(super) fn next_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Option<bool>> {
+    line.clear();
+    let mut is_begun = false;
+    loop {
+        let bytes = match reader.fill_buf() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            bytes => bytes?,
+        };
+        if bytes.is_empty() {
+            return Ok(is_begun.then_some(false));
+        }
+        is_begun = true;
+        let end = bytes.iter().position(|byte| *byte == b'\n');
+        let part = &bytes[..end.unwrap_or(bytes.len())];
+        line.extend_from_slice(&part[..part.len().min(MOST_LINE_BYTES - line.len())]);
+        let read = part.len() + usize::from(end.is_some());
+        reader.consume(read);
+        if end.is_some() {
+            return Ok(Some(true));
+        }
+    }
+}
+
 /// Where an audit trail goes on.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ResumePoint {
@@ -112,7 +141,11 @@ pub(super) fn resume_point(directory: &Path) -> Result<ResumePoint, OpenError> {
     match head {
         Some(head) if head.seq > standing.chain.seq => Err(OpenError::Damaged {
             path: directory.to_owned(),
-            problem: format!("record {} was written, and the last one now is {}", head.seq, standing.chain.seq),
+            problem: format!(
+                "record {} was written, and the last one now is {}: the end was cut off, as by a log rotator that copies \
+                 and truncates (copytruncate). Put its copy back in place of the file that was cut, and keep it away from here",
+                head.seq, standing.chain.seq
+            ),
         }),
         _ => Ok(standing),
     }

@@ -50,7 +50,7 @@ pub enum Flaw {
     #[error("it changed each of the {MOST_ROUNDS} times that it was read")]
     Unsettled,
     /// It does not end.
-    #[error("it has more pages, or takes more calls, than a reading may cost")]
+    #[error("it has more than {MOST_PAGES} pages, or takes more than {MOST_LIST_CALLS} calls")]
     TooLong,
     /// It is empty, and an account without customers cannot be told from a list that failed.
     #[error("it is empty")]

@@ -118,10 +118,13 @@ async fn until_stopped(server: Server, mut signals: StopSignals) -> Exit {
     let ending = loop {
         tokio::select! {
             ending = &mut serving => break ending,
-            () = signals.next() => if stop.take().is_none() {
-                tracing::warn!("told to stop again: what runs is not finished, but for an exchange of tokens");
-                custody.stop().await;
-                return Exit::Failure;
+            () = signals.next() => {
+                custody.take_no_seeds();
+                if stop.take().is_none() {
+                    tracing::warn!("told to stop again: what runs is not finished, but for an exchange of tokens");
+                    custody.stop().await;
+                    return Exit::Failure;
+                }
             },
         }
     };

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{
     reader::Reader,
-    settings::{Allowed, Setting, Shown, Unset},
+    settings::{Allowed, Setting, ShownValue, Unset},
     text::directory,
 };
 
@@ -32,7 +32,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         unset: Unset::Default("./state/audit"),
         allowed: Allowed::Text {
             description: "path of a directory, made where it is missing; or `stdout`",
-            shown: Shown::Plain,
+            shown: ShownValue::Plain,
         },
         meaning: "Where the audit trail is kept: what is sent to Central, written before it is sent, and what became of \
                   it. One process, one directory.",

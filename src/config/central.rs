@@ -8,7 +8,7 @@ use super::{
     cluster,
     pem::authorities,
     reader::Reader,
-    settings::{Allowed, Setting, Shown, Unset},
+    settings::{Allowed, Setting, ShownValue, Unset},
     text::origin_url,
 };
 
@@ -41,7 +41,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         unset: Unset::Means("then `central.cluster` is required"),
         allowed: Allowed::Text {
             description: "`https://host` or `https://host:port`, without a path",
-            shown: Shown::Url,
+            shown: ShownValue::Url,
         },
         meaning: "The address of Central's API gateway. Plain `http://` only with `central.allow_plaintext`.",
     },
@@ -73,7 +73,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         name: "central.ca_file",
         unset: Unset::Means("the system's authorities are trusted"),
-        allowed: Allowed::Text { description: "path of a PEM file", shown: Shown::Path },
+        allowed: Allowed::Text { description: "path of a PEM file", shown: ShownValue::Path },
         meaning: "The certificate authorities to trust for Central instead of the system's.",
     },
     Setting {
@@ -81,7 +81,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         unset: Unset::Means("no proxy; the environment's proxy variables are not read"),
         allowed: Allowed::Text {
             description: "`http://host:port` or `https://host:port`, without a path",
-            shown: Shown::Url,
+            shown: ShownValue::Url,
         },
         meaning: "The HTTP proxy to reach Central through.",
     },

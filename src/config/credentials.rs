@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{
     reader::Reader,
-    settings::{Allowed, Setting, Shown, Unset},
+    settings::{Allowed, Setting, ShownValue, Unset},
     text::{is_surely_a_path, secret_file, visible},
 };
 
@@ -47,13 +47,13 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         name: "credentials.client_id",
         unset: Unset::Required,
-        allowed: Allowed::Text { description: "visible ASCII characters", shown: Shown::Never },
+        allowed: Allowed::Text { description: "visible ASCII characters", shown: ShownValue::Never },
         meaning: "The client id of the application that was registered at Central's API gateway.",
     },
     Setting {
         name: "credentials.client_secret_file",
         unset: Unset::Required,
-        allowed: Allowed::Text { description: "path of a file that is not empty", shown: Shown::Path },
+        allowed: Allowed::Text { description: "path of a file that is not empty", shown: ShownValue::Path },
         meaning: "The file that holds the application's client secret.",
     },
     Setting {
@@ -61,7 +61,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         unset: Unset::Means("the store already holds a token"),
         allowed: Allowed::Text {
             description: "path; the file may be absent once its token was used",
-            shown: Shown::Path,
+            shown: ShownValue::Path,
         },
         meaning: "The file that holds the first refresh token.",
     },
@@ -75,20 +75,20 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         name: "credentials.username",
         unset: Unset::Means("a lost chain waits for a new refresh token"),
-        allowed: Allowed::Text { description: "visible ASCII", shown: Shown::Never },
+        allowed: Allowed::Text { description: "visible ASCII", shown: ShownValue::Never },
         meaning: "A user of Central, not of a single sign-on domain, to log in as when the chain of tokens is lost: at \
                   most three times, half an hour apart.",
     },
     Setting {
         name: "credentials.password_file",
         unset: Unset::Means("no login"),
-        allowed: Allowed::Text { description: "path of a file", shown: Shown::Path },
+        allowed: Allowed::Text { description: "path of a file", shown: ShownValue::Path },
         meaning: "The file that holds that user's password. Read again for every login.",
     },
     Setting {
         name: "credentials.customer_id",
         unset: Unset::Means("no login"),
-        allowed: Allowed::Text { description: "visible ASCII", shown: Shown::Never },
+        allowed: Allowed::Text { description: "visible ASCII", shown: ShownValue::Never },
         meaning: "The MSP's own customer id, which a login asks for.",
     },
 ];

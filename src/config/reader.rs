@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 use super::{
     callers::CallerRules,
     problem::Problem,
-    settings::{self, Allowed, Setting, Shown, Unset},
+    settings::{self, Allowed, Setting, ShownValue, Unset},
     sources::{RawValue, Sources, TomlFile, ValueOrigin, closest},
     text::is_surely_a_path,
 };
@@ -265,21 +265,21 @@ fn showable(setting: &Setting, text: &str) -> Option<String> {
     let has_login = text.contains('@') && text.contains(':');
     match setting.shown() {
         _ if has_login => None,
-        Shown::Plain => Some(text.to_owned()),
-        Shown::Path => (Path::new(text).exists() || is_surely_a_path(text)).then(|| text.to_owned()),
+        ShownValue::Plain => Some(text.to_owned()),
+        ShownValue::Path => (Path::new(text).exists() || is_surely_a_path(text)).then(|| text.to_owned()),
         // A host without its scheme is a common mistake; a token is longer, or has no dot.
-        Shown::Url if !text.contains("://") && (text.len() > 64 || !text.contains('.')) => None,
-        Shown::Url | Shown::ValidUrl => Some(match text.split_once(['?', '#']) {
+        ShownValue::Url if !text.contains("://") && (text.len() > 64 || !text.contains('.')) => None,
+        ShownValue::Url | ShownValue::ValidUrl => Some(match text.split_once(['?', '#']) {
             Some((start, _)) => format!("{start}?…"),
             None => text.to_owned(),
         }),
-        Shown::Never => None,
+        ShownValue::Never => None,
     }
 }
 
 /// The value for a sentence, in quotes.
 fn shown(setting: &Setting, text: &str) -> String {
-    let showable = showable(setting, text).filter(|_| setting.shown() != Shown::ValidUrl);
+    let showable = showable(setting, text).filter(|_| setting.shown() != ShownValue::ValidUrl);
     let Some(text) = showable else { return format!("the value {HIDDEN}") };
     let mut text: String = text.escape_debug().collect();
     if text.chars().count() > 80 {

@@ -57,14 +57,14 @@ pub enum Allowed {
         /// What it may be.
         description: &'static str,
         /// Whether it is shown.
-        shown: Shown,
+        shown: ShownValue,
     },
 }
 
 /// Whether a value is shown by `check-config`, and in messages. Somebody may put a secret into a wrong place: where one
 /// may stand, a value is shown only if it surely is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shown {
+pub enum ShownValue {
     /// Always, but for a URL with a login.
     Plain,
     /// The path of a file: if it surely is one, and not what the file should hold.
@@ -89,10 +89,10 @@ impl Setting {
     }
 
     /// Whether its value is shown.
-    pub fn shown(&self) -> Shown {
+    pub fn shown(&self) -> ShownValue {
         match self.allowed {
             Allowed::Text { shown, .. } => shown,
-            _ => Shown::Plain,
+            _ => ShownValue::Plain,
         }
     }
 

@@ -7,7 +7,7 @@ use std::{collections::HashSet, fs, path::PathBuf, sync::LazyLock, time::Duratio
 
 use tempfile::TempDir;
 
-use super::{settings::Shown, *};
+use super::{settings::ShownValue, *};
 
 /// A certificate and its key.
 static PAIR: LazyLock<(String, String)> = LazyLock::new(|| {
@@ -638,12 +638,12 @@ fn example_file_is_valid_once_its_secrets_exist() {
 fn secret_in_place_of_its_file_is_hidden_where_the_setting_is_marked() {
     let files = Files::new();
     let secrets: Vec<_> =
-        settings::all().filter(|setting| matches!(setting.shown(), Shown::Path | Shown::Never)).collect();
+        settings::all().filter(|setting| matches!(setting.shown(), ShownValue::Path | ShownValue::Never)).collect();
     for file in settings::all().filter(|setting| setting.name.ends_with("_file")) {
-        assert_eq!(file.shown(), Shown::Path, "{}", file.name);
+        assert_eq!(file.shown(), ShownValue::Path, "{}", file.name);
     }
     for url in settings::all().filter(|setting| setting.name.ends_with("url")) {
-        assert!(matches!(url.shown(), Shown::Url | Shown::ValidUrl), "{}", url.name);
+        assert!(matches!(url.shown(), ShownValue::Url | ShownValue::ValidUrl), "{}", url.name);
     }
     let kinds = ["file", "redis", "kubernetes"];
     for (setting, kind) in secrets.iter().flat_map(|setting| kinds.map(|kind| (setting, kind))) {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{
     pem::{authorities, certificates, is_pair, private_key},
     reader::Reader,
-    settings::{Allowed, Setting, Shown, Unset},
+    settings::{Allowed, Setting, ShownValue, Unset},
 };
 
 /// The server's own TLS.
@@ -23,19 +23,19 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         name: "tls.certificate_file",
         unset: Unset::Means("plaintext"),
-        allowed: Allowed::Text { description: "path of a PEM file", shown: Shown::Path },
+        allowed: Allowed::Text { description: "path of a PEM file", shown: ShownValue::Path },
         meaning: "The server's certificate and its chain. Read again when it changes, with its key.",
     },
     Setting {
         name: "tls.key_file",
         unset: Unset::Means("plaintext"),
-        allowed: Allowed::Text { description: "path of a PEM file", shown: Shown::Path },
+        allowed: Allowed::Text { description: "path of a PEM file", shown: ShownValue::Path },
         meaning: "The private key of that certificate.",
     },
     Setting {
         name: "tls.client_ca_file",
         unset: Unset::Means("callers are not asked for certificates"),
-        allowed: Allowed::Text { description: "path of a PEM file", shown: Shown::Path },
+        allowed: Allowed::Text { description: "path of a PEM file", shown: ShownValue::Path },
         meaning: "The certificate authorities whose callers are believed: a caller's identity is the URI, else the DNS \
                   name, of its certificate. Read again when it changes.",
     },

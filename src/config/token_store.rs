@@ -7,7 +7,7 @@ use url::Url;
 use super::{
     pem::{authorities, certificates, is_pair, private_key},
     reader::Reader,
-    settings::{Allowed, Setting, Shown, Unset},
+    settings::{Allowed, Setting, ShownValue, Unset},
     text::{any, directory, secret_file},
 };
 
@@ -97,7 +97,10 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         name: "token_store.path",
         unset: Unset::Default("./state"),
-        allowed: Allowed::Text { description: "path of a directory; made where it is missing", shown: Shown::Plain },
+        allowed: Allowed::Text {
+            description: "path of a directory; made where it is missing",
+            shown: ShownValue::Plain,
+        },
         meaning: "Where the `file` store keeps the tokens; the other kinds put only a pair there that they could not \
                   store. Must outlive the process: Central's refresh tokens work once.",
     },
@@ -106,56 +109,56 @@ pub(super) const SETTINGS: &[Setting] = &[
         unset: Unset::Means("required where the kind is `redis`"),
         allowed: Allowed::Text {
             description: "`redis://host:6379/0`, `rediss://…` with TLS, or `unix:///path/to/socket?db=0`; no user, no password",
-            shown: Shown::ValidUrl,
+            shown: ShownValue::ValidUrl,
         },
         meaning: "Kind `redis`: the address of the primary.",
     },
     Setting {
         name: "token_store.username",
         unset: Unset::Means("the server's default user"),
-        allowed: Allowed::Text { description: "name of a user", shown: Shown::Plain },
+        allowed: Allowed::Text { description: "name of a user", shown: ShownValue::Plain },
         meaning: "Kind `redis`: who logs in.",
     },
     Setting {
         name: "token_store.password_file",
         unset: Unset::Means("no log-in"),
-        allowed: Allowed::Text { description: "path of a file that is not empty", shown: Shown::Path },
+        allowed: Allowed::Text { description: "path of a file that is not empty", shown: ShownValue::Path },
         meaning: "Kind `redis`: the file that holds the password, read again for every connection.",
     },
     Setting {
         name: "token_store.ca_file",
         unset: Unset::Means("the system's authorities are trusted"),
-        allowed: Allowed::Text { description: "path of a PEM file", shown: Shown::Path },
+        allowed: Allowed::Text { description: "path of a PEM file", shown: ShownValue::Path },
         meaning: "Kind `redis`, with `rediss://`: the certificate authorities to trust instead of the system's.",
     },
     Setting {
         name: "token_store.client_certificate_file",
         unset: Unset::Means("no certificate is shown"),
-        allowed: Allowed::Text { description: "path of a PEM file", shown: Shown::Path },
+        allowed: Allowed::Text { description: "path of a PEM file", shown: ShownValue::Path },
         meaning: "Kind `redis`, with `rediss://`: the certificate to show to the server.",
     },
     Setting {
         name: "token_store.client_key_file",
         unset: Unset::Means("no certificate is shown"),
-        allowed: Allowed::Text { description: "path of a PEM file", shown: Shown::Path },
+        allowed: Allowed::Text { description: "path of a PEM file", shown: ShownValue::Path },
         meaning: "Kind `redis`, with `rediss://`: the private key of that certificate.",
     },
     Setting {
         name: "token_store.key",
         unset: Unset::Default("license-gateway:token"),
-        allowed: Allowed::Text { description: "name of a key", shown: Shown::Plain },
+        allowed: Allowed::Text { description: "name of a key", shown: ShownValue::Plain },
         meaning: "Kind `redis`: the key that holds the tokens.",
     },
     Setting {
         name: "token_store.namespace",
         unset: Unset::Means("the pod's own, or the one of the kubeconfig's current context"),
-        allowed: Allowed::Text { description: "name of a namespace", shown: Shown::Plain },
+        allowed: Allowed::Text { description: "name of a namespace", shown: ShownValue::Plain },
         meaning: "Kind `kubernetes`: the namespace of the Secret.",
     },
     Setting {
         name: "token_store.name",
         unset: Unset::Default("license-gateway-token"),
-        allowed: Allowed::Text { description: "name of a Secret", shown: Shown::Plain },
+        allowed: Allowed::Text { description: "name of a Secret", shown: ShownValue::Plain },
         meaning: "Kind `kubernetes`: the Secret that holds the tokens. The gateway makes it; nothing else may own it.",
     },
 ];

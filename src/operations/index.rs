@@ -208,6 +208,15 @@ impl Index {
         self.operations.values().filter(|record| record.is_crashed())
     }
 
+    /// Those that ended last, by their own word.
+    pub(super) fn last_ended(&self, most: usize) -> Vec<&OperationRecord> {
+        let is_told = |record: &&OperationRecord| record.end.is_some() && !record.is_crashed();
+        let mut ended: Vec<_> = self.operations.values().filter(is_told).collect();
+        ended.sort_unstable_by_key(|record| std::cmp::Reverse(record.end.as_ref().map(|end| end.at)));
+        ended.truncate(most);
+        ended
+    }
+
     fn insert(&mut self, record: OperationRecord) {
         let id = record.operation_id;
         self.name_bytes += record.name_bytes();

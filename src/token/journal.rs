@@ -11,18 +11,6 @@ use tracing::warn;
 use super::store::{SealedRecord, TokenRecord};
 use crate::durable;
 
-/// Makes the journal's directory where it is missing (mode 0700): once, when the process starts. A store that others
-/// share needs it for nothing else, so the gateway goes on without it and says so.
-pub(super) fn make_room(directory: &Path) {
-    if let Err(error) = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory) {
-        warn!(
-            path = ?directory,
-            error = &error as &(dyn std::error::Error + 'static),
-            "token_store.path cannot be made: a pair that the store does not take will be in memory only"
-        );
-    }
-}
-
 /// One file that holds a pair while it is nowhere else but in memory.
 #[derive(Debug)]
 pub(super) struct Journal {
@@ -34,6 +22,23 @@ impl Journal {
     /// a second store.
     pub(super) fn new(directory: &Path) -> Self {
         Self { path: directory.join("unsaved.json") }
+    }
+
+    /// Makes the directory where it is missing (mode 0700): once, when the process starts. A store that others share
+    /// needs it for nothing else, so the gateway goes on without it and says so.
+    pub(super) fn make_room(&self) {
+        let directory = self.directory();
+        if let Err(error) = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory) {
+            warn!(
+                path = ?directory,
+                error = &error as &(dyn std::error::Error + 'static),
+                "token_store.path cannot be made: a pair that the store does not take will be in memory only"
+            );
+        }
+    }
+
+    fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("."))
     }
 
     /// Where it is.
@@ -56,7 +61,7 @@ impl Journal {
 
     /// Keeps a pair, durably. The disk may be the very thing that fails: then there is no more to be done.
     pub(super) fn write(&self, record: &TokenRecord) -> io::Result<()> {
-        let directory = self.path.parent().unwrap_or(Path::new("."));
+        let directory = self.directory();
         if self.read().is_err() {
             let aside = (1..).map(|number| directory.join(format!("unsaved.damaged-{number}.json")));
             let free = aside.into_iter().find(|path| !path.exists()).expect("numbers do not end");

@@ -165,11 +165,22 @@ impl TokenEndpoint {
 
     /// Asks for a new chain with user name and password: login, code, tokens. Central throttles this (a few in half an
     /// hour) and may lock the account; it is not for users of a single sign-on domain.
-    pub(super) async fn log_in(&self, login: &config::UserCredentials) -> Exchanged {
-        self.counted(match self.authorization_code(login).await {
+    /// An error: nothing has left this machine.
+    pub(super) async fn log_in(&self, login: &config::UserCredentials) -> Result<Exchanged, NotSent> {
+        let password = read_secret("credentials.password_file", &login.password_file).await?;
+        let body = json!({ "username": login.username, "password": password.expose() });
+        let answer = match self.login_step(LOGIN, &[("client_id", &self.client_id)], &[], &body).await {
+            Err(error @ NotSent::NotConnected(exchange::Error::NotConnected(_))) => return Err(error),
+            answer => answer,
+        };
+        let code = match answer {
+            Ok(answer) => self.authorization_code(&answer, login).await,
+            Err(not_sent) => Err(not_sent),
+        };
+        Ok(self.counted(match code {
             Ok(code) => self.exchange(("authorization_code", "code", &code), &[]).await,
             Err(not_sent) => Exchanged::NotSent(not_sent),
-        })
+        }))
     }
 
     fn counted(&self, exchanged: Exchanged) -> Exchanged {
@@ -225,20 +236,17 @@ impl TokenEndpoint {
         }
     }
 
-    /// The first two steps of a login.
-    async fn authorization_code(&self, login: &config::UserCredentials) -> Result<Secret, NotSent> {
+    /// The second step of a login, with the answer to the first.
+    async fn authorization_code(&self, answer: &Answer, login: &config::UserCredentials) -> Result<Secret, NotSent> {
         #[derive(Deserialize)]
         struct Code {
             auth_code: String,
         }
 
-        let password = read_secret("credentials.password_file", &login.password_file).await?;
-        let body = json!({ "username": login.username, "password": password.expose() });
-        let answer = self.login_step(LOGIN, &[("client_id", &self.client_id)], &[], &body).await?;
         // A wrong password can come as 200 with `"status": false`.
         let accepted =
             serde_json::from_slice::<Value>(&answer.body).is_ok_and(|body| body["status"] != Value::Bool(false));
-        let (Some(csrf), Some(session), true) = (cookie(&answer, "csrftoken"), cookie(&answer, "session"), accepted)
+        let (Some(csrf), Some(session), true) = (cookie(answer, "csrftoken"), cookie(answer, "session"), accepted)
         else {
             return Err(NotSent::LoginRefused { step: "the login", status: answer.status });
         };
@@ -322,7 +330,10 @@ pub(super) fn classify(answer: &Answer) -> Exchanged {
                 "invalid_client" => Exchanged::ClientRefused,
                 "unsupported_grant_type" => Exchanged::GrantNotRead,
                 "invalid_grant" => Exchanged::TokenRefused,
-                "invalid_request" if refusal.error_description.contains("refresh_token") => Exchanged::TokenRefused,
+                // Exactly so: a verdict that nobody takes back is not read out of a part of other words.
+                "invalid_request" if refusal.error_description.trim_end_matches('.') == "Invalid refresh_token" => {
+                    Exchanged::TokenRefused
+                }
                 _ => unclear("a refusal of an unknown kind"),
             },
             Err(_) => unclear("a refusal that is not JSON"),
@@ -418,6 +429,7 @@ mod tests {
             (302, "", "unclear"),
             (400, r#"{"error":"invalid_request","error_description":"Invalid refresh_token"}"#, "token refused"),
             (400, r#"{"error":"invalid_grant"}"#, "token refused"),
+            (400, r#"{"error":"invalid_request","error_description":"Missing refresh_token"}"#, "unclear"),
             (
                 400,
                 r#"{"error":"invalid_client","error_description":"Invalid client authentication"}"#,

@@ -63,11 +63,24 @@ pub(super) struct TokenRecord {
     pub refresh_token: Secret,
     /// The seeds that were adopted, so that a seed put in place again is not presented again.
     pub consumed_seeds: Vec<Fingerprint>,
+    /// Seeds that were refused by one Central and may be good at another: they are not among the adopted ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused_seeds: Vec<RefusedSeed>,
     /// Who is about to spend the refresh token.
     pub intent: Option<RefreshIntent>,
     /// The chain that a seed is to replace, until the seed has worked: a mistyped seed must not cost a living chain.
     #[serde(default)]
     pub replaced: Option<TokenChain>,
+}
+
+/// A seed that does not work at one place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RefusedSeed {
+    /// Recognises it.
+    pub seed: Fingerprint,
+    /// The address that was asked.
+    pub by: String,
 }
 
 /// A chain of tokens that is not in use but may be gone back to.
@@ -103,8 +116,17 @@ impl TokenRecord {
         })
     }
 
-    /// The record that goes back to the chain this one was to replace; none if there is none.
-    pub(super) fn gone_back(&self) -> Option<Self> {
+    /// Whether the seed was adopted before, or refused by this Central: it is not to be presented (again).
+    pub(super) fn knows_seed(&self, seed: &Fingerprint, central: &str) -> bool {
+        self.consumed_seeds.contains(seed)
+            || self.refused_seeds.iter().any(|refused| refused.seed == *seed && refused.by == central)
+    }
+
+    /// The record that goes back to the chain this one was to replace; none if there is none. The verdict about its seed
+    /// is that of one Central.
+    pub(super) fn gone_back(&self, central: &str) -> Option<Self> {
+        let seed = self.refresh_token.fingerprint();
+        let refused = RefusedSeed { seed: seed.clone(), by: central.to_owned() };
         let TokenChain { family, access_token, received_at, lifetime, refresh_token } = self.replaced.clone()?;
         Some(Self {
             schema: self.schema,
@@ -114,7 +136,8 @@ impl TokenRecord {
             received_at,
             lifetime,
             refresh_token,
-            consumed_seeds: self.consumed_seeds.clone(),
+            consumed_seeds: self.consumed_seeds.iter().filter(|known| **known != seed).cloned().collect(),
+            refused_seeds: self.refused_seeds.iter().cloned().chain([refused]).collect(),
             intent: None,
             replaced: None,
         })
@@ -204,10 +227,13 @@ pub(super) enum TokenStore {
 impl TokenStore {
     /// Opens what the configuration chose. A server need not be there yet; a file store must not be held by another
     /// process.
-    #[allow(clippy::unused_async)] // in a build without servers to ask
     pub(super) async fn open(config: &config::TokenStore) -> Result<Self, Error> {
         match &config.kind {
-            config::StoreKind::File => FileStore::open(&config.path).map(Self::File),
+            config::StoreKind::File => {
+                let path = config.path.clone();
+                let opened = tokio::task::spawn_blocking(move || FileStore::open(&path)).await;
+                opened.expect("opening does not panic, and nobody cancels it").map(Self::File)
+            }
             #[cfg(feature = "redis-store")]
             config::StoreKind::Redis(settings) => RedisStore::open(settings).map(Self::Redis),
             #[cfg(feature = "kubernetes-store")]
@@ -261,6 +287,29 @@ impl TokenStore {
             Self::Redis(store) => store.cas(version, record).await,
             #[cfg(feature = "kubernetes-store")]
             Self::Kubernetes(store) => store.cas(version, record).await,
+        }
+    }
+
+    /// Whether the server is the one that it was: one that has just taken another's place may lack its last write.
+    pub(super) fn is_settled(&self) -> bool {
+        match self {
+            Self::File(_) => true,
+            #[cfg(feature = "redis-store")]
+            Self::Redis(store) => store.is_settled(),
+            #[cfg(feature = "kubernetes-store")]
+            Self::Kubernetes(_) => true,
+        }
+    }
+
+    /// Why nothing can be written just now; none: it can be, as far as can be told without writing.
+    #[allow(clippy::unused_async)] // in a build without servers to ask
+    pub(super) async fn write_problem(&self) -> Option<Error> {
+        match self {
+            Self::File(_) => None,
+            #[cfg(feature = "redis-store")]
+            Self::Redis(_) => None,
+            #[cfg(feature = "kubernetes-store")]
+            Self::Kubernetes(store) => store.rehearse().await.err(),
         }
     }
 

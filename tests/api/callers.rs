@@ -3,6 +3,7 @@
 pub mod authority;
 mod certificates;
 mod credentials;
+mod ids;
 pub mod issuer;
 mod keys;
 mod tokens;

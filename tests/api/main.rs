@@ -16,6 +16,8 @@ mod commands;
 mod custody;
 mod customers;
 mod departures;
+#[cfg(feature = "tests-with-redis")]
+mod failover;
 mod failures;
 mod hostile;
 #[cfg(feature = "failpoints")]

@@ -438,6 +438,13 @@ impl Process {
         self.signal(rustix::process::Signal::TERM);
     }
 
+    /// Lets it write no file beyond this size, or lets it again.
+    pub fn limit_file_size(&self, most: Option<u64>) {
+        let pid = rustix::process::Pid::from_child(self.child.as_ref().expect("it runs"));
+        let limit = rustix::process::Rlimit { current: most, maximum: None };
+        rustix::process::prlimit(Some(pid), rustix::process::Resource::Fsize, limit).expect("it runs");
+    }
+
     fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(self.child.as_ref().expect("it runs"));
         rustix::process::kill_process(pid, signal).expect("it runs");

@@ -186,7 +186,7 @@ fn no_secret_is_shown_wherever_it_was_put() {
     const TOKEN: &str = "K9sdf83hfAQ2mvLw0pZx7TyB";
     let key = fs::read_to_string(directory().path().join("good.key")).unwrap();
     let files: Vec<_> = settings::all().filter(|setting| setting.name.ends_with("_file")).collect();
-    let never = settings::all().filter(|setting| setting.shown() == settings::Shown::Never);
+    let never = settings::all().filter(|setting| setting.shown() == settings::ShownValue::Never);
     let urls: Vec<_> = settings::all().filter(|setting| setting.name.ends_with("url")).collect();
     let put: Vec<(String, String)> = files
         .iter()

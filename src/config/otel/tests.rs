@@ -351,3 +351,27 @@ fn variables_that_nothing_listens_to_are_named() {
         ]
     );
 }
+
+#[test]
+fn a_queue_that_no_memory_holds_is_ignored() {
+    for size in ["100001", "4000000000", "18446744073709551615"] {
+        for name in ["OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BLRP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"] {
+            let telemetry = all(&[(name, size)]).unwrap();
+            assert_eq!(telemetry.ignored, [format!("{name} (must be at most 100000)")]);
+            let (spans, logs) = (telemetry.traces.batch, telemetry.logs.batch);
+            assert_eq!((spans.queue_size, spans.export_size, logs.queue_size), (2048, 512, 2048), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_disabled_sdk_forgives_the_rest() {
+    let wrong = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://me:hunter2@collector"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere.pem"),
+        ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/nowhere.key"),
+    ];
+    assert!(all(&wrong).is_err());
+    let disabled = all(&[&wrong[..], &[("OTEL_SDK_DISABLED", "true")]].concat()).unwrap();
+    assert!(disabled.traces.otlp.is_none() && !disabled.metrics.served);
+}

@@ -15,7 +15,6 @@ use std::{
     io::{self, Read as _, Seek as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
 };
 
 use data_encoding::HEXLOWER;
@@ -25,7 +24,7 @@ use tracing::warn;
 use super::{Error, LoadedRecord, Swap, TokenRecord, Version, sealed::SealedRecord};
 use crate::{
     durable::{
-        self,
+        self, Files,
         fs::{self, File, OpenOptions, TryLockError},
     },
     token::failpoints::failpoint,
@@ -36,7 +35,10 @@ const RESERVED_BYTES: usize = 32 * 1024;
 
 /// The record in a directory.
 #[derive(Debug, Clone)]
-pub(crate) struct FileStore(Arc<Mutex<StoreDirectory>>);
+pub(crate) struct FileStore {
+    path: PathBuf,
+    files: Files<StoreDirectory>,
+}
 
 #[derive(Debug)]
 struct StoreDirectory {
@@ -63,7 +65,8 @@ impl FileStore {
                 return Err(Error::Io { action: "lock", path: lock_path, source });
             }
         }
-        Ok(Self(Arc::new(Mutex::new(StoreDirectory { path: path.to_owned(), lock }))))
+        let files = Files::new(StoreDirectory { path: path.to_owned(), lock });
+        Ok(Self { path: path.to_owned(), files })
     }
 
     /// The record of a directory, without taking hold of it: for a look while a gateway runs. A rename puts records in
@@ -79,7 +82,7 @@ impl FileStore {
 
     /// Where the record is, for people.
     pub(crate) fn place(&self) -> String {
-        Self::place_in(&self.0.lock().unwrap_or_else(PoisonError::into_inner).path)
+        Self::place_in(&self.path)
     }
 
     /// The record as it stands.
@@ -93,24 +96,12 @@ impl FileStore {
         self.blocking(move |directory| directory.cas(&version, &record)).await
     }
 
-    /// File systems block, and a sync takes tens of milliseconds: not on the runtime's workers.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&StoreDirectory) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let directory = Arc::clone(&self.0);
-        let task = tokio::task::spawn_blocking(move || {
-            // A panic half-way leaves files as a crash would, and those are safe at every step.
-            work(&directory.lock().unwrap_or_else(PoisonError::into_inner))
-        });
-        match task.await {
-            Ok(result) => result,
-            Err(error) => Err(Error::Io {
-                action: "finish its work in",
-                path: PathBuf::from("token_store.path"),
-                source: io::Error::other(error),
-            }),
-        }
+        let io = |source| Error::Io { action: "finish its work in", path: self.path.clone(), source };
+        self.files.work(work).await.map_err(io)?
     }
 }
 

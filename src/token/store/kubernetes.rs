@@ -15,7 +15,13 @@ mod operations;
 mod tests;
 mod usage;
 
-use std::{collections::BTreeMap, error::Error as StdError, fmt, time::Duration};
+use std::{
+    collections::BTreeMap,
+    error::Error as StdError,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use data_encoding::HEXLOWER;
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
@@ -60,9 +66,12 @@ pub(crate) struct KubernetesStore {
     namespace: String,
     name: String,
     answer_within: Duration,
+    /// What was read last: the write that follows need not read it again, for its time is short.
+    last: Arc<Mutex<Option<FoundSecret>>>,
 }
 
 /// The Secret as it was read.
+#[derive(Clone)]
 struct FoundSecret {
     secret: Secret,
     resource_version: String,
@@ -70,6 +79,7 @@ struct FoundSecret {
 }
 
 /// A record that was read, and the writes around it.
+#[derive(Clone)]
 struct FoundRecord {
     record: TokenRecord,
     write: Uuid,
@@ -131,13 +141,14 @@ impl KubernetesStore {
             action: "be prepared",
             source: printable(error),
         })?;
-        Ok(Self { client, secrets, namespace, name, answer_within: API_ANSWER_WITHIN })
+        Ok(Self { client, secrets, namespace, name, answer_within: API_ANSWER_WITHIN, last: Arc::default() })
     }
 
     /// The record as it stands.
     pub(crate) async fn load(&self) -> Result<LoadedRecord, Error> {
         let found = self.find("be read").await?;
         let version = version(found.as_ref());
+        self.last().clone_from(&found);
         match found.map_or(Ok(None), |found| found.entry) {
             Ok(entry) => Ok(LoadedRecord { version, record: entry.map(|entry| entry.record) }),
             Err(unreadable) => Err(self.unusable(&unreadable, version)),
@@ -148,7 +159,8 @@ impl KubernetesStore {
     /// stay as they are.
     pub(crate) async fn cas(&self, version: Version, record: TokenRecord) -> Result<Swap, Error> {
         let action = "be written";
-        let found = self.find(action).await?;
+        let read = self.last().take().filter(|found| found.version() == version);
+        let found = if read.is_some() { read } else { self.find(action).await? };
         if self::version(found.as_ref()) != version {
             return Ok(Swap::Conflict);
         }
@@ -162,7 +174,7 @@ impl KubernetesStore {
         let write = Uuid::new_v4();
         let value = write_entry(write, replaces, &record);
         let (verb, sent) = match found {
-            None => ("create", self.create(value).await),
+            None => ("create", self.create(value, &written_by_us()).await),
             Some(found) => ("update", self.replace(found, value).await),
         };
         match sent {
@@ -183,6 +195,29 @@ impl KubernetesStore {
         }
     }
 
+    /// Asks whether a write would be let in, and writes nothing.
+    pub(crate) async fn rehearse(&self) -> Result<(), Error> {
+        let action = "be written";
+        let dry = PostParams { dry_run: true, ..written_by_us() };
+        let (verb, sent) = match self.find(action).await? {
+            None => ("create", self.create(Vec::new(), &dry).await),
+            Some(FoundSecret { secret, .. }) => {
+                ("update", self.send(self.secrets.replace(&self.name, &dry, json(&secret))).await)
+            }
+        };
+        match sent {
+            // Somebody has just written it, so it can be written.
+            Err(ApiFault::Refused(answer)) if answer.is(409) => Ok(()),
+            Err(ApiFault::Refused(answer)) => Err(self.refused(action, verb, answer)),
+            Err(ApiFault::Unclear(cause)) => Err(self.unavailable(action, cause)),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<FoundSecret>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn find(&self, action: &'static str) -> Result<Option<FoundSecret>, Error> {
         let secret = match self.send(self.secrets.get(&self.name, &GetParams::default())).await {
             Ok(secret) => secret,
@@ -195,7 +230,7 @@ impl KubernetesStore {
         Ok(Some(FoundSecret { resource_version: resource_version(&secret)?, secret, entry }))
     }
 
-    async fn create(&self, value: Vec<u8>) -> Result<Secret, ApiFault> {
+    async fn create(&self, value: Vec<u8>, how: &PostParams) -> Result<Secret, ApiFault> {
         let text = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
         let labels = [
             ("app.kubernetes.io/managed-by", "license-gateway"),
@@ -216,7 +251,7 @@ impl KubernetesStore {
             type_: Some("Opaque".to_owned()),
             ..Secret::default()
         };
-        self.send(self.secrets.create(&written_by_us(), json(&secret))).await
+        self.send(self.secrets.create(how, json(&secret))).await
     }
 
     /// `secret` carries the `resourceVersion` that was read.
@@ -273,6 +308,17 @@ impl KubernetesStore {
             401 => "the API server does not accept the gateway's credentials (401): in a pod, the service account's \
                     token must be mounted (automountServiceAccountToken: true) and the account must exist"
                 .to_owned(),
+            403 if denial.contains("exceeded quota") => format!(
+                "{denial}. No right is missing: raise that ResourceQuota of namespace {namespace:?}, or delete what is \
+                 not needed there; the gateway goes on by itself"
+            ),
+            403 if denial.ends_with("denied it") => format!(
+                "{denial}. No right is missing: whoever runs that admission policy must let the gateway write the Secret \
+                 {name:?} in namespace {namespace:?}"
+            ),
+            403 if denial.contains("is being terminated") => {
+                format!("{denial}. The namespace {namespace:?} is being deleted: the gateway needs another one")
+            }
             403 if verb == "create" => format!(
                 "{denial}. Grant the gateway's service account `create` on `secrets` in namespace {namespace:?} (it cannot \
                  be limited by resourceNames), or create an empty Secret {name:?} there and leave `create` out"

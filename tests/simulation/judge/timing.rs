@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use central_sandbox::{Ending, Fault, Operation, RateHeaders, Reply};
 
-use super::{Broken, Matched, Promise, asked, break_of};
+use super::{Broken, Matched, Promise, asked, break_of, ids};
 use crate::{
     plan::{Bound, Event, Ms, Scope},
     record::{Answer, Asked, Record, Seen, What},
@@ -99,6 +99,7 @@ fn is_alone(record: &Record, asked: &Asked) -> bool {
     };
     let reads = |it: &crate::plan::Request| it.caller == request.caller && it.bound != Bound::No;
     is_plain
+        && !ids::is_repeat(record, asked)
         && !record.asked.iter().any(|other| is_before(&other))
         && !record.plan.lives[asked.life].requests.iter().any(reads)
 }

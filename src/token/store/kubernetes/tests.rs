@@ -243,6 +243,44 @@ async fn a_record_that_cannot_be_understood_is_refused_and_left_alone() {
     }
 }
 
+/// The time between a claim and its token is short.
+#[tokio::test]
+async fn what_was_just_read_is_not_read_again_for_the_write() {
+    let server = ApiServer::start().await;
+    let store = store(&server);
+    swap(&store, record(1)).await;
+    let before = server.cluster.requests().len();
+    swap(&store, record(2)).await;
+    assert_eq!(server.cluster.requests()[before..], ["get", "update"]);
+}
+
+/// Each refusal has its own remedy, and none of these is a missing right.
+#[tokio::test]
+async fn what_is_refused_although_it_is_allowed_says_what_to_do() {
+    let server = ApiServer::start().await;
+    let store = store(&server);
+    let quota = "secrets \"license-gateway-token\" is forbidden: exceeded quota: few, requested: count/secrets=1, \
+                 used: count/secrets=5, limited: count/secrets=5";
+    let policy = "admission webhook \"policy.example\" denied the request: refresh-1 is no good";
+    let end = "secrets \"license-gateway-token\" is forbidden: unable to create new content in namespace gateway \
+               because it is being terminated";
+    for (words, said) in
+        [(quota, "raise that ResourceQuota"), (policy, "whoever runs that admission policy"), (end, "is being deleted")]
+    {
+        server.cluster.next("create", Trouble::Answer(403, "Forbidden", words));
+        let error = with_causes(&store.rehearse().await.unwrap_err());
+        assert!(error.contains(said) && !error.contains("Grant") && !error.contains("refresh-1"), "{error}");
+    }
+    store.rehearse().await.unwrap();
+    assert_eq!(server.cluster.secret("gateway", NAME), None, "nothing was written");
+    swap(&store, record(1)).await;
+    let before = server.cluster.secret("gateway", NAME);
+    store.rehearse().await.unwrap();
+    server.cluster.forbid("update");
+    assert!(with_causes(&store.rehearse().await.unwrap_err()).contains("`update` is missing"));
+    assert_eq!(server.cluster.secret("gateway", NAME), before);
+}
+
 #[tokio::test]
 async fn missing_permissions_are_named() {
     let server = ApiServer::start().await;
@@ -316,7 +354,7 @@ async fn nothing_that_was_sent_or_received_is_printed() {
 /// The client library prints what it cannot read, at a level that is not filtered.
 #[test]
 fn the_client_library_logs_nothing() {
-    let logged = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let logged = Arc::new(Mutex::new(Vec::new()));
     let subscriber = tracing_subscriber::registry::Registry::default();
     let subscriber = tracing_subscriber::layer::SubscriberExt::with(subscriber, Listener(Arc::clone(&logged)));
     // With one subscriber alone, a place that is first met in silence would be taken for silent for ever.
@@ -340,7 +378,7 @@ fn the_client_library_logs_nothing() {
 }
 
 /// Notes who logs.
-struct Listener(Arc<std::sync::Mutex<Vec<String>>>);
+struct Listener(Arc<Mutex<Vec<String>>>);
 
 impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Listener {
     fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
