@@ -27,7 +27,7 @@ const MOST_PAGES: u32 = 100;
 /// How often a list is begun that moves while it is read.
 const MOST_ROUNDS: u32 = 3;
 /// What reading a list may cost, repeats and new beginnings included.
-pub(super) const MOST_CALLS: u32 = 120;
+pub(super) const MOST_LIST_CALLS: u32 = 120;
 
 /// Why a list cannot be relied on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -50,7 +50,7 @@ pub enum Flaw {
     #[error("it changed each of the {MOST_ROUNDS} times that it was read")]
     Unsettled,
     /// It does not end.
-    #[error("it has more than {MOST_PAGES} pages, or takes more than {MOST_CALLS} calls")]
+    #[error("it has more than {MOST_PAGES} pages, or takes more than {MOST_LIST_CALLS} calls")]
     TooLong,
     /// It is empty, and an account without customers cannot be told from a list that failed.
     #[error("it is empty")]

@@ -30,7 +30,7 @@ const HAND_OVER_WITHIN: Duration = Duration::from_secs(10);
 /// A seed that was taken back may already have been read: how long until that would show.
 const SETTLE: Duration = Duration::from_secs(3);
 /// How often the record is read meanwhile.
-const READ_EVERY: Duration = Duration::from_millis(200);
+const ANSWER_READ_EVERY: Duration = Duration::from_millis(200);
 
 /// What a store holds, without its secrets.
 #[derive(Debug)]
@@ -284,7 +284,7 @@ async fn hand_over(directory: &Path, seed: &Secret) -> Result<SeedOutcome, SeedE
     seed::hand_over(directory, seed).map_err(failed)?;
     let deadline = Instant::now() + HAND_OVER_WITHIN;
     while Instant::now() < deadline {
-        sleep(READ_EVERY).await;
+        sleep(ANSWER_READ_EVERY).await;
         if is_taken()? {
             return Ok(SeedOutcome::TakenByGateway);
         }
