@@ -122,7 +122,7 @@ pub(super) struct Pages<Id, T> {
     restarts: u32,
     /// How many entries to ask for at first.
     page: usize,
-    most_pages: u32,
+    most: u32,
 }
 
 /// What a page means.
@@ -144,7 +144,7 @@ impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
         Self::bounded(page, u32::MAX)
     }
 
-    fn bounded(page: usize, most_pages: u32) -> Self {
+    fn bounded(page: usize, most: u32) -> Self {
         Self {
             entries: Vec::new(),
             seen: HashSet::new(),
@@ -156,7 +156,7 @@ impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
             count: 0,
             restarts: 0,
             page,
-            most_pages,
+            most,
         }
     }
 
@@ -217,7 +217,7 @@ impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
             None if length == 0 => return Ok(AfterPage::Done),
             _ => {}
         }
-        if self.count == self.most_pages { Err(Flaw::TooLong) } else { Ok(AfterPage::More) }
+        if self.count == self.most { Err(Flaw::TooLong) } else { Ok(AfterPage::More) }
     }
 
     fn is_counted(&self) -> bool {
@@ -229,7 +229,7 @@ impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
         if self.restarts + 1 == MOST_ROUNDS {
             return Err(flaw);
         }
-        *self = Self { restarts: self.restarts + 1, ..Self::bounded(self.page, self.most_pages) };
+        *self = Self { restarts: self.restarts + 1, ..Self::bounded(self.page, self.most) };
         Ok(AfterPage::More)
     }
 }
