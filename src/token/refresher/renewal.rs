@@ -89,7 +89,7 @@ impl TokenRefresher {
                     // Counted from before the claim: a process that is paused at any moment of it must not send.
                     if !self.memory.is_exclusive && since_boot().saturating_sub(claiming) > hurried(SEND_WINDOW) {
                         self.forget_intent(claimed, version).await;
-                        return Err(Trouble::later(refresh::backoff(self.failures + 1), TooSlow));
+                        return Err(Trouble::later(self.next_backoff(), TooSlow));
                     }
                     // The time that is kept for an exchange counts from the stop: one that begins later may outlast it.
                     if self.stop.is_cancelled() {
@@ -123,11 +123,11 @@ impl TokenRefresher {
             }
             Exchanged::NotSent(error) => {
                 self.forget_intent(claimed, version).await;
-                Err(Trouble::later(refresh::backoff(self.failures + 1), error))
+                Err(Trouble::later(self.next_backoff(), error))
             }
             Exchanged::Throttled { wait } => {
                 self.forget_intent(claimed, version).await;
-                let wait = wait.max(refresh::backoff(self.failures + 1)).min(THROTTLED_AT_MOST);
+                let wait = wait.max(self.next_backoff()).min(THROTTLED_AT_MOST);
                 Err(Trouble::later(wait, Throttled))
             }
             Exchanged::ClientRefused => {
@@ -222,7 +222,7 @@ impl TokenRefresher {
                 if let Err(error) = self.store.cas(version, lost).await {
                     warn!(error = &error as &(dyn StdError + 'static), "a login that was not tried stays counted");
                 }
-                return Err(self.give_up(Some(refresh::backoff(self.failures + 1))));
+                return Err(self.give_up(Some(self.next_backoff())));
             }
         };
         match answered {
@@ -258,15 +258,15 @@ impl TokenRefresher {
     /// The chain is lost, and there is no login, or none before a while. A person is needed; callers are told to come
     /// back where a login may still heal it.
     fn give_up(&mut self, next_login: Option<Duration>) -> Trouble {
-        self.is_lost = true;
         // Central has refused it, and nothing will make it good: not one call more with it.
         if self.current.load().as_ref().is_some_and(|token| !serves(token, self.refused)) {
             self.current.store(None);
         }
-        match next_login {
+        let trouble = match next_login {
             Some(wait) => Trouble::later(wait, NotHealedYet),
             None => Trouble::lasting(hurried(CHECK_EVERY), Error::Lost),
-        }
+        };
+        Trouble { is_lost: true, ..trouble }
     }
 
     /// A new pair: stored, then used. If the store does not take it, it is used all the same: it is the only one that
@@ -347,7 +347,6 @@ impl TokenRefresher {
         let Some(secret) = record.access_token.clone() else { return };
         let now = Instant::now();
         self.renew_at = refresh::renew_at(now, remaining, record.lifetime, crate::chance::jitter());
-        self.is_lost = false;
         self.current.store(Some(Arc::new(AccessToken {
             secret,
             generation: record.generation,
@@ -359,7 +358,7 @@ impl TokenRefresher {
     }
 
     async fn load(&self) -> Result<LoadedRecord, Trouble> {
-        self.store.load().await.map_err(|error| Trouble::store(refresh::backoff(self.failures + 1), error))
+        self.store.load().await.map_err(|error| Trouble::store(self.next_backoff(), error))
     }
 
     /// The new version; none after a conflict.
@@ -370,7 +369,7 @@ impl TokenRefresher {
                 sleep(CONFLICT_PAUSE).await;
                 Ok(None)
             }
-            Err(error) => Err(Trouble::store(refresh::backoff(self.failures + 1), error)),
+            Err(error) => Err(Trouble::store(self.next_backoff(), error)),
         }
     }
 
