@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::{self, Config, StoreKind},
-    token::admin::{self, Exchange, SeedOutcome, Status, Unsaved},
+    token::admin::{self, Exchange, SeedOutcome, Seeded, Status, Unsaved},
 };
 
 /// What can be done with the account's tokens.
@@ -168,47 +168,50 @@ impl TokenSeed {
         };
         let central = config.central.base_url.as_str();
         match admin::put_seed(&config.token_store, central, &text).await {
-            Ok(seeded) => {
-                let (fingerprint, store) = (seeded.fingerprint, print::clean(&seeded.store));
-                match seeded.what {
-                    SeedOutcome::Adopted { generation } => {
-                        print::out(&format!(
-                            "{GOOD}The refresh token was put in{GOOD:#} as generation {generation} (fingerprint \
-                             {fingerprint}, {store}).\nA running gateway notices; a stopped one uses it when it starts. \
-                             Do not use this token anywhere else."
-                        ));
-                        Exit::Clean
-                    }
-                    SeedOutcome::TakenByGateway => {
-                        print::out(&format!(
-                            "{GOOD}The running gateway took the refresh token{GOOD:#} (fingerprint {fingerprint}, \
-                             {store}).\n`license-gateway token status` shows whether Central accepted it. Do not use \
-                             this token anywhere else."
-                        ));
-                        Exit::Clean
-                    }
-                    SeedOutcome::AlreadyKnown => {
-                        print::error(&format!(
-                            "this refresh token was put in before (fingerprint {fingerprint}, {store}), so nothing was \
-                             changed: it works once, and is not presented again. Download another one from Central"
-                        ));
-                        Exit::Failure
-                    }
-                    SeedOutcome::NotTaken => {
-                        print::error(&format!(
-                            "another process holds the store and did not take the refresh token within ten seconds \
-                             (fingerprint {fingerprint}, {store}); it was taken back. Repeat it in a minute: a gateway \
-                             that waits for Central looks later. One that is being stopped takes none: name the pod \
-                             that takes its place. May it read what this user writes?"
-                        ));
-                        Exit::Failure
-                    }
-                }
-            }
+            Ok(seeded) => tell(seeded),
             Err(error) => {
                 print::error(&print::clean(&chain(&error)));
                 if error.is_input() { Exit::Usage } else { Exit::Failure }
             }
+        }
+    }
+}
+
+/// What became of a seed, for people.
+fn tell(seeded: Seeded) -> Exit {
+    let (fingerprint, store) = (seeded.fingerprint, print::clean(&seeded.store));
+    match seeded.what {
+        SeedOutcome::Adopted { generation } => {
+            print::out(&format!(
+                "{GOOD}The refresh token was put in{GOOD:#} as generation {generation} (fingerprint \
+                 {fingerprint}, {store}).\nA running gateway notices; a stopped one uses it when it starts. \
+                 Do not use this token anywhere else."
+            ));
+            Exit::Clean
+        }
+        SeedOutcome::TakenByGateway => {
+            print::out(&format!(
+                "{GOOD}The running gateway took the refresh token{GOOD:#} (fingerprint {fingerprint}, \
+                 {store}).\n`license-gateway token status` shows whether Central accepted it. Do not use \
+                 this token anywhere else."
+            ));
+            Exit::Clean
+        }
+        SeedOutcome::AlreadyKnown => {
+            print::error(&format!(
+                "this refresh token was put in before (fingerprint {fingerprint}, {store}), so nothing was \
+                 changed: it works once, and is not presented again. Download another one from Central"
+            ));
+            Exit::Failure
+        }
+        SeedOutcome::NotTaken => {
+            print::error(&format!(
+                "another process holds the store and did not take the refresh token within ten seconds \
+                 (fingerprint {fingerprint}, {store}); it was taken back. Repeat it in a minute: a gateway \
+                 that waits for Central looks later. One that is being stopped takes none: name the pod \
+                 that takes its place. May it read what this user writes?"
+            ));
+            Exit::Failure
         }
     }
 }

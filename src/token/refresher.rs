@@ -4,6 +4,7 @@
 //! is the new token used. What to do at each moment is decided by the pure functions of [`super::refresh`]; here are
 //! the effects, in the order in which they happen.
 
+mod causes;
 mod check;
 mod renewal;
 

@@ -10,7 +10,12 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use super::{CHECK_EVERY, TokenRefresher, Trouble};
+use super::{
+    CHECK_EVERY, TokenRefresher, Trouble,
+    causes::{
+        BeingReplaced, NotHealedYet, OtherProcess, PerhapsElsewhere, SeedRefused, ServerChanged, Throttled, TooSlow,
+    },
+};
 use crate::{
     telemetry::Origin,
     token::{
@@ -66,18 +71,10 @@ impl TokenRefresher {
                     if self.memory.foreign_intent.is_none_or(|(seen, _)| seen != nonce) {
                         self.memory.foreign_intent = Some((nonce, now));
                     }
-                    if began.elapsed() >= WAIT_PATIENCE {
-                        return Err(Trouble::later(WAIT_EVERY, OtherProcess));
-                    }
-                    sleep(WAIT_EVERY).await;
+                    wait_for_others(began, OtherProcess).await?;
                 }
                 // After a failover, whoever holds what it lost gets the time to put that back.
-                RefreshStep::Claim(_) if !self.store.is_settled() => {
-                    if began.elapsed() >= WAIT_PATIENCE {
-                        return Err(Trouble::later(WAIT_EVERY, ServerChanged));
-                    }
-                    sleep(WAIT_EVERY).await;
-                }
+                RefreshStep::Claim(_) if !self.store.is_settled() => wait_for_others(began, ServerChanged).await?,
                 RefreshStep::Claim(seeded) if seeded.access_token.is_none() && self.no_seeds.is_cancelled() => {
                     return Err(Trouble::later(hurried(CHECK_EVERY), BeingReplaced));
                 }
@@ -395,6 +392,15 @@ fn successor(claimed: TokenRecord, pair: Pair) -> TokenRecord {
     }
 }
 
+/// Lets a moment pass, unless callers have waited long enough.
+async fn wait_for_others(began: Instant, cause: impl StdError + Send + Sync + 'static) -> Result<(), Trouble> {
+    if began.elapsed() >= WAIT_PATIENCE {
+        return Err(Trouble::later(WAIT_EVERY, cause));
+    }
+    sleep(WAIT_EVERY).await;
+    Ok(())
+}
+
 /// A clock that counts the time in which the machine is suspended too; `Instant` does not.
 fn since_boot() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
@@ -407,48 +413,3 @@ fn with_intent(mut record: TokenRecord, change: impl FnOnce(&mut store::RefreshI
     }
     record
 }
-
-/// Central's answer to too many exchanges.
-#[derive(Debug, thiserror::Error)]
-#[error("Central throttles the token endpoint (HTTP 429)")]
-struct Throttled;
-
-/// Somebody else's intent stands in the record.
-#[derive(Debug, thiserror::Error)]
-#[error("another process is exchanging the refresh token")]
-struct OtherProcess;
-
-/// The chain is lost, and a login may still heal it.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "Central refuses the refresh token, so the chain of tokens is lost, and the last login did not heal it; another one \
-     is tried later. Not to wait for it, put a new refresh token into credentials.refresh_token_file"
-)]
-struct NotHealedYet;
-
-/// Central refuses the refresh token, and another replica may hold its successor.
-#[derive(Debug, thiserror::Error)]
-#[error("Central refuses the refresh token; whether another replica holds its successor shows within seconds")]
-struct PerhapsElsewhere;
-
-/// Another server answers under the store's name.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "the token store is another server, or was restarted: nothing is presented until others had time to put back what it lost"
-)]
-struct ServerChanged;
-
-/// A seed is not presented by a process that is about to end.
-#[derive(Debug, thiserror::Error)]
-#[error("this process is being replaced: it presents no new refresh token")]
-struct BeingReplaced;
-
-/// A seed that was put in place does not work.
-#[derive(Debug, thiserror::Error)]
-#[error("Central refuses the new refresh token")]
-struct SeedRefused;
-
-/// Too much time went by between claiming and sending.
-#[derive(Debug, thiserror::Error)]
-#[error("the token store took too long; the refresh token was not presented")]
-struct TooSlow;
