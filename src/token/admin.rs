@@ -121,7 +121,10 @@ pub(crate) async fn place(config: &config::TokenStore) -> Result<String, store::
 pub(crate) async fn status(config: &config::TokenStore, now: SystemTime) -> Result<Status, store::Error> {
     let (store, record, warnings, unwritable) = match config.kind {
         // Not opened: that would take hold of it, and a gateway that starts at this moment would find it held.
-        StoreKind::File => (FileStore::place_in(&config.path), FileStore::peek(&config.path)?, Vec::new(), None),
+        StoreKind::File => {
+            let record = FileStore::peek(&config.path)?;
+            (FileStore::place_in(&config.path), record, Vec::new(), FileStore::write_problem(&config.path))
+        }
         StoreKind::Redis(_) | StoreKind::Kubernetes(_) => {
             let store = TokenStore::open(config).await?;
             let record = store.load().await?.record;
