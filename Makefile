@@ -94,6 +94,16 @@ dashboard-picture: target/venv/complete target/venv-pictures/complete ## docs/im
 	$(PYTHON) tests/prometheus/check.py --pause 8 --save target/dashboard.json
 	target/venv-pictures/bin/python scripts/draw-dashboard target/dashboard.json docs/images/dashboard.png
 
+# Needs twenty minutes, or SECONDS.
+.PHONY: soak
+soak: ## callers, failures and strangers at once: memory, file descriptors and threads must not grow
+	cargo bench $(LOCKED) --bench load -- soak --soak-seconds $(or $(SECONDS),1200)
+
+# Not part of CI, which plays the corpus in the Rust tests. A minute for each target; RUNS=10000000 instead, ONLY="jwt etag".
+.PHONY: fuzz
+fuzz: ## inputs that a fuzzer invents, for whatever reads what others write (ONLY=..., SECONDS=60 or RUNS=...)
+	scripts/fuzz $(if $(RUNS),--runs $(RUNS),--seconds $(or $(SECONDS),60)) $(ONLY)
+
 # Not part of CI: Phoenix is 850 MB of packages. What CI checks of traces is in the Rust tests.
 .PHONY: trace-demo
 trace-demo: target/venv-phoenix/complete target/venv/complete ## the demo's traces at a real tracing backend, Phoenix
@@ -167,9 +177,10 @@ test-image: target/venv-image/complete ## build both images, look into them and 
 	unshare --net python3 tests/image/check.py
 
 .PHONY: lint-release
-lint-release: ## crates, chart, image and contract carry one version; no unsafe code; every path that documents name exists
+lint-release: ## crates, chart, image and contract carry one version; no unsafe code; every path that documents name exists; sizes and names
 	scripts/check-release
 	scripts/check-paths
+	scripts/check-sizes
 
 .PHONY: lint-rust
 lint-rust: ## rustfmt and clippy, with every feature and with none

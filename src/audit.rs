@@ -11,6 +11,8 @@
 mod chain;
 mod directory;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod recent;
 pub(crate) mod record;
 pub(crate) mod show;
@@ -19,7 +21,11 @@ mod stdout;
 mod tests;
 pub(crate) mod verify;
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use tokio::{
@@ -49,7 +55,7 @@ const MOST_AT_ONCE: usize = 4_096;
 /// Where records go. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct AuditTrail {
-    orders: mpsc::UnboundedSender<Order>,
+    orders: mpsc::UnboundedSender<AuditOrder>,
 }
 
 /// Why an audit trail cannot be opened.
@@ -72,6 +78,9 @@ pub enum OpenError {
         /// What is wrong.
         problem: String,
     },
+    /// What was read cannot be written where it should be shown.
+    #[error("standard output cannot be written")]
+    Shown(#[source] io::Error),
     /// The file system does not let us.
     #[error("the audit trail cannot {action} {}", path.display())]
     Io {
@@ -87,7 +96,7 @@ pub enum OpenError {
 /// The audit trail did not take an intent: nothing may be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the audit trail does not take records now")]
-pub struct Unavailable;
+pub struct IntentNotTaken;
 
 /// A record that was taken: what the log repeats of it, so that a copy of the chain's end stands elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,8 +109,8 @@ pub struct Receipt {
 
 /// What the writer is asked for.
 #[derive(Debug)]
-enum Order {
-    Intend(Vec<Intent>, oneshot::Sender<Result<(), Unavailable>>),
+enum AuditOrder {
+    Intend(Vec<Intent>, oneshot::Sender<Result<(), IntentNotTaken>>),
     End(Ended, oneshot::Sender<Option<Receipt>>),
     Close(oneshot::Sender<()>),
 }
@@ -111,6 +120,22 @@ enum Order {
 enum Sink {
     Directory(Box<AuditDirectory>),
     Stdout(Stdout),
+}
+
+/// What opening the audit trail of a directory would say of what stands in it. Reads only.
+pub(crate) fn check(directory: &Path) -> Result<(), OpenError> {
+    if !directory.exists() {
+        return Ok(()); // whether it can be made, its section has checked
+    }
+    // A gateway may be writing: what its head knew before the files were read is in them the next time.
+    let mut last = Ok(());
+    for _ in 0..3 {
+        last = files::resume_point(directory).map(drop);
+        if last.is_ok() {
+            break;
+        }
+    }
+    last
 }
 
 impl AuditTrail {
@@ -141,30 +166,30 @@ impl AuditTrail {
     }
 
     /// Returns when all of these are durable, or none of them is and nothing may be sent.
-    pub(crate) async fn intend(&self, intents: Vec<Intent>) -> Result<(), Unavailable> {
+    pub(crate) async fn intend(&self, intents: Vec<Intent>) -> Result<(), IntentNotTaken> {
         let (taken, is_taken) = oneshot::channel();
-        self.orders.send(Order::Intend(intents, taken)).map_err(|_| Unavailable)?;
-        is_taken.await.unwrap_or(Err(Unavailable))
+        self.orders.send(AuditOrder::Intend(intents, taken)).map_err(|_| IntentNotTaken)?;
+        is_taken.await.unwrap_or(Err(IntentNotTaken))
     }
 
     /// Says how an operation ended. Returns when that is durable; or without a receipt, if the audit trail cannot take
     /// it yet (it is tried again and again) or if the operation has no intent in it: nothing was sent for it then.
     pub(crate) async fn ended(&self, ended: Ended) -> Option<Receipt> {
         let (taken, is_taken) = oneshot::channel();
-        self.orders.send(Order::End(ended, taken)).ok()?;
+        self.orders.send(AuditOrder::End(ended, taken)).ok()?;
         is_taken.await.ok().flatten()
     }
 
     /// The same, for somebody who cannot wait.
     pub(crate) fn ended_unheard(&self, ended: Ended) {
         let (taken, _) = oneshot::channel();
-        let _ = self.orders.send(Order::End(ended, taken));
+        let _ = self.orders.send(AuditOrder::End(ended, taken));
     }
 
     /// Writes what is still owed, if it can, and lets go of the directory.
     pub async fn close(&self) {
         let (closed, is_closed) = oneshot::channel();
-        if self.orders.send(Order::Close(closed)).is_ok() {
+        if self.orders.send(AuditOrder::Close(closed)).is_ok() {
             let _ = is_closed.await;
         }
     }
@@ -181,7 +206,7 @@ struct Writer {
 }
 
 impl Writer {
-    async fn run(mut self, mut received: mpsc::UnboundedReceiver<Order>) {
+    async fn run(mut self, mut received: mpsc::UnboundedReceiver<AuditOrder>) {
         loop {
             let mut orders = Vec::new();
             let more = received.recv_many(&mut orders, MOST_AT_ONCE);
@@ -206,14 +231,14 @@ impl Writer {
     }
 
     /// One group: one write, one sync. Who asks for the audit trail to be closed.
-    async fn carry_out(&mut self, orders: Vec<Order>) -> Option<oneshot::Sender<()>> {
+    async fn carry_out(&mut self, orders: Vec<AuditOrder>) -> Option<oneshot::Sender<()>> {
         let mut closing = None;
         let (mut intents, mut ends) = (Vec::new(), Vec::new());
         for order in orders {
             match order {
-                Order::Intend(some, taken) => intents.push((some, taken)),
-                Order::End(ended, taken) => ends.push((ended, taken)),
-                Order::Close(closed) => closing = Some(closed),
+                AuditOrder::Intend(some, taken) => intents.push((some, taken)),
+                AuditOrder::End(ended, taken) => ends.push((ended, taken)),
+                AuditOrder::Close(closed) => closing = Some(closed),
             }
         }
         // Outcomes first: an operation's end and a call of the same operation are never asked for together.
@@ -253,7 +278,7 @@ impl Writer {
                     let _ = taken.send(None);
                 }
                 for (_, taken) in intents {
-                    let _ = taken.send(Err(Unavailable));
+                    let _ = taken.send(Err(IntentNotTaken));
                 }
             }
         }

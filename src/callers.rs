@@ -2,6 +2,8 @@
 //! [`policy::decide`], which is pure.
 
 pub mod certificate;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 pub mod keys;
 pub mod policy;
 pub mod token;
@@ -24,7 +26,7 @@ use self::{
     },
 };
 use crate::{
-    config::{CallerRules, Config, Names, Policy, WhichCaller},
+    config::{AllowedNames, CallerRules, Config, Policy, WhichCaller},
     deadline::within,
     license::CustomerId,
     token::UsageStore,
@@ -219,8 +221,8 @@ impl Callers {
     /// Whether the policy that holds now lets this caller do anything to this customer at all.
     pub fn may_touch(&self, identity: &Identity, customer: &CustomerId) -> bool {
         policy::rules_of(&self.policy(), identity).is_some_and(|rules| match &rules.customers {
-            Names::Any => true,
-            Names::Only(customers) => customers.contains(customer),
+            AllowedNames::Any => true,
+            AllowedNames::Only(customers) => customers.contains(customer),
         })
     }
 

@@ -15,6 +15,8 @@ mod directory;
 mod dispatch;
 mod error;
 mod fate;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod inventory;
 mod list;
 mod preview;
@@ -24,9 +26,13 @@ mod retry;
 mod watch;
 pub(crate) mod wire;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
+use tokio::{
+    sync::oneshot,
+    task::{JoinHandle, JoinSet},
+    time::{Instant, sleep},
+};
 
 pub use self::{
     catalogue::{Catalogue, ServiceList},
@@ -37,8 +43,8 @@ pub use self::{
     fate::{Member, Rights, SentMark},
     list::Flaw,
     preview::{AutoLicensed, Preview},
-    release::{End, HeldDevice, LONGEST_WATCH, Progress},
-    watch::{Report, WatchFailed, Watched},
+    release::{End, HeldDevice, LONGEST_WATCH, ReleaseProgress},
+    watch::{WatchFailed, WatchReport, Watched},
 };
 use self::{
     dispatch::Dispatch,
@@ -54,6 +60,9 @@ use crate::{
     telemetry::Tracing,
     token::TokenCache,
 };
+
+/// A loop that panics each time must not take a core.
+const AFTER_A_PANIC: Duration = Duration::from_millis(100);
 
 /// Makes calls to Central.
 #[derive(Debug)]
@@ -132,7 +141,7 @@ impl CentralClient {
         tracing: Tracing,
     ) -> Result<Self, SetupError> {
         let dispatch = Arc::new(Dispatch::new(settings, tokens, quota, trail, operations, tracing)?);
-        let task = tokio::spawn(Arc::clone(&dispatch).run());
+        let task = tokio::spawn(keep_running(Arc::clone(&dispatch)));
         Ok(Self { dispatch, task })
     }
 
@@ -168,6 +177,17 @@ impl CentralClient {
     /// The services that Central knows now. One call; [`Catalogue`] keeps the answer.
     async fn services_config(&self) -> Result<Vec<ServiceName>, Error> {
         self.dispatch.read_services().await
+    }
+}
+
+/// The loop that empties the queue never ends but by a bug: what waits must not wait for ever then. What the loop held is
+/// settled as it is dropped.
+async fn keep_running(dispatch: Arc<Dispatch>) {
+    loop {
+        let mut running = JoinSet::new(); // it ends with this task
+        running.spawn(Arc::clone(&dispatch).run());
+        let _ = running.join_next().await; // the panic hook has logged it
+        sleep(AFTER_A_PANIC).await;
     }
 }
 

@@ -8,6 +8,7 @@ mod client;
 mod customers;
 mod failure;
 mod health;
+mod operations;
 mod preview;
 pub mod print;
 mod scope;
@@ -54,7 +55,8 @@ Examples:
   license-gateway customers --name hotel
   license-gateway preview --all --service advanced_ap
   license-gateway unassign --include 0123456789abcdef0123456789abcdef --service advanced_ap --reason TICKET-42
-  license-gateway watch --include 0123456789abcdef0123456789abcdef --service advanced_ap";
+  license-gateway watch --include 0123456789abcdef0123456789abcdef --service advanced_ap
+  license-gateway operations show 01a21408-280a-7466-b810-6fcfabaebe46";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -68,6 +70,8 @@ enum Command {
     Watch(watch::WatchCommand),
     /// List the customers of the account
     Customers(customers::CustomersCommand),
+    /// Show what became of your requests of the last 24 hours
+    Operations(operations::OperationsCommand),
     /// List the services whose licences can be taken away
     Services(services::ServicesCommand),
     /// Check the configuration and show what holds, or every problem at once
@@ -102,18 +106,22 @@ pub enum Exit {
 impl Cli {
     /// Does what the command line says.
     pub fn run(self) -> Exit {
-        match self.command {
+        // What was changed stays changed, shown or not; the other commands are there for what they show.
+        let is_for_showing = !matches!(self.command, Command::Unassign(_) | Command::Serve(_));
+        let exit = match self.command {
             Command::Serve(serve) => serve.run(),
             Command::Unassign(unassign) => finish(unassign.run()),
             Command::Preview(preview) => finish(preview.run()),
             Command::Watch(watch) => finish(watch.run()),
             Command::Customers(customers) => finish(customers.run()),
+            Command::Operations(operations) => finish(operations.run()),
             Command::Services(services) => finish(services.run()),
             Command::CheckConfig(check_config) => check_config.run(),
             Command::Token(token) => finish(token.run()),
             Command::Audit(audit) => audit.run(),
             Command::Health(health) => finish(health.run()),
-        }
+        };
+        if is_for_showing && exit == Exit::Clean && print::is_incomplete() { Exit::Failure } else { exit }
     }
 }
 

@@ -13,10 +13,13 @@ mod cluster;
 mod credentials;
 #[cfg(feature = "failpoints")]
 mod failpoints;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod jwt;
 mod log;
 mod misspelt;
 mod otel;
+mod pem;
 mod problem;
 mod quota;
 mod reader;
@@ -28,15 +31,22 @@ mod tests;
 mod text;
 mod tls;
 mod token_store;
+mod warnings;
 
-use std::{collections::BTreeMap, ffi::OsString, fs, io, path::Path};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 #[cfg(feature = "failpoints")]
 pub use self::failpoints::{Failpoints, failpoints};
 pub use self::{
     admin::Admin,
     audit::{Audit, AuditPlace},
-    callers::{CallerRules, Names, Policy, PolicySource, Rpc, ScopeKind, WhichCaller},
+    callers::{AllowedNames, CallerRules, Policy, PolicySource, RpcName, ScopeKind, WhichCaller},
     central::Central,
     credentials::{Credentials, GrantPlacement, UserCredentials},
     jwt::{Jwt, KeySource, KeyUrl, SignatureAlgorithm},
@@ -123,20 +133,6 @@ impl Config {
     }
 }
 
-impl Config {
-    /// What is wrong with settings that are valid each, and do not fit each other.
-    pub fn misfits(&self) -> Vec<String> {
-        let (drain, call) = (self.server.drain_timeout, self.central.timeout);
-        if drain >= call {
-            return Vec::new();
-        }
-        vec![format!(
-            "server.drain_timeout is {drain:?} and central.timeout {call:?}: a call that is on its way when the gateway is \
-             told to stop may be cut off with an unknown outcome; raise the one or lower the other"
-        )]
-    }
-}
-
 impl LoadedConfig {
     /// As [`Config::load`], for whoever also wants to know where the values came from.
     pub fn load(
@@ -174,10 +170,42 @@ impl LoadedConfig {
             log: log::read(&mut reader),
             telemetry: otel::read(&mut reader),
         };
+        collisions(&mut reader, &config);
         let (effective, problems) = reader.finish();
         let problems: Vec<_> = file_problem.into_iter().chain(problems).collect();
         if problems.is_empty() { Ok(Self { config, effective }) } else { Err(Problems(problems)) }
     }
+}
+
+/// What two sections cannot both have.
+fn collisions(reader: &mut Reader, config: &Config) {
+    let (grpc, admin) = (config.server.listen, config.admin.listen);
+    if grpc.port() != 0 && grpc.port() == admin.port() && overlap(grpc.ip(), admin.ip()) {
+        let message = format!("is {admin}, and `server.listen` is {grpc}: both want the same port; change one of them");
+        reader.problem("admin.listen", message);
+    }
+    if let AuditPlace::Directory(audit) = &config.audit.place
+        && reader.is_set("audit.path")
+        && real(audit) == real(&config.token_store.path)
+    {
+        let message =
+            "is the directory of `token_store.path` too: each locks its own; name another one, such as one in it";
+        reader.problem("audit.path", message);
+    }
+}
+
+/// Whether one listener's address is among the other's. `[::]` takes connections by IPv4 too.
+fn overlap(one: IpAddr, other: IpAddr) -> bool {
+    let takes = |all: IpAddr, other: IpAddr| match all {
+        IpAddr::V4(all) => all.is_unspecified() && other.to_canonical().is_ipv4(),
+        IpAddr::V6(all) => all.is_unspecified(),
+    };
+    one.to_canonical() == other.to_canonical() || takes(one, other) || takes(other, one)
+}
+
+/// The path from the root on, without links where it exists.
+fn real(path: &Path) -> Option<PathBuf> {
+    fs::canonicalize(path).or_else(|_| std::path::absolute(path)).ok().map(|path| path.components().collect())
 }
 
 fn unreadable(name: String, error: &io::Error) -> Problem {

@@ -52,7 +52,7 @@ pub struct HttpClient {
 
 /// Whether connections are kept for the next exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Connections {
+pub enum ConnectionReuse {
     /// Kept alive for some seconds: for reads, which may be repeated.
     Kept,
     /// Used again only if it was used just now: for calls whose outcome must be known.
@@ -153,7 +153,7 @@ pub enum Error {
 
 impl HttpClient {
     /// A client for the Central of these settings.
-    pub fn new(settings: &config::Central, connections: Connections, tracing: Tracing) -> Result<Self, SetupError> {
+    pub fn new(settings: &config::Central, connections: ConnectionReuse, tracing: Tracing) -> Result<Self, SetupError> {
         let mut builder = Client::builder()
             .user_agent(concat!("license-gateway/", env!("CARGO_PKG_VERSION")))
             .http1_only()
@@ -165,9 +165,9 @@ impl HttpClient {
             .connect_timeout(CONNECT_TIMEOUT.min(settings.timeout))
             .tcp_nodelay(true);
         builder = match connections {
-            Connections::Kept => builder.pool_idle_timeout(IDLE_TIMEOUT),
-            Connections::JustUsed => builder.pool_idle_timeout(JUST_USED),
-            Connections::Fresh => builder.pool_max_idle_per_host(0),
+            ConnectionReuse::Kept => builder.pool_idle_timeout(IDLE_TIMEOUT),
+            ConnectionReuse::JustUsed => builder.pool_idle_timeout(JUST_USED),
+            ConnectionReuse::Fresh => builder.pool_max_idle_per_host(0),
         };
         if let Some(path) = &settings.ca_file {
             let pem = fs::read(path).map_err(|source| SetupError::CaUnreadable { path: path.clone(), source })?;

@@ -30,8 +30,11 @@ pub mod config;
 pub mod deadline;
 mod durable;
 pub mod exchange;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod license;
 pub mod operations;
+pub(crate) mod preflight;
 pub mod quota;
 pub mod server;
 pub mod service;

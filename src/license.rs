@@ -3,6 +3,8 @@
 //! A value that exists is valid: a [`Scope`] cannot be empty, and cannot be wide by accident.
 
 mod etag;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod resolved;
 
 use std::{collections::HashSet, fmt, sync::Arc};

@@ -8,6 +8,8 @@
 //! of the last 24 hours is built from it at the start. Replicas share them through the token store beside that
 //! (`shared`): an id is claimed there before the call, by compare-and-set.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod index;
 pub(crate) mod record;
 pub(crate) mod shared;
@@ -39,18 +41,22 @@ use crate::{
 /// The most operations on a page.
 pub(crate) const MOST_ON_A_PAGE: usize = 500;
 
+/// So many of the last ends are told to the replicas again after a start. They are told within a second, so more than
+/// these were not on their way when the process ended.
+const TOLD_AGAIN: usize = 64;
+
 /// What is known of the operations of the last 24 hours. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Operations(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    memory: Mutex<Memory>,
+    memory: Mutex<LocalRecords>,
     replicas: Option<SharedOperations>,
 }
 
 #[derive(Debug, Default)]
-struct Memory {
+struct LocalRecords {
     index: Index,
     /// Those who are told when an operation of this process ends.
     running: HashMap<Uuid, watch::Sender<Option<Finished>>>,
@@ -137,10 +143,11 @@ impl Operations {
         };
         let replicas = store.map(|store| SharedOperations::start(store, lease));
         if let Some(replicas) = &replicas {
-            // What a crash of this process cut short has its end for the others too.
+            // What a crash of this process cut short has its end for the others too, and so has what it had no time to tell.
             index.crashed().for_each(|record| drop(replicas.ended_here(record.clone())));
+            index.last_ended(TOLD_AGAIN).into_iter().for_each(|record| drop(replicas.ended_here(record.clone())));
         }
-        Ok(Self(Arc::new(Inner { memory: Mutex::new(Memory { index, running: HashMap::new() }), replicas })))
+        Ok(Self(Arc::new(Inner { memory: Mutex::new(LocalRecords { index, running: HashMap::new() }), replicas })))
     }
 
     /// Takes the id of a request for an operation, if nothing stands in the way: in this process, and, where a caller
@@ -150,6 +157,7 @@ impl Operations {
         let must_ask = !record.has_own_id();
         let claimed = match self.claim_here(record)? {
             Claim::Taken(claimed) => claimed,
+            Claim::Done(record) => return Ok(Claim::Done(Box::new(self.better(*record).await))),
             other => return Ok(other),
         };
         let Some(replicas) = self.0.replicas.as_ref().filter(|_| must_ask) else { return Ok(Claim::Taken(claimed)) };
@@ -160,6 +168,16 @@ impl Operations {
             Some(found) if found.end.is_none() => Claim::RunsElsewhere(found.operation_id),
             Some(found) => Claim::Done(Box::new(found)),
         })
+    }
+
+    /// What a crash cut short here may have its true end among the replicas: told just before, or where the trail could
+    /// not be written.
+    async fn better(&self, record: OperationRecord) -> OperationRecord {
+        let Some(replicas) = self.0.replicas.as_ref().filter(|_| record.is_crashed()) else { return record };
+        match replicas.find(record.owner, record.operation_id).await {
+            Ok(Some(known)) if known.end.is_some() => known,
+            _ => record,
+        }
     }
 
     fn claim_here(&self, record: OperationRecord) -> Result<Claim, Unavailable> {
@@ -216,7 +234,7 @@ impl Operations {
     pub(crate) async fn find(&self, owner: Owner, operation_id: Uuid) -> Result<Option<OperationRecord>, Unavailable> {
         let here = self.memory().index.find(owner, operation_id).cloned();
         match (here, &self.0.replicas) {
-            (Some(record), _) => Ok(Some(record)),
+            (Some(record), _) => Ok(Some(self.better(record).await)),
             (None, Some(replicas)) => replicas.find(owner, operation_id).await,
             (None, None) => Ok(None),
         }
@@ -228,7 +246,7 @@ impl Operations {
         // One that did nothing may have been followed by another one elsewhere.
         match (here, &self.0.replicas) {
             (Some(record), None) => Ok(Some(record)),
-            (Some(record), Some(_)) if !record.is_free() => Ok(Some(record)),
+            (Some(record), Some(_)) if !record.is_free() => Ok(Some(self.better(record).await)),
             (here, Some(replicas)) => Ok(replicas.find_request(owner, id).await?.or(here)),
             (None, None) => Ok(None),
         }
@@ -267,7 +285,7 @@ impl Operations {
         }
     }
 
-    fn memory(&self) -> MutexGuard<'_, Memory> {
+    fn memory(&self) -> MutexGuard<'_, LocalRecords> {
         self.0.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

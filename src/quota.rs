@@ -20,7 +20,7 @@ use tokio::{
 use tracing::{info, warn};
 
 pub use self::headers::RateLimitHeaders;
-use self::pace::{Availability, Pace, Taken};
+use self::pace::{Availability, Pace, TakenPermit};
 use crate::{config, telemetry::metrics};
 
 /// What a call is for, the most urgent first.
@@ -87,7 +87,7 @@ struct Ticket {
 #[must_use]
 pub struct Permit {
     quota: Quota,
-    taken: Option<Taken>,
+    taken: Option<TakenPermit>,
 }
 
 /// How things stand, for people and machines that watch.
@@ -117,12 +117,18 @@ impl Quota {
     /// Waits for a permit, until `give_up` at most: if it is plain that none comes by then, this says so at once.
     /// Dropping the future gives up the place.
     pub async fn permit(&self, purpose: Purpose, give_up: Instant) -> Result<Permit, NoPermit> {
-        let place = Place::new(&self.0, purpose);
+        let place = QueuePlace::new(&self.0, purpose);
+        let mut has_waited = false;
         loop {
             let changed = self.0.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             let now = Instant::now();
+            // Woken late: whoever asked has given up.
+            if has_waited && now > give_up {
+                return Err(NoPermit::TooLate { wait: Duration::ZERO });
+            }
+            has_waited = true;
             let at = {
                 let mut state = self.0.lock();
                 if state.waiting.first().is_some_and(|first| *first < place.ticket) {
@@ -233,12 +239,12 @@ impl Shared {
 }
 
 /// Holds a place among those who wait.
-struct Place<'a> {
+struct QueuePlace<'a> {
     shared: &'a Shared,
     ticket: Ticket,
 }
 
-impl<'a> Place<'a> {
+impl<'a> QueuePlace<'a> {
     fn new(shared: &'a Shared, purpose: Purpose) -> Self {
         let mut state = shared.lock();
         state.tickets += 1;
@@ -249,7 +255,7 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
         self.shared.lock().waiting.remove(&self.ticket);
         // Those who stood behind look again.
@@ -290,6 +296,22 @@ mod tests {
         }
         let order: Vec<_> = came.try_iter().collect();
         assert_eq!(order, [Purpose::Again, Purpose::Change, Purpose::Change, Purpose::Preview]);
+    }
+
+    /// As after the machine was suspended.
+    #[tokio::test(start_paused = true)]
+    async fn who_is_woken_after_giving_up_takes_no_permit() {
+        let quota = quota(1);
+        let give_up = Instant::now() + Duration::from_secs(1);
+        quota.permit(Purpose::Change, give_up).await.unwrap().spend();
+        let late = tokio::spawn({
+            let quota = quota.clone();
+            async move { quota.permit(Purpose::Change, give_up).await.map(Permit::spend) }
+        });
+        tokio::task::yield_now().await;
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(late.await.unwrap(), Err(NoPermit::TooLate { wait: Duration::ZERO }));
+        assert!(quota.permit(Purpose::Change, Instant::now()).await.is_ok(), "it is there for the next one");
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,6 +4,8 @@
 //! caller. The caller's side only waits for it, until the deadline.
 
 mod customers;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod operations;
 mod preview;
 mod record;
@@ -24,7 +26,7 @@ use uuid::Uuid;
 
 use self::{
     operations::Begun,
-    record::{Unfinished, record},
+    record::{Unfinished, is_held_elsewhere, record},
     request::UnassignRequest,
     status::{Failure, Violation},
 };
@@ -144,7 +146,7 @@ impl Licensing {
         if rpc.is_repeated && request_id.is_none() {
             return Err(Failure::RepeatedByProxy);
         }
-        let operation = Arc::new(operation(rpc, unassignment, request_id));
+        let operation = Arc::new(operation(rpc, unassignment, request_id, refuses_auto_licensing));
         let mut is_second_round = false;
         loop {
             let claimed = match self.claim(rpc, &operation).await? {
@@ -189,11 +191,15 @@ impl Licensing {
         if refuses_auto_licensing {
             self.check_auto_licensing(&member, rpc.deadline).await?;
         }
-        let work = self.clone().carry_out(claimed, Arc::clone(operation), unsent, admission, rpc.room.clone());
+        let work = self.clone().carry_out(claimed, Arc::clone(&member), unsent, admission, rpc.room.clone());
         let work = self.work.spawn(member.origin().run(work));
         let result = match within(rpc.deadline, work).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_panic)) => return Err(Failure::Bug { nothing_was_sent: !rpc.mark.is_set() }),
+            Ok(Err(_panic)) => {
+                // What is told as unsent must not be sent any more.
+                let _ = member.give_up();
+                return Err(Failure::Bug { nothing_was_sent: !rpc.mark.is_set() });
+            }
             Err(_) => member.give_up(),
         };
         match result {
@@ -209,12 +215,14 @@ impl Licensing {
     async fn carry_out(
         self,
         claimed: Claimed,
-        operation: Arc<Operation>,
+        member: Arc<Member>,
         unsent: Unsent,
         mut admission: Admission,
         _room: Option<Room>,
     ) -> Result<Accepted, Failed> {
-        let unfinished = Unfinished::new(&operation, self.trail.clone());
+        let unfinished = Unfinished::new(&member.operation, self.trail.clone());
+        // If this panics: dropped before the id is free again, so that nothing is sent under an id that nobody holds.
+        let _leave = GiveUpOnDrop(member);
         admission.begin();
         let result = self.central.unassign(unsent).await;
         if let Err(failed) = &result {
@@ -380,22 +388,22 @@ impl Rpc {
 }
 
 /// What is asked for, as the audit trail and the record of operations tell of it.
-fn operation(rpc: &Rpc, unassignment: Unassignment, request_id: Option<Uuid>) -> Operation {
+fn operation(
+    rpc: &Rpc,
+    unassignment: Unassignment,
+    request_id: Option<Uuid>,
+    refuses_auto_licensing: bool,
+) -> Operation {
     Operation {
         id: rpc.operation_id,
         request_id: request_id.unwrap_or_else(|| rpc.operation_id.as_uuid()),
-        request_digest: RequestDigest::of(&unassignment).text(),
+        request_digest: RequestDigest::of(&unassignment, refuses_auto_licensing).text(),
         caller: caller(&rpc.identity, rpc.from),
         identified_by: rpc.identity.proved_by(),
         from: rpc.from,
         unassignment,
         trace_id: Origin::current().trace_id(),
     }
-}
-
-/// Whether nothing was done because another replica has the id of the request.
-fn is_held_elsewhere(failed: &Failed) -> bool {
-    failed.outcome == Outcome::NotApplied && matches!(*failed.error, central::Error::HeldElsewhere { .. })
 }
 
 /// Callers with an identity take turns as one; of the others, every connection is a caller.

@@ -69,7 +69,21 @@ impl Telemetry {
         Self::start_with(settings, None)
     }
 
-    /// The same, and every span is kept in the [`Recorder`] too, as soon as it ends.
+    /// What [`start`](Self::start) would say. Makes the exporters and lets go of them; connects to nobody.
+    pub(crate) fn check(settings: &config::Telemetry) -> Result<(), ExporterError> {
+        if let Some(otlp) = &settings.traces.otlp {
+            export::spans(otlp)?;
+        }
+        if let Some(otlp) = &settings.metrics.otlp {
+            export::metrics(otlp, settings.metrics.temporality)?;
+        }
+        if let Some(otlp) = &settings.logs.otlp {
+            export::logs(otlp)?;
+        }
+        Ok(())
+    }
+
+    /// The same as [`start`](Self::start), and every span is kept in the [`Recorder`] too, as soon as it ends.
     pub fn start_recording(settings: &config::Telemetry) -> Result<(Self, Recorder), ExporterError> {
         let recorder = Recorder::default();
         let builder = SdkTracerProvider::builder().with_simple_exporter(recorder.clone());

@@ -6,6 +6,8 @@
 
 pub(crate) mod admin;
 mod failpoints;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod journal;
 mod oauth;
 mod refresh;
@@ -35,7 +37,7 @@ use tracing::error;
 
 pub(crate) use self::{
     failpoints::failpoint,
-    store::{Error as StoreError, OperationStore, StoredOperation, StoredUsage, UsageStore, UsageWrite},
+    store::{Error as StoreError, Keeping, OperationStore, StoredOperation, StoredUsage, UsageStore, UsageWrite},
 };
 use self::{
     oauth::TokenEndpoint,
@@ -198,6 +200,14 @@ impl Store {
         Ok(Self(TokenStore::open(config).await?))
     }
 
+    /// What [`open`](Self::open) would say, without taking hold of anything.
+    pub(crate) async fn check(config: &config::TokenStore) -> Result<(), CustodyError> {
+        match &config.kind {
+            config::StoreKind::File => Ok(()), // that it can be written to, its section has checked
+            config::StoreKind::Redis(_) | config::StoreKind::Kubernetes(_) => Self::open(config).await.map(drop),
+        }
+    }
+
     /// The place beside the tokens in which the customers of the hour are kept.
     pub(crate) fn usage(&self) -> UsageStore {
         self.0.usage()
@@ -219,15 +229,13 @@ impl TokenCache {
         quota: Quota,
         tracing: Tracing,
     ) -> Result<(Self, RefresherHandle), CustodyError> {
-        journal::make_room(&config.token_store.path);
         let current = Arc::new(ArcSwapOption::empty());
         let (requests, asked) = mpsc::unbounded_channel();
         let (condition, condition_seen) = watch::channel(Condition::Starting);
         tracing.metrics().observe_token(token_state(Arc::clone(&current), condition_seen.clone()));
         let endpoint = TokenEndpoint::new(&config.central, &config.credentials, quota, tracing)?;
         let handle = RefresherHandle::default();
-        let stop = handle.stop.clone();
-        let refresher = TokenRefresher::new(config, store, endpoint, Arc::clone(&current), asked, condition, stop);
+        let refresher = TokenRefresher::new(config, store, endpoint, Arc::clone(&current), asked, condition, &handle);
         handle.task.spawn(refresher.run());
         handle.task.close();
         Ok((Self { current, requests, condition: condition_seen }, handle))
@@ -262,10 +270,17 @@ impl TokenCache {
 #[derive(Debug, Clone, Default)]
 pub struct RefresherHandle {
     stop: CancellationToken,
+    no_seeds: CancellationToken,
     task: TaskTracker,
 }
 
 impl RefresherHandle {
+    /// From now on no seed is taken or presented: this process is being replaced, and whoever takes its place may keep
+    /// its tokens elsewhere.
+    pub fn take_no_seeds(&self) {
+        self.no_seeds.cancel();
+    }
+
     /// Waits until an exchange on its way is finished and stored; no other one begins. Bounded by [`EXCHANGE_RESERVE`]:
     /// call it outside of every other bound.
     pub async fn stop(&self) {

@@ -9,9 +9,11 @@
 mod bursts;
 mod callers;
 mod collector;
+mod day;
 mod figures;
 mod flood;
 mod rounds;
+mod soak;
 mod starts;
 mod telemetry;
 mod world;
@@ -32,6 +34,10 @@ struct Arguments {
     #[arg(long)]
     quick: bool,
 
+    /// How long `soak` takes
+    #[arg(long, value_name = "SECONDS", default_value_t = 1_200)]
+    soak_seconds: u64,
+
     /// Measure this binary: for comparing two builds
     #[arg(long, value_name = "PATH", default_value = env!("CARGO_BIN_EXE_license-gateway"))]
     gateway: PathBuf,
@@ -45,6 +51,8 @@ struct Arguments {
 enum Scenario {
     /// Start, idle memory, size
     Start,
+    /// 100,000 operations with ids: memory, lookups, repeats, a start with their audit trail
+    Day,
     /// Reads that are answered from memory
     Read,
     /// Every request its own call to Central: one caller, and 64
@@ -59,6 +67,8 @@ enum Scenario {
     AtOnce,
     /// Ten times what Central's limits allow
     Overload,
+    /// Callers, failures and strangers at once for twenty minutes: what must not grow. Only where it is named
+    Soak,
 }
 
 /// What this program does as a process of its own beside what is measured.
@@ -84,6 +94,8 @@ struct Plan {
     before: Duration,
     /// And after.
     after: Duration,
+    /// Operations of a day.
+    operations: usize,
 }
 
 impl Plan {
@@ -95,6 +107,7 @@ impl Plan {
         flood: Duration::from_secs(30),
         before: Duration::from_secs(4),
         after: Duration::from_secs(12),
+        operations: 100_000,
     };
     const QUICK: Self = Self {
         repetitions: 1,
@@ -104,6 +117,7 @@ impl Plan {
         flood: Duration::from_secs(2),
         before: Duration::from_secs(1),
         after: Duration::from_secs(2),
+        operations: 2_000,
     };
 }
 
@@ -120,12 +134,13 @@ async fn main() -> ExitCode {
     }
     let mut told_to_stop = signal(SignalKind::terminate()).expect("a process may listen for signals");
     tokio::select! {
-        () = measure(&arguments) => ExitCode::SUCCESS,
+        is_good = measure(&arguments) => if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE },
         _ = told_to_stop.recv() => ExitCode::from(143), // the processes went with what was measured
     }
 }
 
-async fn measure(arguments: &Arguments) {
+/// Whether nothing was wrong.
+async fn measure(arguments: &Arguments) -> bool {
     let plan = if arguments.quick { Plan::QUICK } else { Plan::WHOLE };
     let wanted = |scenario| arguments.scenarios.is_empty() || arguments.scenarios.contains(&scenario);
     let gateway = &arguments.gateway;
@@ -147,5 +162,16 @@ async fn measure(arguments: &Arguments) {
     if wanted(Scenario::Start) {
         println!("{}", starts::measure(gateway, &plan).await);
     }
+    if wanted(Scenario::Day) {
+        println!("{}", day::measure(gateway, &plan).await);
+    }
+    let mut is_good = true;
+    if arguments.scenarios.contains(&Scenario::Soak) {
+        let time = if arguments.quick { plan.flood * 10 } else { Duration::from_secs(arguments.soak_seconds) };
+        let (table, is_flat) = soak::measure(gateway, time).await;
+        println!("{table}");
+        is_good = is_flat;
+    }
     println!("Load average after: {}.", figures::load_average());
+    is_good
 }

@@ -140,6 +140,12 @@ impl Sandbox {
         self.control(reqwest::Method::DELETE, "calls", None).await;
     }
 
+    /// These faults, and no others.
+    pub(crate) async fn trouble(&self, faults: &Value) {
+        self.control(reqwest::Method::DELETE, "faults", None).await;
+        self.control(reqwest::Method::POST, "faults", Some(faults)).await;
+    }
+
     pub(crate) async fn counted(&self) -> Counted {
         let counters = self.control(reqwest::Method::GET, "counters", None).await;
         let count = |value: &Value| value.as_u64().unwrap_or_default();
@@ -166,7 +172,7 @@ impl Sandbox {
 const ANYBODY: &str = r#"
 [[callers]]
 identity = "anonymous"
-rpcs = ["UnassignLicenses", "ListServices"]
+rpcs = ["UnassignLicenses", "ListServices", "GetOperation"]
 scopes = ["include"]
 services = "*"
 customers = "*"
@@ -238,6 +244,15 @@ impl Gateway {
             line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1024.0
         };
         Memory { now: mebibytes("VmRSS:"), peak: mebibytes("VmHWM:") }
+    }
+
+    /// How many file descriptors and threads it has.
+    pub(crate) fn held(&self) -> [f64; 2] {
+        let count = |what: &str| {
+            let entries = fs::read_dir(format!("/proc/{}/{what}", self.process.0.id())).expect("the process runs");
+            entries.fold(0.0, |count, _| count + 1.0)
+        };
+        ["fd", "task"].map(count)
     }
 
     /// Tells it to stop, and waits until it has: what it still held of its telemetry has been sent then.

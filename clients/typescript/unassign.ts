@@ -5,6 +5,7 @@
 // Exits with 0: applied; 2: not applied, nothing was changed; 3: unknown or partial, look before anything is repeated.
 // What it needs and how to make the stubs is in docs/clients.md.
 
+import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -27,6 +28,8 @@ async function main([address, service, ...customerIds]: string[]): Promise<numbe
     scope: { $case: 'includeCustomers', value: { customerIds } },
     services: [service],
     reason: 'TICKET-42',
+    // Every repeat of this request has it, whoever repeats: it acts once. Keep it where a restart of yours finds it.
+    requestId: randomUUID(),
   });
   const deadline = Date.now() + DEADLINE_MS;
   // TLS: credentials.createSsl(ca, key, certificate).
@@ -43,7 +46,12 @@ async function main([address, service, ...customerIds]: string[]): Promise<numbe
       console.log(answer.code, answer.reason, answer.outcome, answer.operationId);
 
       // A wait is named only where waiting helps. Who waits past the deadline learns nothing more.
-      const { outcome, waitMs } = answer;
+      const { code, reason, outcome, waitMs } = answer;
+      // What the gateway did not answer is asked again: by the id it gives the first answer.
+      if (code === 'UNAVAILABLE' && reason === '-' && Date.now() + 1000 < deadline) {
+        await sleep(1000);
+        continue;
+      }
       if (outcome !== 'not_applied' || waitMs === undefined || Date.now() + waitMs >= deadline) return conclude(answer);
       console.log(`again in ${(waitMs / 1000).toFixed(1)} s`);
       await sleep(waitMs);

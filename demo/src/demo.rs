@@ -161,7 +161,8 @@ async fn tell_the_call(stage: &Stage) -> Result<(), String> {
     let customer = stage.sandbox.settings().customers[0].clone();
     let trace_id = Uuid::new_v4().simple().to_string();
     let etag = tell_the_preview(stage, &customer).await?;
-    let request = request(&customer.id, &trace_id, etag)?;
+    let request_id = Uuid::new_v4().to_string();
+    let request = request(&customer.id, &trace_id, &etag, &request_id)?;
     print::out(&format!(
         "\n{HEADING}3. The request, over gRPC{HEADING:#}\n\n{}",
         print::list(&[
@@ -170,6 +171,7 @@ async fn tell_the_call(stage: &Stage) -> Result<(), String> {
             ("services", SERVICE.to_owned()),
             ("reason", REASON.to_owned()),
             ("etag", "as above: if somebody else were hit by now, nothing would be sent".to_owned()),
+            ("request_id", format!("{request_id} (whoever repeats it with this id: it acts once)")),
             ("traceparent", format!("00-{trace_id}-{CALLERS_SPAN}-01 (the caller's trace)")),
         ])
     ));
@@ -184,9 +186,10 @@ async fn tell_the_call(stage: &Stage) -> Result<(), String> {
     ));
     let text = answer_text(answer.map(Response::into_inner));
     print::out(&format!("\n{HEADING}6. The answer{HEADING:#}\n\n{text}"));
+    tell_the_repeat(stage, &customer, &etag, &request_id).await?;
     tell_the_release(stage, &customer).await?;
     print::out(&format!(
-        "\n{HEADING}8. The trace{HEADING:#}, below the caller's span\n\n{}",
+        "\n{HEADING}9. The trace{HEADING:#}, below the caller's span\n\n{}",
         indented(&stage.recorder.tree(&trace_id))
     ));
     Ok(())
@@ -206,6 +209,17 @@ async fn tell_the_preview(stage: &Stage, customer: &Customer) -> Result<String, 
     Ok(etag)
 }
 
+/// The same request again, as a library, a proxy or a person would send it.
+async fn tell_the_repeat(stage: &Stage, customer: &Customer, etag: &str, request_id: &str) -> Result<(), String> {
+    let repeat = request(&customer.id, &Uuid::new_v4().simple().to_string(), etag, request_id)?;
+    let text = answer_text(stage.client.clone().unassign_licenses(repeat).await.map(Response::into_inner));
+    let changes = stage.sandbox.calls_of(Operation::Unassign).len();
+    print::out(&format!(
+        "\n{HEADING}7. The same again{HEADING:#}, with the same request_id; changes that Central saw in all: {changes}\n\n{text}"
+    ));
+    Ok(())
+}
+
 /// Watches until Central's own inventory says that the licences are gone.
 async fn tell_the_release(stage: &Stage, customer: &Customer) -> Result<(), String> {
     let watch = WatchReleaseRequest {
@@ -221,17 +235,17 @@ async fn tell_the_release(stage: &Stage, customer: &Customer) -> Result<(), Stri
         last = Some(update);
     }
     let text = last.map(release_text).ok_or("the watch ended without a message")?;
-    print::out(&format!("\n{HEADING}7. Is it really gone?{HEADING:#} WatchRelease\n\n{text}"));
+    print::out(&format!("\n{HEADING}8. Is it really gone?{HEADING:#} WatchRelease\n\n{text}"));
     Ok(())
 }
 
 async fn tell_a_failure(stage: &Stage) -> Result<(), String> {
     let unknown = "00000000000000000000000000000000";
-    let request = request(unknown, &Uuid::new_v4().simple().to_string(), String::new())?;
+    let request = request(unknown, &Uuid::new_v4().simple().to_string(), "", "")?;
     let answer = stage.client.clone().unassign_licenses(request).await;
     let text = answer_text(answer.map(Response::into_inner));
     print::out(&format!(
-        "\n{HEADING}9. A failure{HEADING:#}: the same for customer {unknown}, whom Central does not know\n\n{text}"
+        "\n{HEADING}10. A failure{HEADING:#}: the same for customer {unknown}, whom Central does not know\n\n{text}"
     ));
     Ok(())
 }
@@ -239,12 +253,18 @@ async fn tell_a_failure(stage: &Stage) -> Result<(), String> {
 const REASON: &str = "demo";
 const CALLERS_SPAN: &str = "00f067aa0ba902b7";
 
-fn request(customer: &str, trace_id: &str, etag: String) -> Result<Request<UnassignLicensesRequest>, String> {
+fn request(
+    customer: &str,
+    trace_id: &str,
+    etag: &str,
+    request_id: &str,
+) -> Result<Request<UnassignLicensesRequest>, String> {
     let mut request = Request::new(UnassignLicensesRequest {
         scope: Some(Scope::IncludeCustomers(only(customer))),
         services: vec![SERVICE.to_owned()],
         reason: REASON.to_owned(),
-        etag,
+        etag: etag.to_owned(),
+        request_id: request_id.to_owned(),
         ..UnassignLicensesRequest::default()
     });
     let traceparent: MetadataValue<Ascii> =
@@ -306,10 +326,10 @@ fn comparison(before: &[[String; 3]], after: &[[String; 3]]) -> String {
 fn more(stage: &Stage) -> String {
     let customer = &stage.sandbox.settings().customers[1];
     format!(
-        "\n{HEADING}10. Your turn{HEADING:#}: both go on until Ctrl-C\n\n  \
+        "\n{HEADING}11. Your turn{HEADING:#}: both go on until Ctrl-C\n\n  \
          license-gateway unassign --address http://{address} --include {id} --service {SERVICE}\n  \
          license-gateway preview --address http://{address} --all --service {SERVICE}\n  \
-         license-gateway services --address http://{address}\n  \
+         license-gateway operations --address http://{address}\n  \
          buf curl --protocol grpc --http2-prior-knowledge http://{address} --list-methods\n  \
          curl {central}/__sandbox/",
         address = stage.address,

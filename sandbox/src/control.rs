@@ -43,11 +43,7 @@ fn route(world: &mut World, method: &Method, path: &str, query: &str, body: &Byt
         ("GET", ["state"]) => Ok(ok(&state(world))),
         ("GET", ["settings"]) => Ok(ok(&world.settings)),
         ("PUT", ["settings"]) => change_settings(world, read(body)?),
-        ("PATCH", ["settings"]) => {
-            let mut merged = serde_json::to_value(&world.settings).unwrap_or_default();
-            merge(&mut merged, read(body)?);
-            change_settings(world, read(merged.to_string().as_bytes())?)
-        }
+        ("PATCH", ["settings"]) => merge_settings(world, read(body)?),
         ("GET", ["faults"]) => Ok(ok(&world.faults.list())),
         ("POST", ["faults"]) => add_faults(world, body),
         ("DELETE", ["faults"]) => {
@@ -61,15 +57,7 @@ fn route(world: &mut World, method: &Method, path: &str, query: &str, body: &Byt
         }
         ("GET", ["counters"]) => Ok(ok(world.record.counters())),
         ("GET", ["devices"]) => Ok(ok(&world.account.owners)),
-        ("PUT", ["devices"]) => {
-            let owners: Vec<Customer> = read(body)?;
-            if owners.first().is_none_or(|owner| owner.id != world.settings.msp_id) {
-                let allowed = format!("the MSP, id {}, then its customers", world.settings.msp_id);
-                return Err(problem(400, "[0].id", "is not the MSP's", &allowed));
-            }
-            world.account.owners = owners;
-            Ok(done())
-        }
+        ("PUT", ["devices"]) => put_devices(world, read(body)?),
         ("GET", ["applied"]) => Ok(ok(&applied(world))),
         ("GET", ["credentials"]) => Ok(ok(&credentials(world))),
         ("POST", ["tokens", "revoke"]) => {
@@ -100,6 +88,23 @@ fn route(world: &mut World, method: &Method, path: &str, query: &str, body: &Byt
             "GET /__sandbox/ lists it all",
         )),
     }
+}
+
+/// Changes the settings that are named, and leaves the others.
+fn merge_settings(world: &mut World, changes: Value) -> Result<Page, Page> {
+    let mut merged = serde_json::to_value(&world.settings).unwrap_or_default();
+    merge(&mut merged, changes);
+    change_settings(world, read(merged.to_string().as_bytes())?)
+}
+
+/// The first owner is the MSP itself.
+fn put_devices(world: &mut World, owners: Vec<Customer>) -> Result<Page, Page> {
+    if owners.first().is_none_or(|owner| owner.id != world.settings.msp_id) {
+        let allowed = format!("the MSP, id {}, then its customers", world.settings.msp_id);
+        return Err(problem(400, "[0].id", "is not the MSP's", &allowed));
+    }
+    world.account.owners = owners;
+    Ok(done())
 }
 
 /// Checks what is to hold from now on.

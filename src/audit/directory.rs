@@ -147,13 +147,24 @@ impl AuditDirectory {
         let _ = self.head.write_all_at(files::head_line(&self.chain).as_bytes(), 0);
     }
 
-    /// Somebody may take the file away, or mount something over it: what is written to it then is written for nobody.
+    /// Somebody may take the file away, mount something over it, or cut it off: what is written to it then is written for
+    /// nobody.
     fn check_place(&self) -> io::Result<()> {
         let (held, found) = (self.file.metadata()?, fs::metadata(&self.file_path)?);
-        if (held.dev(), held.ino()) == (found.dev(), found.ino()) {
-            return Ok(());
+        if (held.dev(), held.ino()) != (found.dev(), found.ino()) {
+            return Err(io::Error::other("another file stands in the place of the one that is being written"));
         }
-        Err(io::Error::other("another file stands in the place of the one that is being written"))
+        if held.len() < self.good_bytes {
+            return Err(io::Error::other(format!(
+                "{} was cut off: {} bytes are there of {} that were written, as a log rotator leaves it that copies and \
+                 truncates (copytruncate). Stop the gateway, put the rotator's copy back in its place, and keep the rotator \
+                 away from audit.path",
+                self.file_path.display(),
+                held.len(),
+                self.good_bytes
+            )));
+        }
+        Ok(())
     }
 }
 

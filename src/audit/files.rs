@@ -3,7 +3,8 @@
 //! Called by [`super::directory`] before it writes, and by [`super::verify`]. Writes nothing.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, BufRead},
     path::{Path, PathBuf},
 };
 
@@ -54,7 +55,7 @@ pub(super) fn head_line(chain: &HashChain) -> String {
     format!("{:020} {}\n", chain.seq, chain.hash)
 }
 
-fn parse_head(bytes: &[u8]) -> Option<HashChain> {
+pub(super) fn parse_head(bytes: &[u8]) -> Option<HashChain> {
     let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() == HEAD_BYTES)?;
     let (seq, hash) = text.strip_suffix('\n')?.split_once(' ')?;
     Some(HashChain { seq: seq.parse().ok()?, hash: hash.to_owned() })
@@ -70,6 +71,34 @@ pub(super) fn lines(bytes: &[u8]) -> (impl Iterator<Item = (usize, &[u8])>, &[u8
         Some((from, &line[..line.len() - 1]))
     });
     (lines, rest)
+}
+
+/// No record is as long: 1,000 customers and 100 services of 128 characters fit ten times.
+const MOST_LINE_BYTES: usize = 4 * 1024 * 1024;
+
+/// Reads the next line, without its line feed. None: there is none. False: no line feed ends it, so it is not whole. Of a
+/// line that is longer than any record, only the beginning is kept.
+pub(super) fn next_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Option<bool>> {
+    line.clear();
+    let mut is_begun = false;
+    loop {
+        let bytes = match reader.fill_buf() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            bytes => bytes?,
+        };
+        if bytes.is_empty() {
+            return Ok(is_begun.then_some(false));
+        }
+        is_begun = true;
+        let end = bytes.iter().position(|byte| *byte == b'\n');
+        let part = &bytes[..end.unwrap_or(bytes.len())];
+        line.extend_from_slice(&part[..part.len().min(MOST_LINE_BYTES - line.len())]);
+        let read = part.len() + usize::from(end.is_some());
+        reader.consume(read);
+        if end.is_some() {
+            return Ok(Some(true));
+        }
+    }
 }
 
 /// Where an audit trail goes on.
@@ -112,24 +141,28 @@ pub(super) fn resume_point(directory: &Path) -> Result<ResumePoint, OpenError> {
     match head {
         Some(head) if head.seq > standing.chain.seq => Err(OpenError::Damaged {
             path: directory.to_owned(),
-            problem: format!("record {} was written, and the last one now is {}", head.seq, standing.chain.seq),
+            problem: format!(
+                "record {} was written, and the last one now is {}: the end was cut off, as by a log rotator that copies \
+                 and truncates (copytruncate). Put its copy back in place of the file that was cut, and keep it away from here",
+                head.seq, standing.chain.seq
+            ),
         }),
         _ => Ok(standing),
     }
 }
 
 /// What a file's bytes come to.
-struct FileScan {
-    good_bytes: usize,
-    records: usize,
+pub(super) struct FileScan {
+    pub(super) good_bytes: usize,
+    pub(super) records: usize,
     end: Option<(HashChain, Open)>,
     /// A line that is no good and that no crash left so.
-    damage: Option<RecordFlaw>,
+    pub(super) damage: Option<RecordFlaw>,
 }
 
 /// Reads records as far as they are good. What follows is what a crash left if nobody was told that it was written:
 /// the head is not behind it, or, without one, no good record stands behind it.
-fn read_file(bytes: &[u8], head: Option<&HashChain>) -> FileScan {
+pub(super) fn read_file(bytes: &[u8], head: Option<&HashChain>) -> FileScan {
     let (mut lines, _) = lines(bytes);
     let mut read = FileScan { good_bytes: 0, records: 0, end: None, damage: None };
     while let Some((from, line)) = lines.next() {

@@ -269,7 +269,8 @@ fn a_file_that_begins_with_other_open_operations_than_there_are_is_found() {
         let mut seal = |event| chain.seal(Timestamp::UNIX_EPOCH, event);
         let contents =
             [(files::name(1), [seal(opened(&[])), seal(intent(1))].concat()), (files::name(2), seal(opened(&named)))];
-        let report = super::verify::check(&contents, None, false, &[]);
+        let names = contents.each_ref().map(|(name, _)| name.clone());
+        let report = super::verify::check(&names, |index| Ok(&contents[index].1[..]), None, false, &[]).unwrap();
         let flaw = report.flaws.iter().any(|flaw| flaw.contains("names other open operations"));
         assert_eq!(flaw, !is_right, "{named:?}: {report:?}");
     }
@@ -391,4 +392,36 @@ fn records_of_before_previews_are_read_and_followed() {
     assert_eq!(chain.follow(sealed).unwrap().event, Event::Intent(bound));
     let unbound = HashChain::empty().seal(Timestamp::UNIX_EPOCH, Event::Intent(old));
     assert!(!String::from_utf8(unbound).unwrap().contains("etag"), "who is bound to nothing is written as before");
+}
+
+#[test]
+fn a_file_that_a_rotator_copies_and_truncates_is_noticed_at_the_next_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut directory, _) = open(dir.path(), LARGE);
+    append(&mut directory, vec![intent(1)]);
+    let copy = fs::read(file(dir.path(), 1)).unwrap();
+    fs::OpenOptions::new().write(true).open(file(dir.path(), 1)).unwrap().set_len(0).unwrap();
+    let error = directory.append(vec![intent(2)], Timestamp::UNIX_EPOCH).unwrap_err().to_string();
+    assert!(error.contains("was cut off: 0 bytes are there") && error.contains("copytruncate"), "{error}");
+    drop(directory);
+    // The next start says what to do, and `check-config` does.
+    let Err(refused) = AuditDirectory::open(dir.path(), LARGE, Timestamp::UNIX_EPOCH) else { panic!("opened") };
+    assert!(refused.to_string().contains("Put its copy back in place of the file that was cut"), "{refused}");
+    assert_eq!(super::check(dir.path()).unwrap_err().to_string(), refused.to_string());
+    fs::write(file(dir.path(), 1), copy).unwrap();
+    let (mut directory, _) = open(dir.path(), LARGE);
+    append(&mut directory, vec![intent(3)]);
+    drop(directory);
+    is_whole(dir.path());
+}
+
+#[test]
+fn lines_are_read_one_by_one_and_a_line_that_never_ends_is_not_kept() {
+    let long = vec![b'x'; 9 * 1024 * 1024];
+    let text = [&b"a\n\n"[..], &long, b"\nb\nrest"].concat();
+    let (mut reader, mut line, mut found) = (std::io::BufReader::new(&text[..]), Vec::new(), Vec::new());
+    while let Some(is_whole) = files::next_line(&mut reader, &mut line).unwrap() {
+        found.push((line.len(), is_whole));
+    }
+    assert_eq!(found, [(1, true), (0, true), (4 * 1024 * 1024, true), (1, true), (4, false)]);
 }

@@ -1,10 +1,18 @@
-//! Reads a whole audit trail and says what was done to it. Called by `license-gateway audit verify`; takes no lock.
+//! Reads a whole audit trail, line by line, and says what was done to it. Called by `license-gateway audit verify`; takes
+//! no lock.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::{self, BufRead, BufReader},
+    path::Path,
+};
+
+use data_encoding::HEXLOWER;
+use sha2::{Digest as _, Sha256};
 
 use super::{
     OpenError,
-    chain::{self, HashChain, Open, RecordFlaw, sha256},
+    chain::{self, HashChain, Open, RecordFlaw},
     files,
     record::{Event, Torn},
 };
@@ -45,57 +53,62 @@ pub(crate) fn verify(
     };
     // The head first: what is written meanwhile is behind it.
     let head = files::read_head(directory);
-    let mut contents = Vec::new();
-    for file in files::list(directory).map_err(io(directory))? {
-        contents.push((file.name, fs::read(&file.path).map_err(io(&file.path))?));
-    }
-    Ok(check(&contents, head.as_ref(), older_are_away, expected))
+    let files = files::list(directory).map_err(io(directory))?;
+    let names: Vec<_> = files.iter().map(|file| file.name.clone()).collect();
+    let open = |index: usize| fs::File::open(&files[index].path).map(BufReader::new);
+    check(&names, open, head.as_ref(), older_are_away, expected)
+        .map_err(|(index, source): (usize, io::Error)| io(&files[index].path)(source))
 }
 
-/// The same for files that were read: name and content, in order. Pure.
-pub(super) fn check(
-    contents: &[(String, Vec<u8>)],
+/// The same for files of these names, in order, which `open` opens. Holds one line at a time. An error comes with the
+/// index of its file.
+pub(super) fn check<R: BufRead>(
+    names: &[String],
+    open: impl Fn(usize) -> io::Result<R>,
     head: Option<&HashChain>,
     older_are_away: bool,
     expected: &[HashChain],
-) -> Verification {
-    let declared: Vec<Torn> = contents.iter().flat_map(|(_, bytes)| declared(bytes)).collect();
+) -> Result<Verification, (usize, io::Error)> {
+    let mut declared: Vec<Torn> = Vec::new();
+    for index in 0..names.len() {
+        declared.extend(open(index).and_then(first_line).map_err(|error| (index, error))?);
+    }
     let mut check = Check {
-        report: Verification { files: contents.len(), ..Verification::default() },
+        report: Verification { files: names.len(), ..Verification::default() },
         chain: None,
         open: Open::default(),
         remembered: head.into_iter().chain(expected).cloned().collect(),
         older_are_away,
     };
-    for (name, bytes) in contents {
-        let from = declared.iter().find(|torn| torn.file == *name).map(|torn| (torn, usize::try_from(torn.from)));
-        let bytes = match from {
-            Some((torn, Ok(from))) if from <= bytes.len() => {
-                let (good, rest) = bytes.split_at(from);
-                if rest.len() as u64 == torn.bytes && sha256(rest) == torn.sha256 {
-                    check.note(format!("{name}: {} torn bytes at its end, left by a crash", rest.len()));
-                } else {
-                    check.flaw(format!("{name}: the torn bytes at its end are not those that the crash left"));
-                }
-                good
-            }
-            Some(_) => {
-                check.flaw(format!("{name}: is shorter than when it was last written"));
-                bytes
-            }
-            None => bytes,
-        };
-        check.file(name, bytes, head);
+    for (index, name) in names.iter().enumerate() {
+        let torn = declared.iter().find(|torn| torn.file == *name);
+        let checked = open(index).and_then(|reader| check.file(name, reader, torn, head));
+        checked.map_err(|error| (index, error))?;
     }
-    check.finish(head)
+    Ok(check.finish(head))
 }
 
 /// What the first record of a file says about the files before.
-fn declared(bytes: &[u8]) -> Vec<Torn> {
-    let first = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    match chain::open(first).map(|(record, _)| record.event) {
+fn first_line(mut reader: impl BufRead) -> io::Result<Vec<Torn>> {
+    let mut first = Vec::new();
+    files::next_line(&mut reader, &mut first)?;
+    Ok(match chain::open(&first).map(|(record, _)| record.event) {
         Ok(Event::Opened(opened)) => opened.torn,
         _ => Vec::new(),
+    })
+}
+
+/// Hashes what is written to it.
+struct HashWriter(Sha256);
+
+impl io::Write for HashWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -110,10 +123,40 @@ struct Check {
 }
 
 impl Check {
-    fn file(&mut self, name: &str, bytes: &[u8], head: Option<&HashChain>) {
-        let (lines, rest) = files::lines(bytes);
-        for (index, (_, line)) in lines.enumerate() {
-            let place = format!("{name}, line {}", index + 1);
+    fn file(
+        &mut self,
+        name: &str,
+        reader: impl BufRead,
+        torn: Option<&Torn>,
+        head: Option<&HashChain>,
+    ) -> io::Result<()> {
+        let mut good = reader.take(torn.map_or(u64::MAX, |torn| torn.from));
+        self.lines(name, &mut good, head)?;
+        let Some(torn) = torn else { return Ok(()) };
+        if good.limit() > 0 {
+            self.flaw(format!("{name}: is shorter than when it was last written"));
+            return Ok(());
+        }
+        let mut hash = HashWriter(Sha256::new());
+        let length = io::copy(&mut good.into_inner(), &mut hash)?;
+        if length == torn.bytes && HEXLOWER.encode(&hash.0.finalize()) == torn.sha256 {
+            self.note(format!("{name}: {length} torn bytes at its end, left by a crash"));
+        } else {
+            self.flaw(format!("{name}: the torn bytes at its end are not those that the crash left"));
+        }
+        Ok(())
+    }
+
+    fn lines(&mut self, name: &str, reader: &mut impl BufRead, head: Option<&HashChain>) -> io::Result<()> {
+        let (mut number, mut line) = (0, Vec::new());
+        while let Some(is_whole) = files::next_line(reader, &mut line)? {
+            if !is_whole {
+                self.note(format!("{name}: {} bytes at its end that are no whole record (yet)", line.len()));
+                break;
+            }
+            number += 1;
+            let line = line.as_slice();
+            let place = format!("{name}, line {number}");
             let chain = self.chain.get_or_insert_with(HashChain::empty);
             match chain.follow(line) {
                 Ok(record) => {
@@ -149,9 +192,7 @@ impl Check {
                 }
             }
         }
-        if !rest.is_empty() {
-            self.note(format!("{name}: {} bytes at its end that are no whole record (yet)", rest.len()));
-        }
+        Ok(())
     }
 
     /// Goes on behind a record that was edited in place, by the hash that it had.

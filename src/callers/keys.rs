@@ -1,6 +1,9 @@
 //! The keys that callers' tokens are signed with, as the issuer has them now. One task reads their file or fetches them
-//! from their URL ([`Keys::follow`]), again and again, and at once when a caller's token names a key that is not known:
-//! not for every such token, for anybody can make them. What cannot be used is refused, and what was there stays.
+//! from their URL ([`Keys::follow`]), again and again, and soon when a caller's token names a key that is not known: not
+//! for every such token, for anybody can make them. What cannot be used is refused, and what was there stays.
+//!
+//! That a key is not known proves nothing while the keys may be older than the token: only a read that began after the
+//! token came, and found keys, makes it a bad one. Until then its bearer waits, or is told to come again.
 
 pub mod set;
 
@@ -13,9 +16,9 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     task::spawn_blocking,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::{info, warn};
 
@@ -31,13 +34,16 @@ use crate::{
 const FILE_EVERY: Duration = Duration::from_millis(200);
 /// How soon a fetch that failed is tried again.
 const FETCH_RETRY: Duration = Duration::from_secs(10);
-/// How far apart two fetches are that callers' tokens lead to.
-const ON_DEMAND_DISTANCE: Duration = Duration::from_secs(30);
+/// How soon after a fetch callers' tokens may lead to another one. So long a new key may stay unknown, whatever others
+/// send meanwhile.
+const ON_DEMAND_DISTANCE: Duration = Duration::from_secs(5);
 /// How long fetched keys are used without being fetched again. An issuer that is down must not take the gateway down with
 /// it; but a key that the issuer has withdrawn must not live for ever because somebody keeps us from hearing of it.
 const MAX_AGE: Duration = Duration::from_hours(24);
-/// How long a caller waits for another read: one that is under way and the next one, at their slowest.
+/// How long a caller waits for another read: the distance to the one before, and a slow one.
 const READ_TIMEOUT: Duration = Duration::from_secs(12);
+/// How many callers may wait for one. Tokens that name invented keys must not pile up.
+const MOST_WAITING: usize = 1_000;
 
 /// The keys, and who keeps them up to date.
 #[derive(Debug)]
@@ -45,38 +51,27 @@ pub struct Keys {
     source: KeySource,
     rules: Rules,
     refresh_interval: Duration,
-    held: ArcSwapOption<Held>,
+    held: ArcSwapOption<LoadedKeys>,
     reads: watch::Sender<KeyReads>,
     wanted: Notify,
+    waiting: Semaphore,
 }
 
 /// Keys that were found.
 #[derive(Debug)]
-struct Held {
+struct LoadedKeys {
     set: KeySet,
     text: Vec<u8>,
     /// When they were last read from the issuer.
     seen_at: Instant,
 }
 
-/// Reads of the keys, counted from 1.
-#[derive(Debug, Clone, Copy, Default)]
+/// Reads of the keys, counted from 1: the last one that began, that ended, and that found keys.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct KeyReads {
     begun: u64,
     ended: u64,
-    /// When a caller last asked for one, and which one that is.
-    asked: Option<(Instant, u64)>,
-}
-
-/// What a caller that needs newer keys waits for.
-#[derive(Debug, PartialEq, Eq)]
-enum NewerRead {
-    /// Nothing: there is one.
-    Over,
-    /// The read of this number, which was asked for already, or comes by itself. If it is over, no newer one is available.
-    Coming(u64),
-    /// The read of this number, which is to be made now.
-    Wanted(u64),
+    found: u64,
 }
 
 /// Why a token's bearer is not known.
@@ -84,7 +79,7 @@ enum NewerRead {
 pub enum Unverified {
     /// The token is not good.
     Token(TokenError),
-    /// There are no keys to verify it with.
+    /// There are no keys to verify it with, or they may be older than the one that it was signed with.
     NoKeys,
 }
 
@@ -117,6 +112,7 @@ impl Keys {
             held: ArcSwapOption::empty(),
             reads: watch::Sender::default(),
             wanted: Notify::new(),
+            waiting: Semaphore::new(MOST_WAITING),
         };
         if let KeySource::File(path) = &keys.source {
             keys.take(read(path)?, Instant::now())?;
@@ -124,21 +120,39 @@ impl Keys {
         Ok(keys)
     }
 
-    /// Who bears this token. Waits for the keys where they are not known.
+    /// Who bears this token. Waits for newer keys where its own is not known. The read goes on if the caller leaves.
     pub async fn bearer_of(&self, token: &str) -> Result<Arc<str>, Unverified> {
-        for _ in 0..2 {
-            let seen = self.reads.borrow().ended;
-            let has_keys = match self.verify(token) {
-                Err(Unverified::NoKeys) => false,
-                Err(Unverified::Token(TokenError::UnknownKey)) => true,
-                known => return known,
-            };
-            if self.read_again(seen, has_keys).await {
-                break;
-            }
-            // One ended just now: what it found comes before another one.
+        let mut reads = self.reads.subscribe();
+        let arrived = *reads.borrow_and_update();
+        let needed = match self.verify(token) {
+            // One that has begun may have been answered before the key was there.
+            Err(Unverified::Token(TokenError::UnknownKey)) => arrived.begun + 1,
+            // Whatever the one under way finds is newer.
+            Err(Unverified::NoKeys) if arrived.begun > arrived.ended => arrived.begun,
+            Err(Unverified::NoKeys) => arrived.begun + 1,
+            known => return known,
+        };
+        let Ok(_place) = self.waiting.try_acquire() else { return Err(Unverified::NoKeys) };
+        // A file is read again soon enough without being asked for.
+        if matches!(self.source, KeySource::Url(_)) {
+            self.wanted.notify_one();
         }
-        self.verify(token)
+        let judged = async {
+            // No read ends any more when the process is stopping.
+            while reads.changed().await.is_ok() {
+                let now = *reads.borrow_and_update();
+                match self.verify(token) {
+                    Err(Unverified::Token(TokenError::UnknownKey)) if now.found < needed => {}
+                    Err(Unverified::NoKeys) => {}
+                    judged => return judged,
+                }
+                if now.ended >= needed {
+                    break;
+                }
+            }
+            Err(Unverified::NoKeys)
+        };
+        timeout(READ_TIMEOUT, judged).await.unwrap_or(Err(Unverified::NoKeys))
     }
 
     fn verify(&self, token: &str) -> Result<Arc<str>, Unverified> {
@@ -149,35 +163,11 @@ impl Keys {
         token::subject(token, &self.rules, &held.set, SystemTime::now()).map_err(Unverified::Token)
     }
 
-    /// Has the keys read again, unless that was asked for a moment ago, and waits for it. The read goes on if the
-    /// caller leaves. False: a read has ended since the caller has `seen` so many, and none was asked for.
-    async fn read_again(&self, seen: u64, has_keys: bool) -> bool {
-        let mut newer = NewerRead::Over;
-        self.reads.send_if_modified(|reads| {
-            newer = reads.ask(seen, has_keys, Instant::now(), self.distance());
-            false // nothing that anybody waits for
-        });
-        let number = match newer {
-            NewerRead::Over => return false,
-            NewerRead::Coming(number) => number,
-            NewerRead::Wanted(number) => {
-                // A file is read again soon enough without being asked for.
-                if matches!(self.source, KeySource::Url(_)) {
-                    self.wanted.notify_one();
-                }
-                number
-            }
-        };
-        // No read ends any more when the process is stopping.
-        let mut reads = self.reads.subscribe();
-        let _ = timeout(READ_TIMEOUT, reads.wait_for(|reads| reads.ended >= number)).await;
-        true
-    }
-
     /// Keeps up with the file or the URL, for ever.
     pub async fn follow(self: Arc<Self>) {
         let mut logged = None;
         loop {
+            let began = Instant::now();
             self.reads.send_modify(|reads| reads.begun += 1);
             let found = match self.read().await {
                 Ok(text) => self.take(text, Instant::now()),
@@ -189,10 +179,16 @@ impl Keys {
                 self.log_state(&now);
                 logged = Some(now);
             }
-            self.reads.send_modify(|reads| reads.ended = reads.begun);
+            self.reads.send_modify(|reads| {
+                reads.ended = reads.begun;
+                reads.found = if is_found { reads.begun } else { reads.found };
+            });
             tokio::select! {
                 () = sleep(self.pause(is_found)) => {}
-                () = self.wanted.notified() => {}
+                () = async {
+                    self.wanted.notified().await;
+                    sleep_until(began + self.distance()).await;
+                } => {}
             }
         }
     }
@@ -214,12 +210,12 @@ impl Keys {
     /// From now on, these keys hold.
     fn take(&self, text: Vec<u8>, now: Instant) -> Result<(), Error> {
         let set = KeySet::parse(&text)?;
-        self.held.store(Some(Arc::new(Held { set, text, seen_at: now })));
+        self.held.store(Some(Arc::new(LoadedKeys { set, text, seen_at: now })));
         Ok(())
     }
 
     /// Keys of a file hold as long as the file does, however old.
-    fn is_too_old(&self, held: &Held, now: Instant) -> bool {
+    fn is_too_old(&self, held: &LoadedKeys, now: Instant) -> bool {
         matches!(self.source, KeySource::Url(_)) && now.saturating_duration_since(held.seen_at) > MAX_AGE
     }
 
@@ -232,11 +228,7 @@ impl Keys {
     }
 
     fn distance(&self) -> Duration {
-        match &self.source {
-            // The next read comes soon enough, and by itself.
-            KeySource::File(_) => Duration::ZERO,
-            KeySource::Url(_) => ON_DEMAND_DISTANCE.min(self.refresh_interval),
-        }
+        ON_DEMAND_DISTANCE.min(self.refresh_interval)
     }
 
     fn state(&self, found: Result<(), Error>, now: Instant) -> KeysState {
@@ -283,27 +275,6 @@ enum KeysState {
     None(String),
 }
 
-impl KeyReads {
-    /// What a caller waits for that has seen what so many reads have found.
-    fn ask(&mut self, seen: u64, has_keys: bool, now: Instant, distance: Duration) -> NewerRead {
-        if self.ended > seen {
-            return NewerRead::Over;
-        }
-        // At the start: whatever the first one finds is newer.
-        if !has_keys && (self.begun == 0 || self.begun > self.ended) {
-            return NewerRead::Coming(self.begun.max(1));
-        }
-        match self.asked {
-            Some((at, number)) if now.saturating_duration_since(at) < distance => NewerRead::Coming(number),
-            // Not one that has begun: it may have been answered before the key was there.
-            _ => {
-                self.asked = Some((now, self.begun + 1));
-                NewerRead::Wanted(self.begun + 1)
-            }
-        }
-    }
-}
-
 fn read(path: &PathBuf) -> Result<Vec<u8>, Error> {
     fs::read(path).map_err(|source| Error::Unreadable { path: path.clone(), source })
 }
@@ -341,32 +312,5 @@ mod tests {
         fs::write(&file, &set).unwrap();
         config.keys = KeySource::File(file);
         assert!(!is_too_old_after(&config, Duration::from_hours(24_000)));
-    }
-
-    #[test]
-    fn callers_ask_for_the_next_read_and_not_too_often() {
-        let (start, second) = (Instant::now(), Duration::from_secs(1));
-        let distance = 30 * second;
-        let mut reads = KeyReads::default();
-        assert_eq!(reads.ask(0, false, start, distance), NewerRead::Coming(1), "the first one comes anyway");
-        reads.begun = 1;
-        assert_eq!(reads.ask(0, false, start, distance), NewerRead::Coming(1), "it is under way");
-        assert_eq!(reads.asked, None, "and nobody asked for it");
-        assert_eq!(
-            reads.ask(0, true, start, distance),
-            NewerRead::Wanted(2),
-            "one that has begun may not know the key"
-        );
-        assert_eq!(
-            reads.ask(0, true, start + 29 * second, distance),
-            NewerRead::Coming(2),
-            "they wait for the same one"
-        );
-        reads = KeyReads { begun: 5, ended: 5, ..reads };
-        assert_eq!(reads.ask(4, true, start + 29 * second, distance), NewerRead::Over, "look at what it found");
-        assert_eq!(reads.ask(5, true, start + 29 * second, distance), NewerRead::Coming(2), "which is over: too soon");
-        assert_eq!(reads.ask(5, true, start + 30 * second, distance), NewerRead::Wanted(6));
-        let mut failed = KeyReads { begun: 1, ended: 1, asked: None };
-        assert_eq!(failed.ask(1, false, start, distance), NewerRead::Wanted(2));
     }
 }

@@ -7,7 +7,7 @@ use super::{
     usage::{CallerQuotaExhausted, Hour, HourlyQuota},
 };
 use crate::{
-    config::{CallerRules, Names, Policy, Rpc, ScopeKind},
+    config::{AllowedNames, CallerRules, Policy, RpcName, ScopeKind},
     license::{CustomerId, Scope, ServiceName, Unassignment},
 };
 
@@ -45,7 +45,7 @@ pub enum Lack {
     /// The policy does not know the caller.
     Entry,
     /// The method.
-    Rpc(Rpc),
+    Rpc(RpcName),
     /// The scope.
     Scope(ScopeKind),
     /// These services.
@@ -131,13 +131,13 @@ fn quota_of_request(rules: &CallerRules, asked: Asked<'_>) -> Option<(u64, u64)>
 fn lacks(rules: &CallerRules, asked: Asked<'_>) -> Vec<Lack> {
     let mut lacks = Vec::new();
     let (rpc, unassignment) = match asked {
-        Asked::ListServices => (Rpc::ListServices, None),
-        Asked::GetOperation => (Rpc::GetOperation, None),
-        Asked::ListOperations => (Rpc::ListOperations, None),
-        Asked::ListCustomers => (Rpc::ListCustomers, None),
-        Asked::Watch(unassignment) => (Rpc::WatchRelease, Some(unassignment)),
-        Asked::Preview(unassignment) => (Rpc::PreviewUnassignLicenses, Some(unassignment)),
-        Asked::Unassign(unassignment) => (Rpc::UnassignLicenses, Some(unassignment)),
+        Asked::ListServices => (RpcName::ListServices, None),
+        Asked::GetOperation => (RpcName::GetOperation, None),
+        Asked::ListOperations => (RpcName::ListOperations, None),
+        Asked::ListCustomers => (RpcName::ListCustomers, None),
+        Asked::Watch(unassignment) => (RpcName::WatchRelease, Some(unassignment)),
+        Asked::Preview(unassignment) => (RpcName::PreviewUnassignLicenses, Some(unassignment)),
+        Asked::Unassign(unassignment) => (RpcName::UnassignLicenses, Some(unassignment)),
     };
     if !rules.rpcs.contains(&rpc) {
         lacks.push(Lack::Rpc(rpc));
@@ -158,7 +158,7 @@ fn lacks(rules: &CallerRules, asked: Asked<'_>) -> Vec<Lack> {
                 lacks.push(Lack::Customers(outside));
             }
         }
-        None if rules.customers != Names::Any => lacks.push(Lack::EveryCustomer),
+        None if rules.customers != AllowedNames::Any => lacks.push(Lack::EveryCustomer),
         None => {}
     }
     lacks.extend(count_lack(rules, asked, scope));
@@ -185,10 +185,10 @@ fn word(scope: &Scope) -> ScopeKind {
     }
 }
 
-fn outside<T: Clone + Ord>(allowed: &Names<T>, asked: &[T]) -> Vec<T> {
+fn outside<T: Clone + Ord>(allowed: &AllowedNames<T>, asked: &[T]) -> Vec<T> {
     match allowed {
-        Names::Any => Vec::new(),
-        Names::Only(allowed) => asked.iter().filter(|name| !allowed.contains(*name)).cloned().collect(),
+        AllowedNames::Any => Vec::new(),
+        AllowedNames::Only(allowed) => asked.iter().filter(|name| !allowed.contains(*name)).cloned().collect(),
     }
 }
 

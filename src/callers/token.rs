@@ -21,16 +21,16 @@ use crate::config::{Jwt, SignatureAlgorithm};
 /// Tokens with long lists of groups come close to it; HTTP/2 libraries cut headers at 8 to 16 KiB.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
 /// As long as a SPIFFE id may be.
-const MAX_SUBJECT_BYTES: usize = 2_048;
+pub(super) const MAX_SUBJECT_BYTES: usize = 2_048;
 /// How far the issuer's clock and ours may be apart.
 pub const LEEWAY: Duration = Duration::from_secs(30);
 
 /// What a token must say.
 #[derive(Debug, Clone)]
 pub struct Rules {
-    issuer: String,
-    audience: String,
-    algorithms: Vec<Algorithm>,
+    pub(super) issuer: String,
+    pub(super) audience: String,
+    pub(super) algorithms: Vec<Algorithm>,
 }
 
 /// What is wrong with a caller's token. Says what to correct; holds nothing of the token.
@@ -142,7 +142,7 @@ struct Header {
 
 /// Claims of any form: what is wrong with one is to be said of that one.
 #[derive(Deserialize)]
-struct Claims {
+pub(super) struct Claims {
     iss: Option<Value>,
     aud: Option<Value>,
     sub: Option<Value>,
@@ -187,7 +187,7 @@ pub fn subject(token: &str, rules: &Rules, keys: &KeySet, now: SystemTime) -> Re
     check(read(claims, "claims")?, rules, now)
 }
 
-fn check(claims: Claims, rules: &Rules, now: SystemTime) -> Result<Arc<str>, TokenError> {
+pub(super) fn check(claims: Claims, rules: &Rules, now: SystemTime) -> Result<Arc<str>, TokenError> {
     if text(claims.iss, "iss")? != rules.issuer {
         return Err(TokenError::Issuer);
     }

@@ -4,7 +4,7 @@
 //! place, so that a restart does not begin anew and replicas do not let the same customers in twice.
 
 pub(super) mod counter;
-mod ledger;
+pub(super) mod ledger;
 pub(super) mod reads;
 
 use std::{

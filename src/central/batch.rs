@@ -31,17 +31,17 @@ const UNIFORM_AFTER: u32 = 4;
 
 /// A piece in a batch, with its wait for the first call.
 #[derive(Debug)]
-struct Entry {
+struct BatchEntry {
     piece: Piece,
     waiting: Option<QueueWait>,
 }
 
 /// One set of customers, and every piece that asks for exactly that. Never empty in a queue.
 #[derive(Debug)]
-struct Place {
+struct BatchPlace {
     /// None: an open scope.
     customers: Option<Customers>,
-    entries: Vec<Entry>,
+    entries: Vec<BatchEntry>,
 }
 
 /// What goes out as one call.
@@ -52,7 +52,7 @@ pub(super) struct Batch {
     /// What the first request asked for.
     wanted: Arc<Operation>,
     /// Never empty in a queue. More than one only if all scopes are `include`.
-    places: Vec<Place>,
+    places: Vec<BatchPlace>,
     /// How many customers there are at most: a customer that several places name counts several times.
     customer_count: usize,
     /// Whether others may join.
@@ -92,7 +92,7 @@ impl Batch {
             is_open: may_share(unassignment),
             customer_count: customers.as_ref().map_or(0, Customers::count),
             resolved: None,
-            places: vec![Place { customers, entries: vec![Entry { piece, waiting }] }],
+            places: vec![BatchPlace { customers, entries: vec![BatchEntry { piece, waiting }] }],
             tally: Arc::default(),
             wanted,
         }
@@ -113,10 +113,10 @@ impl Batch {
         let customers = piece.member().operation.unassignment.scope.listed().cloned();
         let same = customers.as_ref().and_then(|customers| self.places.iter_mut().find(|place| place.is_of(customers)));
         if let Some(place) = same {
-            place.entries.push(Entry { piece, waiting });
+            place.entries.push(BatchEntry { piece, waiting });
         } else {
             self.customer_count += customers.as_ref().map_or(0, Customers::count);
-            self.places.push(Place { customers, entries: vec![Entry { piece, waiting }] });
+            self.places.push(BatchPlace { customers, entries: vec![BatchEntry { piece, waiting }] });
         }
     }
 
@@ -157,7 +157,7 @@ impl Batch {
         });
     }
 
-    fn leave(&mut self, mut why: impl FnMut(&mut Entry) -> Option<Arc<Error>>) {
+    fn leave(&mut self, mut why: impl FnMut(&mut BatchEntry) -> Option<Arc<Error>>) {
         for place in &mut self.places {
             for mut entry in std::mem::take(&mut place.entries) {
                 match why(&mut entry) {
@@ -172,7 +172,7 @@ impl Batch {
     /// What the call is meant to do for each request in it.
     pub(super) fn intents(&self) -> Vec<Intent> {
         let travelling = self.count();
-        let intent = |place: &Place, entry: &Entry| {
+        let intent = |place: &BatchPlace, entry: &BatchEntry| {
             let piece = &entry.piece;
             piece.member().operation.intent(piece.next_intent(), travelling, place.customers.as_ref(), self.resolved)
         };
@@ -318,18 +318,18 @@ impl Batch {
     fn split(mut self, left: Customers, right: Customers) -> AfterRefusal {
         let entries = self.places.drain(..).flat_map(|place| place.entries);
         let (lefts, rights) = entries
-            .map(|Entry { piece, waiting }| {
+            .map(|BatchEntry { piece, waiting }| {
                 let (one, other) = piece.split(&left, &right);
-                (Entry { piece: one, waiting }, Entry { piece: other, waiting: None })
+                (BatchEntry { piece: one, waiting }, BatchEntry { piece: other, waiting: None })
             })
             .unzip();
-        let left = vec![Place { customers: Some(left), entries: lefts }];
-        let right = vec![Place { customers: Some(right), entries: rights }];
+        let left = vec![BatchPlace { customers: Some(left), entries: lefts }];
+        let right = vec![BatchPlace { customers: Some(right), entries: rights }];
         AfterRefusal::Halve(self.part(left), self.part(right))
     }
 
     /// A batch of these places, which nobody joins.
-    fn part(&self, places: Vec<Place>) -> Self {
+    fn part(&self, places: Vec<BatchPlace>) -> Self {
         Self {
             key: self.key.clone(),
             wanted: places.first().map_or(&self.wanted, |place| &place.entries[0].piece.member().operation).clone(),
@@ -346,7 +346,7 @@ impl Batch {
     }
 }
 
-impl Place {
+impl BatchPlace {
     /// Whether it is for the same customers, in any order.
     fn is_of(&self, customers: &Customers) -> bool {
         let (one, other) = match &self.customers {

@@ -20,13 +20,13 @@ const DURING_A_TRIAL: Duration = Duration::from_secs(1);
 /// What the last calls say of Central.
 #[derive(Debug)]
 pub(super) struct Breaker {
-    state: State,
+    state: BreakerState,
     /// Tells calls of an earlier state apart: what they say is old.
     epoch: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum State {
+enum BreakerState {
     Closed { failures: u32 },
     Open { until: Instant, pause: Duration },
     HalfOpen { pause: Duration, since: Instant },
@@ -49,7 +49,7 @@ pub(super) enum Change {
 
 impl Default for Breaker {
     fn default() -> Self {
-        Self { state: State::Closed { failures: 0 }, epoch: 0 }
+        Self { state: BreakerState::Closed { failures: 0 }, epoch: 0 }
     }
 }
 
@@ -57,8 +57,8 @@ impl Breaker {
     /// Whether a call may go out; if not, when to ask again. After a pause, one call may, as a trial.
     pub(super) fn ask(&mut self, now: Instant) -> Result<Pass, Duration> {
         self.look(now)?;
-        if let State::Open { pause, .. } | State::HalfOpen { pause, .. } = self.state {
-            self.enter(State::HalfOpen { pause, since: now });
+        if let BreakerState::Open { pause, .. } | BreakerState::HalfOpen { pause, .. } = self.state {
+            self.enter(BreakerState::HalfOpen { pause, since: now });
         }
         Ok(Pass { epoch: self.epoch })
     }
@@ -66,9 +66,9 @@ impl Breaker {
     /// The same, without sending anything.
     pub(super) fn look(&self, now: Instant) -> Result<(), Duration> {
         match self.state {
-            State::Open { until, .. } if now < until => Err(until - now),
-            State::HalfOpen { since, .. } if now < since + LONGEST_TRIAL => Err(DURING_A_TRIAL),
-            State::Closed { .. } | State::Open { .. } | State::HalfOpen { .. } => Ok(()),
+            BreakerState::Open { until, .. } if now < until => Err(until - now),
+            BreakerState::HalfOpen { since, .. } if now < since + LONGEST_TRIAL => Err(DURING_A_TRIAL),
+            BreakerState::Closed { .. } | BreakerState::Open { .. } | BreakerState::HalfOpen { .. } => Ok(()),
         }
     }
 
@@ -78,39 +78,39 @@ impl Breaker {
             return None;
         }
         match (self.state, is_alive) {
-            (State::Closed { .. }, true) => {
-                self.state = State::Closed { failures: 0 };
+            (BreakerState::Closed { .. }, true) => {
+                self.state = BreakerState::Closed { failures: 0 };
                 None
             }
-            (State::Closed { failures }, false) if failures + 1 < DOWN_AFTER => {
-                self.state = State::Closed { failures: failures + 1 };
+            (BreakerState::Closed { failures }, false) if failures + 1 < DOWN_AFTER => {
+                self.state = BreakerState::Closed { failures: failures + 1 };
                 None
             }
-            (State::Closed { .. }, false) => Some(self.open(FIRST_PAUSE, now)),
-            (State::HalfOpen { .. }, true) => {
-                self.enter(State::Closed { failures: 0 });
+            (BreakerState::Closed { .. }, false) => Some(self.open(FIRST_PAUSE, now)),
+            (BreakerState::HalfOpen { .. }, true) => {
+                self.enter(BreakerState::Closed { failures: 0 });
                 Some(Change::Closed)
             }
-            (State::HalfOpen { pause, .. }, false) => Some(self.open((pause * 2).min(LONGEST_PAUSE), now)),
-            (State::Open { .. }, _) => None,
+            (BreakerState::HalfOpen { pause, .. }, false) => Some(self.open((pause * 2).min(LONGEST_PAUSE), now)),
+            (BreakerState::Open { .. }, _) => None,
         }
     }
 
     /// What it does now, for people and machines that watch.
     pub(super) fn position(&self, now: Instant) -> metrics::BreakerPosition {
         match self.state {
-            State::Closed { .. } => metrics::BreakerPosition::Closed,
-            State::Open { until, .. } if now < until => metrics::BreakerPosition::Open,
-            State::Open { .. } | State::HalfOpen { .. } => metrics::BreakerPosition::HalfOpen,
+            BreakerState::Closed { .. } => metrics::BreakerPosition::Closed,
+            BreakerState::Open { until, .. } if now < until => metrics::BreakerPosition::Open,
+            BreakerState::Open { .. } | BreakerState::HalfOpen { .. } => metrics::BreakerPosition::HalfOpen,
         }
     }
 
     fn open(&mut self, pause: Duration, now: Instant) -> Change {
-        self.enter(State::Open { until: now + pause, pause });
+        self.enter(BreakerState::Open { until: now + pause, pause });
         Change::Opened(pause)
     }
 
-    fn enter(&mut self, state: State) {
+    fn enter(&mut self, state: BreakerState) {
         self.state = state;
         self.epoch += 1;
     }

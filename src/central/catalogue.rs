@@ -43,13 +43,13 @@ pub struct ServiceList {
 #[derive(Debug)]
 pub struct Catalogue {
     central: Arc<CentralClient>,
-    state: watch::Sender<State>,
+    state: watch::Sender<CatalogueState>,
     /// Until when nobody waits for the list to have names checked.
     unchecked_until: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct CatalogueState {
     list: Option<Arc<ServiceList>>,
     /// Somebody fetches it for all.
     is_fetching: bool,

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use super::{
     Error,
     dispatch::{Dispatch, Reads},
-    list::{List, Pages},
+    list::{List, PAGE, Pages},
     wire::listings::{self, ListedDevice},
 };
 use crate::license::{CustomerId, Resolved, Scope, Services, Unassignment};
@@ -39,7 +39,7 @@ impl Dispatch {
         resolved: &Resolved,
         reads: &mut Reads<'_>,
     ) -> (DeviceCount, Option<Error>) {
-        let mut tally = Tally::new(&wanted.scope, resolved, &wanted.services);
+        let mut tally = DeviceTally::new(&wanted.scope, resolved, &wanted.services);
         let is_few = !wanted.scope.is_open() && resolved.customers.len() <= FEW;
         let tenants = if is_few { resolved.customers.iter().map(|one| Some(&one.id)).collect() } else { vec![None] };
         let (mut is_complete, mut failure) = (true, None);
@@ -60,7 +60,7 @@ impl Dispatch {
     async fn count_of(
         &self,
         tenant: Option<&CustomerId>,
-        tally: &mut Tally<'_>,
+        tally: &mut DeviceTally<'_>,
         reads: &mut Reads<'_>,
     ) -> Result<bool, Error> {
         let headers: Vec<_> = tenant.map(|id| ("TenantID", id.as_str())).into_iter().collect();
@@ -71,7 +71,7 @@ impl Dispatch {
             headers: &headers,
             parse: listings::device_page,
         };
-        let mut pages = Pages::new();
+        let mut pages = Pages::of_devices(PAGE);
         let is_whole = self.read_list(&list, &mut pages, reads).await;
         // Those of a list that was not read to its end were there too.
         pages.into_entries().iter().for_each(|device| tally.take(device, tenant));
@@ -80,7 +80,7 @@ impl Dispatch {
 }
 
 /// What was counted so far.
-struct Tally<'a> {
+struct DeviceTally<'a> {
     scope: &'a Scope,
     resolved: HashSet<&'a str>,
     spared: HashSet<&'a str>,
@@ -92,7 +92,7 @@ struct Tally<'a> {
     is_unclear: bool,
 }
 
-impl<'a> Tally<'a> {
+impl<'a> DeviceTally<'a> {
     fn new(scope: &'a Scope, resolved: &'a Resolved, services: &Services) -> Self {
         let spared = match scope {
             Scope::Exclude(customers) => customers.ids().iter().map(CustomerId::as_str).collect(),
@@ -163,7 +163,7 @@ mod tests {
             [(Scope::Include(named("a")), 1), (Scope::Exclude(named("a")), 2), (Scope::everyone(), 3)]
         {
             let resolved = Resolved::of(&scope, customers.to_vec());
-            let mut tally = Tally::new(&scope, &resolved, &services);
+            let mut tally = DeviceTally::new(&scope, &resolved, &services);
             for device in &devices {
                 tally.take(device, None);
             }

@@ -34,11 +34,11 @@ pub struct CustomerList {
 pub struct Directory {
     central: Arc<CentralClient>,
     /// Held while the list is fetched: those who wait share what comes.
-    state: Mutex<State>,
+    state: Mutex<DirectoryState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct DirectoryState {
     list: Option<Arc<CustomerList>>,
     /// How the last fetch failed, and when; none if it succeeded.
     failure: Option<(Arc<Error>, Instant)>,
@@ -69,7 +69,7 @@ impl Directory {
         let error = match self.central.list_customers(asker).await {
             Ok(list) => {
                 let list = Arc::new(list);
-                *state = State { list: Some(Arc::clone(&list)), failure: None };
+                *state = DirectoryState { list: Some(Arc::clone(&list)), failure: None };
                 return Ok(list);
             }
             Err(error) => Arc::new(error),
@@ -91,7 +91,7 @@ impl Directory {
     }
 }
 
-impl State {
+impl DirectoryState {
     fn younger_than(&self, age: Duration) -> Option<Arc<CustomerList>> {
         self.list.clone().filter(|list| list.received.elapsed() < age)
     }

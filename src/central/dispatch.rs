@@ -26,13 +26,13 @@ use super::{
     breaker::Breaker,
     fate::{Piece, Settlement},
     queue::{Next, Prospect, Queue, expected_wait},
-    retry::{Attempts, Budget},
+    retry::{Attempts, RetryBudget},
     wire::{self},
 };
 use crate::{
     audit::AuditTrail,
     config,
-    exchange::{Answer, Body, Connections, HttpClient, SetupError},
+    exchange::{Answer, Body, ConnectionReuse, HttpClient, SetupError},
     license::{Outcome, Resolved},
     operations::Operations,
     quota::{Permit, Purpose, Quota},
@@ -69,7 +69,7 @@ pub(super) struct Dispatch {
     max_in_flight: usize,
     max_wait: Duration,
     breaker: Arc<Mutex<Breaker>>,
-    budget: Mutex<Budget>,
+    budget: Mutex<RetryBudget>,
     /// How long a call takes of late.
     call_time: Mutex<Duration>,
     /// Nothing is sent any more.
@@ -100,8 +100,8 @@ impl Dispatch {
             move || quota.status().into()
         });
         Ok(Self {
-            changes: HttpClient::new(settings, Connections::JustUsed, tracing.clone())?,
-            reads: HttpClient::new(settings, Connections::Kept, tracing.clone())?,
+            changes: HttpClient::new(settings, ConnectionReuse::JustUsed, tracing.clone())?,
+            reads: HttpClient::new(settings, ConnectionReuse::Kept, tracing.clone())?,
             tracing,
             tokens,
             quota,
@@ -113,7 +113,7 @@ impl Dispatch {
             max_in_flight: settings.max_in_flight,
             max_wait: settings.max_wait,
             breaker,
-            budget: Mutex::new(Budget::new(Instant::now())),
+            budget: Mutex::new(RetryBudget::new(Instant::now())),
             call_time: Mutex::default(),
             is_stopped: AtomicBool::new(false),
         })
@@ -251,17 +251,15 @@ impl Dispatch {
         // For callers without a deadline, who would else wait for as long as Central throttles.
         let last_repeat = Instant::now() + self.max_wait * MOST_WAITS;
         loop {
-            let (slot, permit) = match first.take() {
-                Some((slot, permit)) => (slot, Some(permit)),
-                None => (self.slot().await, None),
-            };
-            let permit = if batch.is_bound() {
-                drop(permit); // what is read takes permits of its own
+            let (slot, permit) = if batch.is_bound() {
+                drop(first.take()); // what is read takes permits of its own, and no slot
                 // Again for every repeat and every part: each of them would act on the customers of that moment.
-                self.confirm(batch).await?;
-                None
+                (self.confirmed_slot(batch).await?, None)
             } else {
-                permit
+                match first.take() {
+                    Some((slot, permit)) => (slot, Some(permit)),
+                    None => (self.slot().await, None),
+                }
             };
             let (token, permit) = self.token_and_permit(attempts.refused_generation, permit, batch).await?;
             if let Err(retry_after) = lock(&self.breaker).look(Instant::now()) {
@@ -373,6 +371,18 @@ impl Dispatch {
         }
         batch.confirmed(resolved.customers.len());
         Ok(())
+    }
+
+    /// The pre-send check, and a slot for the call right after it. Nobody holds a slot while customers are read: others
+    /// could send meanwhile. Where every slot is taken, the check is made again once there is one.
+    async fn confirmed_slot(&self, batch: &mut Batch) -> Result<OwnedSemaphorePermit, Error> {
+        self.confirm(batch).await?;
+        if let Ok(slot) = Arc::clone(&self.in_flight).try_acquire_owned() {
+            return Ok(slot);
+        }
+        let slot = self.slot().await;
+        self.confirm(batch).await?;
+        Ok(slot)
     }
 
     async fn slot(&self) -> OwnedSemaphorePermit {

@@ -50,11 +50,11 @@ impl Dispatch {
             headers: &headers,
             parse: listings::device_page,
         };
-        let mut pages = Pages::asking_for(*page);
+        let mut pages = Pages::of_devices(*page);
         let is_whole = match self.read_list(&list, &mut pages, reads).await {
             Err(Error::ArgumentRejected { .. }) if *page > SHORT_PAGE => {
                 *page = SHORT_PAGE;
-                pages = Pages::asking_for(*page);
+                pages = Pages::of_devices(*page);
                 self.read_list(&list, &mut pages, reads).await?
             }
             result => result?,

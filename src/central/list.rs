@@ -20,8 +20,9 @@ use super::{
 };
 
 /// How many entries are asked for at once: what HPE's own library asks for.
-const PAGE: usize = 100;
-/// 10,000 entries. A longer list would spend a fiftieth of the day on every reading.
+pub(super) const PAGE: usize = 100;
+/// Of a list of customers: 10,000. A longer one would spend a fiftieth of the day on every reading. Lists of devices may
+/// have as many pages as their reader has calls.
 const MOST_PAGES: u32 = 100;
 /// How often a list is begun that moves while it is read.
 const MOST_ROUNDS: u32 = 3;
@@ -91,8 +92,8 @@ impl Dispatch {
             let answer = self.read(Read { path: list.path, query: &query, headers: list.headers }, reads).await?;
             let page = (list.parse)(&answer.body).ok_or(Error::Unreadable { status: answer.status })?;
             match pages.take(page) {
-                Ok(Next::More) => {}
-                Ok(Next::Done) => return Ok(true),
+                Ok(AfterPage::More) => {}
+                Ok(AfterPage::Done) => return Ok(true),
                 Err(flaw) => return Err(Error::ListUnreliable { list: list.name, flaw }),
             }
         }
@@ -121,11 +122,12 @@ pub(super) struct Pages<Id, T> {
     restarts: u32,
     /// How many entries to ask for at first.
     page: usize,
+    most_pages: u32,
 }
 
 /// What a page means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
+pub(super) enum AfterPage {
     /// Another page is to be read.
     More,
     /// That was all.
@@ -134,11 +136,15 @@ pub(super) enum Next {
 
 impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
     pub(super) fn new() -> Self {
-        Self::asking_for(PAGE)
+        Self::bounded(PAGE, MOST_PAGES)
     }
 
-    /// Asks for so many entries at once, where Central is known to give more, or fewer.
-    pub(super) fn asking_for(page: usize) -> Self {
+    /// Of devices, of which a customer may have many: asks for so many at once, and ends with its reader's calls.
+    pub(super) fn of_devices(page: usize) -> Self {
+        Self::bounded(page, u32::MAX)
+    }
+
+    fn bounded(page: usize, most_pages: u32) -> Self {
         Self {
             entries: Vec::new(),
             seen: HashSet::new(),
@@ -150,6 +156,7 @@ impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
             count: 0,
             restarts: 0,
             page,
+            most_pages,
         }
     }
 
@@ -164,7 +171,7 @@ impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
     }
 
     /// Takes the page that was asked for with the offset `received` and this `limit`.
-    fn take(&mut self, page: Page<Id, T>) -> Result<Next, Flaw> {
+    fn take(&mut self, page: Page<Id, T>) -> Result<AfterPage, Flaw> {
         if self.count > 0 && page.total.is_some() && self.total.is_some() && page.total != self.total {
             return self.begin_anew(Flaw::Unsettled);
         }
@@ -176,7 +183,7 @@ impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
             self.first = entries.iter().map(|(id, _)| id.clone()).collect();
         } else if length > 0 && entries.iter().map(|(id, _)| id).eq(&self.first) {
             // The offset is ignored. That does not matter where the first page was the whole list.
-            return if self.is_counted() { Ok(Next::Done) } else { Err(Flaw::Repeating) };
+            return if self.is_counted() { Ok(AfterPage::Done) } else { Err(Flaw::Repeating) };
         } else if entries.iter().any(|(id, _)| self.seen.contains(id)) {
             return self.begin_anew(Flaw::Repeating);
         }
@@ -201,16 +208,16 @@ impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
 
     /// What a page of this length means, now that its entries are counted. A full page says nothing of whether there are
     /// more, and a short one may be as long as Central's pages get.
-    fn after(&self, length: usize, is_short: bool) -> Result<Next, Flaw> {
+    fn after(&self, length: usize, is_short: bool) -> Result<AfterPage, Flaw> {
         let listed = self.entries.len() as u64;
         match self.total {
             Some(total) if listed > total => return Err(Flaw::Miscounted { listed, total }),
-            Some(total) if listed == total && is_short => return Ok(Next::Done),
+            Some(total) if listed == total && is_short => return Ok(AfterPage::Done),
             Some(total) if length == 0 => return Err(Flaw::Miscounted { listed, total }),
-            None if length == 0 => return Ok(Next::Done),
+            None if length == 0 => return Ok(AfterPage::Done),
             _ => {}
         }
-        if self.count == MOST_PAGES { Err(Flaw::TooLong) } else { Ok(Next::More) }
+        if self.count == self.most_pages { Err(Flaw::TooLong) } else { Ok(AfterPage::More) }
     }
 
     fn is_counted(&self) -> bool {
@@ -218,12 +225,12 @@ impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
     }
 
     /// The list moved: offsets mean something else now, and an entry that was skipped is not seen.
-    fn begin_anew(&mut self, flaw: Flaw) -> Result<Next, Flaw> {
+    fn begin_anew(&mut self, flaw: Flaw) -> Result<AfterPage, Flaw> {
         if self.restarts + 1 == MOST_ROUNDS {
             return Err(flaw);
         }
-        *self = Self { restarts: self.restarts + 1, ..Self::asking_for(self.page) };
-        Ok(Next::More)
+        *self = Self { restarts: self.restarts + 1, ..Self::bounded(self.page, self.most_pages) };
+        Ok(AfterPage::More)
     }
 }
 

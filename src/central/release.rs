@@ -72,7 +72,7 @@ pub struct HeldDevice {
 
 /// How far a watch is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
+pub struct ReleaseProgress {
     /// Customers that are watched.
     pub customers: usize,
     /// Customers that held none when they were last read.
@@ -87,9 +87,9 @@ pub(super) struct BadToken;
 
 /// Everything that a watch has seen.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct WatchProgress {
     scope: Scope,
-    customers: Vec<Watched>,
+    customers: Vec<WatchedCustomer>,
     fingerprint: [u8; FINGERPRINT],
     settle: Duration,
     ends_at: Instant,
@@ -105,7 +105,7 @@ pub(super) struct Watch {
 }
 
 #[derive(Debug)]
-struct Watched {
+struct WatchedCustomer {
     id: CustomerId,
     state: CustomerState,
     /// Whether it was ever seen to hold none.
@@ -140,7 +140,7 @@ struct Sign {
     skipped: u32,
 }
 
-impl Watch {
+impl WatchProgress {
     /// Of these customers, those that the scope affects now.
     pub(super) fn new(
         scope: Scope,
@@ -153,7 +153,7 @@ impl Watch {
         let fingerprint = fingerprint(&scope, services, &customers);
         let reads_account = scope.is_open() || customers.len() > FEW;
         let ends_at = now + LONGEST_WATCH;
-        let watched = |id| Watched { id, state: CustomerState::Unread, was_released: false };
+        let watched = |id| WatchedCustomer { id, state: CustomerState::Unread, was_released: false };
         Self {
             scope,
             customers: customers.into_iter().map(watched).collect(),
@@ -197,9 +197,9 @@ impl Watch {
     }
 
     /// How far it is.
-    pub(super) fn progress(&self) -> Progress {
-        let is_released = |customer: &&Watched| customer.state == CustomerState::Released;
-        Progress {
+    pub(super) fn progress(&self) -> ReleaseProgress {
+        let is_released = |customer: &&WatchedCustomer| customer.state == CustomerState::Released;
+        ReleaseProgress {
             customers: self.customers.len(),
             released: self.customers.iter().filter(is_released).count(),
             held: self.held.len(),
@@ -314,7 +314,7 @@ impl Watch {
     }
 
     fn begin_reading(&mut self, is_last: bool) {
-        let is_due = |customer: &&Watched| is_last || customer.state != CustomerState::Released;
+        let is_due = |customer: &&WatchedCustomer| is_last || customer.state != CustomerState::Released;
         let left = if self.reads_account {
             VecDeque::from([None])
         } else {
@@ -325,7 +325,7 @@ impl Watch {
 
     /// Everything of a round was read.
     fn end_round(&mut self, is_last: bool, now: Instant) -> Option<End> {
-        let Progress { customers, released, held } = self.progress();
+        let ReleaseProgress { customers, released, held } = self.progress();
         let is_released = held == 0 && released == customers;
         match (is_released, is_last) {
             (true, true) => return Some(End::Released),
@@ -378,8 +378,8 @@ mod tests {
         Services::new(vec![ServiceName::new("pa".to_owned()).unwrap()]).unwrap()
     }
 
-    fn watch(scope: Scope, customers: &[&str], now: Instant, deadline: Option<Instant>) -> Watch {
-        Watch::new(scope, &services(), ids(customers), SETTLE, (now, deadline))
+    fn watch(scope: Scope, customers: &[&str], now: Instant, deadline: Option<Instant>) -> WatchProgress {
+        WatchProgress::new(scope, &services(), ids(customers), SETTLE, (now, deadline))
     }
 
     fn held(serial: &str, owner: &str) -> HeldDevice {
@@ -567,7 +567,7 @@ mod tests {
 
         let mut second = watch(include(&["b", "a"]), &["b", "a"], now, None);
         second.resume(&token).unwrap();
-        assert_eq!(second.progress(), Progress { customers: 2, released: 1, held: 0 });
+        assert_eq!(second.progress(), ReleaseProgress { customers: 2, released: 1, held: 0 });
         second.saw_sign(None, now);
         assert_eq!(second.next(now, 9), Step::Devices(Some(id("b"))), "a was seen");
         second.saw_customer(&id("b"), Vec::new());
@@ -581,7 +581,7 @@ mod tests {
             assert_eq!(other.resume(bad), Err(BadToken), "{bad}");
         }
         let many: Vec<CustomerId> = (0..10_000).map(|number| id(&format!("{number:032x}"))).collect();
-        let large = Watch::new(Scope::everyone(), &services(), many, SETTLE, (now, None));
+        let large = WatchProgress::new(Scope::everyone(), &services(), many, SETTLE, (now, None));
         assert!(large.token().len() <= 4_096);
     }
 }

@@ -20,7 +20,7 @@ const LONGEST_HINT: Duration = Duration::from_mins(1);
 
 /// What is asked of Central.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum CallKind {
     /// Its answer says whether it worked.
     Change,
     /// Its answer is a list, and entries of it may have failed at something else.
@@ -29,13 +29,13 @@ pub(super) enum Kind {
 
 /// Reads off a status, the headers and the body whether Central accepted a call. `now` serves where the answer has no
 /// `Date`.
-pub(super) fn judge(kind: Kind, answer: &Answer, now: SystemTime) -> Result<(), Error> {
+pub(super) fn judge(kind: CallKind, answer: &Answer, now: SystemTime) -> Result<(), Error> {
     let status = answer.status;
     let is_page = || wire::is_page(&answer.body);
     Err(match status {
         // Not all of it was seen: it may report a failure.
         200..=299 if !answer.complete => Error::Unreadable { status },
-        200..=299 if kind == Kind::Read => return Ok(()), // whoever asked reads it
+        200..=299 if kind == CallKind::Read => return Ok(()), // whoever asked reads it
         200..=299 => match wire::report(status, &answer.body) {
             Report::Success => return Ok(()),
             Report::Failure => Error::ReportedFailure { status },
@@ -136,12 +136,12 @@ pub(super) fn next(error: &Error, attempts: Attempts, left: Duration, jitter: f6
 /// How many calls may be repeated: a tenth of what callers offer, and one a second. A Central that fails must not
 /// be hit harder than one that works.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(super) struct RetryBudget {
     repeats: f64,
     at: Instant,
 }
 
-impl Budget {
+impl RetryBudget {
     /// What is saved up at most, and given at first.
     const MOST: f64 = 10.0;
     const PER_REQUEST: f64 = 0.1;
@@ -232,11 +232,11 @@ mod tests {
             (999, "", "Err(Internal { status: 999 })"),
         ];
         for (status, body, expected) in table {
-            assert_eq!(format!("{:?}", judge(Kind::Change, &answer(*status, body, &[]), noon())), *expected);
+            assert_eq!(format!("{:?}", judge(CallKind::Change, &answer(*status, body, &[]), noon())), *expected);
         }
         // A list may tell of failures that are no failure of reading it.
         let list = answer(200, r#"{"devices":[{"status":"failed"}]}"#, &[]);
-        assert!(judge(Kind::Read, &list, noon()).is_ok() && judge(Kind::Change, &list, noon()).is_err());
+        assert!(judge(CallKind::Read, &list, noon()).is_ok() && judge(CallKind::Change, &list, noon()).is_err());
     }
 
     #[test]
@@ -253,10 +253,10 @@ mod tests {
             (&[("retry-after", "99999999")], second(60)),
         ];
         for (headers, expected) in table {
-            let error = judge(Kind::Change, &answer(429, "", headers), noon()).expect_err("a refusal");
+            let error = judge(CallKind::Change, &answer(429, "", headers), noon()).expect_err("a refusal");
             assert_eq!(format!("{error:?}"), format!("{expected:?}"), "{headers:?}");
         }
-        let page = judge(Kind::Change, &answer(429, "<html>", &[]), noon()).expect_err("a refusal");
+        let page = judge(CallKind::Change, &answer(429, "<html>", &[]), noon()).expect_err("a refusal");
         assert_eq!(format!("{page:?}"), format!("{:?}", second(1)), "a proxy's");
     }
 
@@ -292,7 +292,7 @@ mod tests {
     #[test]
     fn a_failing_central_sees_a_tenth_more_than_callers_offer() {
         let start = Instant::now();
-        let mut budget = Budget::new(start);
+        let mut budget = RetryBudget::new(start);
         let (mut offered, mut repeated) = (0, 0);
         for second in 0..100 {
             for _ in 0..50 {
@@ -303,7 +303,7 @@ mod tests {
         }
         // A tenth, one a second, and what was saved up.
         assert!((590..=611).contains(&repeated), "{repeated} repeats of {offered}");
-        assert!(Budget::new(start).spend(start), "the first repeat is never refused");
+        assert!(RetryBudget::new(start).spend(start), "the first repeat is never refused");
     }
 
     #[test]

@@ -6,10 +6,10 @@ use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::{
-    Asker, CentralClient, End, Error, Flaw, HeldDevice, Progress,
+    Asker, CentralClient, End, Error, Flaw, HeldDevice, ReleaseProgress,
     dispatch::{Dispatch, Reads},
     inventory::LONG_PAGE,
-    release::{FEW, Step, Watch},
+    release::{FEW, Step, WatchProgress},
 };
 use crate::{
     license::{CustomerId, Resolved, Scope, Services},
@@ -36,9 +36,9 @@ pub struct Watched {
 
 /// What was seen so far.
 #[derive(Debug, Clone)]
-pub struct Report {
+pub struct WatchReport {
     /// How far it is.
-    pub progress: Progress,
+    pub progress: ReleaseProgress,
     /// The first devices that held some when they were last read.
     pub held: Vec<HeldDevice>,
     /// How many calls were made.
@@ -70,8 +70,8 @@ impl CentralClient {
         &self,
         asker: &Asker,
         watched: Watched,
-        mut report: impl FnMut(Report),
-    ) -> Result<Report, WatchFailed> {
+        mut report: impl FnMut(WatchReport),
+    ) -> Result<WatchReport, WatchFailed> {
         let dispatch = &self.dispatch;
         // A spent day first: without calls, nobody needs a token.
         dispatch.today(Purpose::Preview)?;
@@ -79,7 +79,7 @@ impl CentralClient {
         let customers = dispatch.watched_customers(&watched.scope, &mut reads).await?;
         reads.allow(watched.max_calls);
         let times = (Instant::now(), asker.deadline);
-        let mut watch = Watch::new(watched.scope, &watched.services, customers, watched.settle, times);
+        let mut watch = WatchProgress::new(watched.scope, &watched.services, customers, watched.settle, times);
         if !watched.resume_token.is_empty() {
             watch.resume(&watched.resume_token).map_err(|_| WatchFailed::BadToken)?;
         }
@@ -141,11 +141,17 @@ impl Dispatch {
     }
 }
 
-fn told(watch: &Watch, reads: &Reads<'_>, end: Option<End>) -> Report {
-    Report { progress: watch.progress(), held: watch.held(MOST_TOLD), calls: reads.made, token: watch.token(), end }
+fn told(watch: &WatchProgress, reads: &Reads<'_>, end: Option<End>) -> WatchReport {
+    WatchReport {
+        progress: watch.progress(),
+        held: watch.held(MOST_TOLD),
+        calls: reads.made,
+        token: watch.token(),
+        end,
+    }
 }
 
-fn not_now(watch: &mut Watch, error: &Error) {
+fn not_now(watch: &mut WatchProgress, error: &Error) {
     debug!(
         error = error as &(dyn std::error::Error + 'static),
         "a read of a watch failed; it is repeated in the next round"

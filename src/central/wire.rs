@@ -16,7 +16,7 @@ use crate::license::{CustomerId, Customers, Scope, ServiceName, Services};
 /// `null`: the fields are slices of types that cannot be empty.
 pub(crate) fn unassign_body(scope: &Scope, services: &Services) -> Vec<u8> {
     #[derive(Serialize)]
-    struct Body<'a> {
+    struct UnassignBody<'a> {
         services: Vec<&'a str>,
         #[serde(skip_serializing_if = "Option::is_none")]
         include_customers: Option<Vec<&'a str>>,
@@ -30,7 +30,7 @@ pub(crate) fn unassign_body(scope: &Scope, services: &Services) -> Vec<u8> {
         Scope::All(_) => (None, None),
     };
     let services = services.names().iter().map(ServiceName::as_str).collect();
-    serde_json::to_vec(&Body { services, include_customers, exclude_customers })
+    serde_json::to_vec(&UnassignBody { services, include_customers, exclude_customers })
         .expect("strings and lists of strings are always JSON")
 }
 

@@ -1,6 +1,9 @@
 //! `audit verify` and `audit show`: was the trail changed, and what does it say. Both only read.
 
-use std::path::PathBuf;
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+};
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
@@ -12,6 +15,7 @@ use super::{
 };
 use crate::{
     audit::{
+        OpenError,
         record::{Intent, RecordedScope},
         show::{self, Filter, Shown},
         verify::{self, Remembered, Verification},
@@ -103,9 +107,9 @@ Shows what the records say, and does not check them: that is `audit verify`.
 
 An outcome of `open` means that the operation has not ended, or that its gateway has and was not started since.
 
-Exit codes: 0 shown, 1 the trail cannot be read, 64 the command line or the configuration is wrong.
+Exit codes: 0 shown, 1 the trail cannot be read or standard output cannot be written, 64 the command line or the configuration is wrong.
 
-Keys of --json: those of the records; docs/audit.md lists them.
+Keys of --json: those of the records, in the order of the files; docs/audit.md lists them.
 
 Examples:
   license-gateway audit show --config gateway.toml --since 24h
@@ -168,11 +172,21 @@ impl AuditShow {
         let filter = Filter { operation: self.operation, customer: self.customer, since: self.since };
         match show::read(&path, &filter) {
             Ok(operations) if self.json => {
-                let lines: Vec<_> = operations.into_iter().flat_map(|operation| operation.lines).collect();
-                if !lines.is_empty() {
-                    print::out(&lines.join("\n"));
+                let operations = operations.into_iter().map(|operation| operation.operation_id).collect();
+                let mut out = io::BufWriter::new(io::stdout().lock());
+                let written = show::records(&path, &operations, |line| {
+                    out.write_all(line)?;
+                    out.write_all(b"\n")
+                });
+                match written.and_then(|()| out.flush().map_err(OpenError::Shown)) {
+                    // A reader that has gone has seen enough.
+                    Err(OpenError::Shown(error)) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Clean,
+                    Err(error) => {
+                        print::error(&print::clean(&chain(&error)));
+                        Exit::Failure
+                    }
+                    Ok(()) => Exit::Clean,
                 }
-                Exit::Clean
             }
             Ok(operations) if operations.is_empty() => {
                 print::out("no such operations");
@@ -227,13 +241,13 @@ fn report_text(report: &Verification) -> String {
 }
 
 fn row(operation: &Shown) -> [String; 10] {
-    let first = operation.intents.first();
+    let first = operation.first.as_ref();
     let ended = operation.ended.as_ref();
     let scope = first.map(|intent| match intent.scope {
         // Parts of a scope that was too large are halves of the first intent's.
-        RecordedScope::IncludeCustomers if intent.customers.len() == 1 => intent.customers[0].clone(),
-        RecordedScope::IncludeCustomers => format!("{} customers", intent.customers.len()),
-        RecordedScope::ExcludeCustomers => format!("all but {}", intent.customers.len()) + &previewed(intent),
+        RecordedScope::IncludeCustomers if operation.customers == 1 => intent.customers.concat(),
+        RecordedScope::IncludeCustomers => format!("{} customers", operation.customers),
+        RecordedScope::ExcludeCustomers => format!("all but {}", operation.customers) + &previewed(intent),
         RecordedScope::AllCustomers => "all".to_owned() + &previewed(intent),
     });
     let outcome = ended.map(|ended| match &ended.cause {
@@ -241,7 +255,7 @@ fn row(operation: &Shown) -> [String; 10] {
         None => ended.outcome.clone(),
     });
     let or_dash = |text: Option<String>| text.filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned());
-    let calls = ended.and_then(|ended| ended.calls).map_or(operation.intents.len().to_string(), |n| n.to_string());
+    let calls = ended.and_then(|ended| ended.calls).map_or(operation.calls.to_string(), |n| n.to_string());
     [
         or_dash(operation.at.map(|at| format!("{at:.3}"))),
         operation.operation_id.to_string(),

@@ -1,14 +1,19 @@
 //! `check-config`: what the configuration means, or everything that is wrong with it.
 
+use std::time::SystemTime;
+
 use clap::Args;
 
 use super::{
     ConfigFile, Exit,
     print::{self, GOOD, HEADING},
 };
-use crate::config::{
-    self, LoadedConfig,
-    settings::{self, Setting},
+use crate::{
+    config::{
+        self, LoadedConfig,
+        settings::{self, Setting},
+    },
+    preflight,
 };
 
 /// Checks the configuration and shows what holds, or every problem at once.
@@ -28,7 +33,9 @@ pub(super) struct CheckConfig {
 }
 
 const CHECK_CONFIG_AFTER_HELP: &str = "\
-Reads the file and the environment as `serve` does, but starts nothing and calls nobody. Secrets are never shown.
+Reads the file and the environment as `serve` does, and all files that they name, but starts nothing and calls nobody.
+What it finds no fault with, `serve` starts with, but for ports and directories that another process holds. Warnings are
+of what will hurt: certificates that end within 14 days, say. Secrets are never shown.
 
 Exit codes: 0 valid, 64 not valid.
 
@@ -42,20 +49,28 @@ impl CheckConfig {
             print::out(&if self.markdown { settings::markdown() } else { list() });
             return Exit::Clean;
         }
-        match LoadedConfig::load(self.file.config.as_deref(), config::process_environment()) {
-            Ok(loaded) => {
-                let misfits =
-                    loaded.config.misfits().into_iter().map(|misfit| format!("warning: {}\n", print::clean(&misfit)));
-                let misfits: String = misfits.collect();
-                print::out(&format!("{GOOD}configuration is valid{GOOD:#}\n{misfits}\n{}", effective(&loaded)));
-                Exit::Clean
-            }
-            Err(problems) => {
-                print::error(&print_lines(&problems.to_string()));
-                Exit::Usage
-            }
+        let loaded = match LoadedConfig::load(self.file.config.as_deref(), config::process_environment()) {
+            Ok(loaded) => loaded,
+            Err(problems) => return refuse(&problems.to_string()),
+        };
+        // Without a runtime nothing could be started either.
+        let refusals = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(preflight::refusals(&loaded.config)),
+            Err(error) => vec![format!("cannot start: {error}")],
+        };
+        if !refusals.is_empty() {
+            return refuse(&format!("the gateway would not start:\n  {}", refusals.join("\n  ")));
         }
+        let warnings = loaded.config.warnings(SystemTime::now());
+        let warnings: String = warnings.iter().map(|warning| format!("warning: {}\n", print::clean(warning))).collect();
+        print::out(&format!("{GOOD}configuration is valid{GOOD:#}\n{warnings}\n{}", effective(&loaded)));
+        Exit::Clean
     }
+}
+
+fn refuse(message: &str) -> Exit {
+    print::error(&print_lines(message));
+    Exit::Usage
 }
 
 fn list() -> String {
@@ -93,7 +108,9 @@ fn telemetry(settings: &config::Telemetry) -> Vec<String> {
                 config::Protocol::Grpc => "gRPC",
                 config::Protocol::HttpProtobuf => "HTTP",
             };
-            format!("{} by OTLP over {protocol}", print::clean(&otlp.endpoint))
+            // A query may hold a key.
+            let endpoint = otlp.endpoint.split(['?', '#']).next().unwrap_or_default();
+            format!("{} by OTLP over {protocol}", print::clean(endpoint))
         });
         let others = others.iter().filter(|(is_on, _)| *is_on).map(|(_, place)| (*place).to_owned());
         let places: Vec<_> = otlp.chain(others).collect();

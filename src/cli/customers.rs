@@ -10,6 +10,7 @@ use super::{
     Exit,
     client::{Bearer, ConnectError, Gateway},
     failure::FailedCall,
+    preview::CustomerJson,
     print,
     services::time,
 };
@@ -54,17 +55,11 @@ const PAGE: u32 = 500;
 
 /// Success. Serialized, it is the `--json` output, whose keys are stable.
 #[derive(Serialize)]
-struct List {
+struct CustomerListJson {
     ok: bool,
-    customers: Vec<Named>,
+    customers: Vec<CustomerJson>,
     /// When Central gave the list: RFC 3339, UTC.
     fetched_at: Option<String>,
-}
-
-#[derive(Serialize)]
-struct Named {
-    id: String,
-    name: String,
 }
 
 impl CustomersCommand {
@@ -92,15 +87,15 @@ impl CustomersCommand {
     async fn list(
         &self,
         mut client: LicensingServiceClient<InterceptedService<Channel, Bearer>>,
-    ) -> Result<List, Status> {
-        let mut list = List { ok: true, customers: Vec::new(), fetched_at: None };
+    ) -> Result<CustomerListJson, Status> {
+        let mut list = CustomerListJson { ok: true, customers: Vec::new(), fetched_at: None };
         let mut page_token = String::new();
         loop {
             let mut request =
                 Request::new(ListCustomersRequest { page_size: PAGE, page_token, name_contains: self.name.clone() });
             request.set_timeout(self.timeout);
             let page: ListCustomersResponse = client.list_customers(request).await?.into_inner();
-            list.customers.extend(page.customers.into_iter().map(|one| Named { id: one.id, name: one.name }));
+            list.customers.extend(page.customers.into_iter().map(|one| CustomerJson { id: one.id, name: one.name }));
             list.fetched_at = page.fetched_at.and_then(time);
             if page.next_page_token.is_empty() {
                 return Ok(list);
@@ -109,7 +104,7 @@ impl CustomersCommand {
         }
     }
 
-    fn print(&self, list: &List) {
+    fn print(&self, list: &CustomerListJson) {
         if self.json {
             return print::json(list);
         }

@@ -155,7 +155,7 @@ pub(super) struct PreviewReport {
     scope: &'static str,
     services: Vec<String>,
     pub(super) customer_count: u32,
-    customers: Vec<Named>,
+    customers: Vec<CustomerJson>,
     unknown_customer_ids: Vec<String>,
     pub(super) etag: String,
     /// RFC 3339, UTC.
@@ -167,9 +167,9 @@ pub(super) struct PreviewReport {
 }
 
 #[derive(Debug, Serialize)]
-struct Named {
-    id: String,
-    name: String,
+pub(super) struct CustomerJson {
+    pub(super) id: String,
+    pub(super) name: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -203,7 +203,7 @@ impl PreviewReport {
             warnings: warnings.map(|one| Warning { code: code(one.code()), text: one.text.clone() }).collect(),
             services: response.services,
             customer_count: response.customer_count,
-            customers: response.customers.into_iter().map(|one| Named { id: one.id, name: one.name }).collect(),
+            customers: response.customers.into_iter().map(|one| CustomerJson { id: one.id, name: one.name }).collect(),
             unknown_customer_ids: response.unknown_customer_ids,
             etag: response.etag,
             resolved_at: response.resolved_at.and_then(time),

@@ -2,7 +2,10 @@
 //!
 //! A reader that has gone is no reason to fail: what the command did stays done, and its exit code says so.
 
-use std::io::Write as _;
+use std::{
+    io::{ErrorKind, Write as _},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
@@ -16,10 +19,24 @@ pub(super) const UNSURE: Style = AnsiColor::Yellow.on_default().bold();
 /// For heads and names.
 pub const HEADING: Style = Style::new().bold();
 
+/// Whether something could not be written to standard output although somebody reads it: a full disk, say.
+static IS_INCOMPLETE: AtomicBool = AtomicBool::new(false);
+
 /// Writes a text to standard output.
 pub fn out(text: &str) {
     let mut stream = anstream::stdout();
-    let _ = writeln!(stream, "{}", text.trim_end()).and_then(|()| stream.flush());
+    let written = writeln!(stream, "{}", text.trim_end()).and_then(|()| stream.flush());
+    if let Err(failure) = written
+        && failure.kind() != ErrorKind::BrokenPipe
+    {
+        IS_INCOMPLETE.store(true, Relaxed);
+        error(&format!("standard output cannot be written: {failure}"));
+    }
+}
+
+/// Whether what was written with [`out`] is not all there.
+pub(super) fn is_incomplete() -> bool {
+    IS_INCOMPLETE.load(Relaxed)
 }
 
 /// Writes a text to standard error.

@@ -1,4 +1,4 @@
-//! Whom a command is about: the options for a scope, and the files that hold ids. For `unassign` and `preview`.
+//! Whom a command is about: the options for a scope, and the files that hold ids.
 
 use std::{
     fs,
@@ -9,9 +9,9 @@ use clap::Args;
 
 use crate::proto::{AllCustomers, CustomerList, ScopeKind, unassign_licenses_request::Scope};
 
-/// Whose licences: exactly one of these.
+/// Whose licences: exactly one of these. A command that knows them otherwise takes none, so `read` asks for one.
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 pub(super) struct ScopeArguments {
     /// Exactly these customers, by Central's customer id
     #[arg(long, num_args = 1.., value_name = "ID")]
@@ -46,6 +46,9 @@ impl ScopeArguments {
         }
         if let Some(file) = &self.exclude_from {
             return Ok(Scope::ExcludeCustomers(CustomerList { customer_ids: read_ids(file)? }));
+        }
+        if self.include.is_empty() && self.exclude.is_empty() {
+            return Err("say which customers: --include, --include-from, --exclude, --exclude-from or --all".to_owned());
         }
         if self.exclude.is_empty() {
             return Ok(Scope::IncludeCustomers(CustomerList { customer_ids: self.include.clone() }));

@@ -3,7 +3,7 @@
 use std::{
     error::Error,
     io::{self, IsTerminal as _},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use clap::Args;
@@ -85,14 +85,14 @@ async fn serve(mut config: Config, signals: StopSignals) -> Exit {
     };
     telemetry.export_log();
     let ignored = std::mem::take(&mut config.telemetry.ignored);
-    let misfits = config.misfits();
+    let warnings = config.warnings(SystemTime::now());
     let bound = Server::bind(config, telemetry.tracing()).await;
     // Not earlier: the first line of the log says where the gateway listens.
     if !ignored.is_empty() {
         tracing::warn!(variables = ignored.join(", "), "OTEL_* variables that have no effect here");
     }
-    for misfit in misfits {
-        tracing::warn!(misfit, "settings do not fit each other");
+    for warning in warnings {
+        tracing::warn!(warning, "the configuration is valid, but");
     }
     let exit = match bound {
         Ok(server) => until_stopped(server, signals).await,
@@ -118,10 +118,13 @@ async fn until_stopped(server: Server, mut signals: StopSignals) -> Exit {
     let ending = loop {
         tokio::select! {
             ending = &mut serving => break ending,
-            () = signals.next() => if stop.take().is_none() {
-                tracing::warn!("told to stop again: what runs is not finished, but for an exchange of tokens");
-                custody.stop().await;
-                return Exit::Failure;
+            () = signals.next() => {
+                custody.take_no_seeds();
+                if stop.take().is_none() {
+                    tracing::warn!("told to stop again: what runs is not finished, but for an exchange of tokens");
+                    custody.stop().await;
+                    return Exit::Failure;
+                }
             },
         }
     };

@@ -45,7 +45,7 @@ Example:
 
 /// Success. Serialized, it is the `--json` output, whose keys are stable.
 #[derive(Serialize)]
-struct List {
+struct ServiceListJson {
     ok: bool,
     services: Vec<String>,
     /// When Central gave the list: RFC 3339, UTC.
@@ -61,7 +61,7 @@ impl ServicesCommand {
                 match LicensingServiceClient::new(channel).list_services(request).await {
                     Ok(response) => {
                         let response = response.into_inner();
-                        self.print(&List {
+                        self.print(&ServiceListJson {
                             ok: true,
                             services: response.services.into_iter().map(|service| service.name).collect(),
                             fetched_at: response.fetched_at.and_then(time),
@@ -82,7 +82,7 @@ impl ServicesCommand {
         Exit::Failure
     }
 
-    fn print(&self, list: &List) {
+    fn print(&self, list: &ServiceListJson) {
         if self.json {
             return print::json(list);
         }

@@ -16,6 +16,7 @@ pub(super) struct StopSignals {
 impl StopSignals {
     pub(super) fn listen() -> io::Result<Self> {
         ignore_hangup()?;
+        fail_writes_over_the_limit()?;
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
@@ -40,6 +41,15 @@ pub fn stop_signal() -> io::Result<impl Future<Output = ()>> {
             process::exit(Exit::Failure as i32);
         });
     })
+}
+
+/// SIGXFSZ, of a write past the limit on a file's size, ends a process. With a handler the write fails instead, and the
+/// audit trail refuses changes as it does when a disk is full.
+fn fail_writes_over_the_limit() -> io::Result<()> {
+    /// On Linux, but for MIPS; tokio has no name for it.
+    const SIGXFSZ: i32 = 25;
+    // The handler stays when nobody listens any more.
+    signal(SignalKind::from_raw(SIGXFSZ)).map(drop)
 }
 
 /// SIGHUP asks daemons to read their files again. Ours are followed anyway, and it must not end an exchange of tokens.

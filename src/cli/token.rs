@@ -16,8 +16,8 @@ use super::{
     print::{self, BAD, GOOD, UNSURE},
 };
 use crate::{
-    config::{self, Config},
-    token::admin::{self, Exchange, SeedOutcome, Status, Unsaved},
+    config::{self, Config, StoreKind},
+    token::admin::{self, Exchange, SeedOutcome, Seeded, Status, Unsaved},
 };
 
 /// What can be done with the account's tokens.
@@ -45,10 +45,10 @@ const STATUS_AFTER_HELP: &str = "\
 Only reads, also while a gateway runs: it takes no lock, writes nothing and does not call Central. Run it where the
 gateway runs, with its configuration, and as its user.
 
-Exit codes: 0 there is a usable chain of tokens, 1 a new refresh token is needed or the store cannot be read, 64 the
-configuration is not valid.
+Exit codes: 0 there is a usable chain of tokens, 1 a new refresh token is needed or the store cannot be read or written
+(a Secret's write is rehearsed, and nothing is changed), 64 the configuration is not valid.
 
-Keys of --json: ok, usable, store, needs_seed, generation, family, received_at, age_seconds,
+Keys of --json: ok, usable, store, needs_seed, unwritable, generation, family, received_at, age_seconds,
   access_token {valid, until}, refresh_token_until, seeds, last_seed, exchange {state (none, under_way, suspect,
   refused), tries, logins}, emergency_journal {path, generation, newest}, waiting_seed, warnings; null where there is none.
   Where the store cannot be read: ok, error.
@@ -63,6 +63,10 @@ pub(super) struct TokenSeed {
     #[command(flatten)]
     file: ConfigFile,
 
+    /// Put it in only if the configuration names this kind of store: file, redis or kubernetes
+    #[arg(long, value_name = "KIND", value_parser = ["file", "redis", "kubernetes"])]
+    store: Option<String>,
+
     /// Caught here, so that nothing repeats it.
     #[arg(hide = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
@@ -72,7 +76,8 @@ const SEED_AFTER_HELP: &str = "\
 Standard input holds the bare refresh token, or the JSON that Central's \"Download Token\" gives. A token that was put in
 before is not put in again: Central's refresh tokens work once.
 
-Where a gateway holds a `file` store, the token is handed to it, and this waits up to ten seconds until it is taken.
+The store is named before anything is read; in scripts, --store makes sure of its kind. Where a gateway holds a `file`
+store, the token is handed to it, and this waits up to ten seconds until it is taken; one that is being stopped takes none.
 Nothing is sent to Central from here. Run it with the configuration of the gateway, and as its user.
 
 Exit codes: 0 put in, 1 not put in, 64 the command line, the input or the configuration is wrong.
@@ -106,7 +111,7 @@ impl TokenStatus {
                 } else {
                     print::out(&report(&status, &config));
                 }
-                if status.needs_seed.is_none() { Exit::Clean } else { Exit::Failure }
+                if status.is_usable() { Exit::Clean } else { Exit::Failure }
             }
             Err(error) => {
                 let error = print::clean(&chain(&error));
@@ -134,6 +139,26 @@ impl TokenSeed {
             Ok(config) => config,
             Err(exit) => return exit,
         };
+        let kind = match config.token_store.kind {
+            StoreKind::File => "file",
+            StoreKind::Redis(_) => "redis",
+            StoreKind::Kubernetes(_) => "kubernetes",
+        };
+        if let Some(wanted) = self.store.filter(|wanted| wanted != kind) {
+            print::error(&format!(
+                "this configuration keeps its tokens in a {kind} store, not in a {wanted} one; nothing was read or \
+                 changed. Is this the gateway that you mean? While one is replaced, name the new pod"
+            ));
+            return Exit::Usage;
+        }
+        // Before it is taken, for whoever is about to paste it.
+        match admin::place(&config.token_store).await {
+            Ok(place) => print::err(&format!("The refresh token goes into: {}.", print::clean(&place))),
+            Err(error) => {
+                print::error(&print::clean(&chain(&error)));
+                return Exit::Failure;
+            }
+        }
         let text = match read_input() {
             Ok(text) => text,
             Err(message) => {
@@ -141,47 +166,52 @@ impl TokenSeed {
                 return Exit::Usage;
             }
         };
-        match admin::put_seed(&config.token_store, &text).await {
-            Ok(seeded) => {
-                let (fingerprint, store) = (seeded.fingerprint, print::clean(&seeded.store));
-                match seeded.what {
-                    SeedOutcome::Adopted { generation } => {
-                        print::out(&format!(
-                            "{GOOD}The refresh token was put in{GOOD:#} as generation {generation} (fingerprint \
-                             {fingerprint}, {store}).\nA running gateway notices; a stopped one uses it when it starts. \
-                             Do not use this token anywhere else."
-                        ));
-                        Exit::Clean
-                    }
-                    SeedOutcome::TakenByGateway => {
-                        print::out(&format!(
-                            "{GOOD}The running gateway took the refresh token{GOOD:#} (fingerprint {fingerprint}, \
-                             {store}).\n`license-gateway token status` shows whether Central accepted it. Do not use \
-                             this token anywhere else."
-                        ));
-                        Exit::Clean
-                    }
-                    SeedOutcome::AlreadyKnown => {
-                        print::error(&format!(
-                            "this refresh token was put in before (fingerprint {fingerprint}, {store}), so nothing was \
-                             changed: it works once, and is not presented again. Download another one from Central"
-                        ));
-                        Exit::Failure
-                    }
-                    SeedOutcome::NotTaken => {
-                        print::error(&format!(
-                            "another process holds the store and did not take the refresh token within ten seconds \
-                             (fingerprint {fingerprint}, {store}); it was taken back. Repeat it in a minute: a gateway \
-                             that waits for Central looks later. May it read what this user writes?"
-                        ));
-                        Exit::Failure
-                    }
-                }
-            }
+        let central = config.central.base_url.as_str();
+        match admin::put_seed(&config.token_store, central, &text).await {
+            Ok(seeded) => seeded_exit(&seeded),
             Err(error) => {
                 print::error(&print::clean(&chain(&error)));
                 if error.is_input() { Exit::Usage } else { Exit::Failure }
             }
+        }
+    }
+}
+
+/// Says what became of the token.
+fn seeded_exit(seeded: &Seeded) -> Exit {
+    let (fingerprint, store) = (&seeded.fingerprint, print::clean(&seeded.store));
+    match seeded.what {
+        SeedOutcome::Adopted { generation } => {
+            print::out(&format!(
+                "{GOOD}The refresh token was put in{GOOD:#} as generation {generation} (fingerprint \
+                 {fingerprint}, {store}).\nA running gateway notices; a stopped one uses it when it starts. \
+                 Do not use this token anywhere else."
+            ));
+            Exit::Clean
+        }
+        SeedOutcome::TakenByGateway => {
+            print::out(&format!(
+                "{GOOD}The running gateway took the refresh token{GOOD:#} (fingerprint {fingerprint}, \
+                 {store}).\n`license-gateway token status` shows whether Central accepted it. Do not use \
+                 this token anywhere else."
+            ));
+            Exit::Clean
+        }
+        SeedOutcome::AlreadyKnown => {
+            print::error(&format!(
+                "this refresh token was put in before (fingerprint {fingerprint}, {store}), so nothing was \
+                 changed: it works once, and is not presented again. Download another one from Central"
+            ));
+            Exit::Failure
+        }
+        SeedOutcome::NotTaken => {
+            print::error(&format!(
+                "another process holds the store and did not take the refresh token within ten seconds \
+                 (fingerprint {fingerprint}, {store}); it was taken back. Repeat it in a minute: a gateway \
+                 that waits for Central looks later. One that is being stopped takes none: name the pod \
+                 that takes its place. May it read what this user writes?"
+            ));
+            Exit::Failure
         }
     }
 }
@@ -214,6 +244,9 @@ fn read_input() -> Result<String, &'static str> {
 /// The answer as people read it.
 fn report(status: &Status, config: &Config) -> String {
     let head = match (status.needs_seed, &status.chain) {
+        _ if status.unwritable.is_some() => format!(
+            "{BAD}The store cannot be written:{BAD:#} no token is refreshed and no seed is taken before it can be."
+        ),
         (Some(reason), _) => format!("{BAD}A new refresh token is needed:{BAD:#} {reason}."),
         (None, _) if status.journal.as_ref().is_some_and(|journal| journal.is_newest) => {
             format!("{UNSURE}The newest pair of tokens is not in the store:{UNSURE:#} it could not be stored yet.")
@@ -288,6 +321,9 @@ fn advice(status: &Status, config: &Config) -> Vec<String> {
             path.display()
         ));
     }
+    if let Some(problem) = &status.unwritable {
+        lines.push(format!("What is wrong: {problem}."));
+    }
     if status.needs_seed.is_some() {
         let file = match &config.credentials.refresh_token_file {
             Some(path) => format!("write it into {}", path.display()),
@@ -309,6 +345,7 @@ struct TokenReport<'a> {
     usable: bool,
     store: &'a str,
     needs_seed: Option<&'static str>,
+    unwritable: Option<&'a str>,
     generation: Option<u64>,
     family: Option<&'a str>,
     received_at: Option<String>,
@@ -348,9 +385,10 @@ impl<'a> TokenReport<'a> {
         let chain = status.chain.as_ref();
         Self {
             ok: true,
-            usable: status.needs_seed.is_none(),
+            usable: status.is_usable(),
             store: &status.store,
             needs_seed: status.needs_seed,
+            unwritable: status.unwritable.as_deref(),
             generation: chain.map(|chain| chain.generation),
             family: chain.map(|chain| &*chain.family),
             received_at: chain.map(|chain| moment(Some(chain.received_at))),

@@ -53,6 +53,10 @@ pub(super) struct Unassign {
     #[arg(long, value_parser = NonEmptyStringValueParser::new(), value_name = "ETAG")]
     etag: Option<String>,
 
+    /// A UUID of your own choice that makes the request safe to repeat: with it, it acts once within 24 hours
+    #[arg(long, value_parser = NonEmptyStringValueParser::new(), value_name = "UUID")]
+    request_id: Option<String>,
+
     /// Refuse where Central assigns licences automatically to a customer in scope, and so would put them back
     #[arg(long)]
     refuse_auto_licensing: bool,
@@ -91,7 +95,7 @@ Exit codes:
 Keys of --json, all always there unless said otherwise:
   ok, outcome (applied, not_applied, partial, unknown), operation_id
   if ok: scope, customer_count (null for open scopes), resolved_customer_count (null without an etag), services,
-    call_count, release (as `watch --json` has it, or what its failure was; null without --wait)
+    call_count, replayed (it is the recorded answer of an earlier request with this --request-id), release (as `watch --json` has it, or what its failure was; null without --wait)
   if not: code, reason, message, http_status, retry {allowed, after_seconds}, field_violations [{field, description}],
     quota_violations [{subject, description}], partial {applied_customer_ids, not_applied_customer_ids,
     unknown_customer_ids}; null where there is none
@@ -102,7 +106,8 @@ Examples:
   license-gateway unassign --include 0123456789abcdef0123456789abcdef --service advanced_ap --reason TICKET-42
   license-gateway unassign --include-from customers.txt --service advanced_ap foundation_ap --json
   license-gateway unassign --all --service advanced_ap --yes --expect 12
-  license-gateway unassign --include 0123456789abcdef0123456789abcdef --service advanced_ap --wait=5m";
+  license-gateway unassign --include 0123456789abcdef0123456789abcdef --service advanced_ap --wait=5m
+  license-gateway unassign --include-from customers.txt --service advanced_ap --request-id $(uuidgen)";
 
 impl Unassign {
     pub(super) async fn run(self) -> Exit {
@@ -139,7 +144,7 @@ impl Unassign {
             reason: self.reason.clone(),
             etag,
             auto_licensing: self.auto_licensing().into(),
-            ..UnassignLicensesRequest::default()
+            request_id: self.request_id.clone().unwrap_or_default(),
         };
         let watched = watch::request(scope, self.service.clone());
         match self.call(request).await {
@@ -260,6 +265,7 @@ pub(super) struct Done {
     resolved_customer_count: Option<u32>,
     services: Vec<String>,
     call_count: u32,
+    replayed: bool,
     release: Option<serde_json::Value>,
 }
 
@@ -274,6 +280,7 @@ impl Done {
             resolved_customer_count: response.resolved_customer_count,
             services: response.services,
             call_count: response.call_count,
+            replayed: response.replayed,
             release: None,
         }
     }
@@ -292,10 +299,12 @@ impl Done {
             ("services", self.services.join(", ")),
             ("calls to Central", self.call_count.to_string()),
         ];
-        format!(
-            "{GOOD}Done: Central accepted it.{GOOD:#} It may still be working on it in the background.\n\n{}",
-            print::list(&rows)
-        )
+        let head = if self.replayed {
+            format!("{GOOD}Done before:{GOOD:#} this is the recorded answer, and nothing was sent.")
+        } else {
+            format!("{GOOD}Done: Central accepted it.{GOOD:#} It may still be working on it in the background.")
+        };
+        format!("{head}\n\n{}", print::list(&rows))
     }
 }
 

@@ -31,8 +31,12 @@ pub(super) struct WatchCommand {
     scope: ScopeArguments,
 
     /// The services whose licences were taken away
-    #[arg(long, short, required = true, num_args = 1.., value_name = "NAME")]
+    #[arg(long, short, num_args = 1.., required_unless_present = "operation", value_name = "NAME")]
     service: Vec<String>,
+
+    /// Instead of a scope and services: those of this operation of yours
+    #[arg(long, conflicts_with_all = ["ScopeArguments", "service"], value_name = "OPERATION_ID")]
+    operation: Option<String>,
 
     /// How many calls to Central the watch may make; 0: as many as the gateway usually allows, 200
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000), value_name = "N")]
@@ -73,13 +77,21 @@ Keys of --json, all always there unless said otherwise:
   released_customer_count, held_device_count, held_devices [{serial, customer_id}] (the first 100), call_count,
   resume_token; or, where it failed, those of `unassign --json`
 
-Example:
-  license-gateway watch --include 0123456789abcdef0123456789abcdef --service advanced_ap --timeout 5m";
+Examples:
+  license-gateway watch --include 0123456789abcdef0123456789abcdef --service advanced_ap --timeout 5m
+  license-gateway watch --operation 01a21408-280a-7466-b810-6fcfabaebe46";
 
 impl WatchCommand {
     pub(super) async fn run(self) -> Exit {
-        let scope = match self.scope.read() {
-            Ok(scope) => scope,
+        let wanted = match &self.operation {
+            Some(id) => Ok(WatchReleaseRequest {
+                scope: Some(Target::OperationId(id.clone())),
+                ..WatchReleaseRequest::default()
+            }),
+            None => self.scope.read().map(|scope| request(scope, self.service.clone())),
+        };
+        let wanted = match wanted {
+            Ok(wanted) => wanted,
             Err(message) => {
                 print::error(&message);
                 return Exit::Usage;
@@ -89,7 +101,7 @@ impl WatchCommand {
             max_calls: self.max_calls,
             settle_seconds: self.settle,
             resume_token: self.resume.clone(),
-            ..request(scope, self.service.clone())
+            ..wanted
         };
         match follow(&self.gateway, request, self.timeout).await {
             Ok(report) => {
@@ -186,7 +198,7 @@ pub(super) struct ReleaseReport {
     customer_count: u32,
     released_customer_count: u32,
     held_device_count: u64,
-    held_devices: Vec<Held>,
+    held_devices: Vec<HeldDeviceJson>,
     call_count: u32,
     resume_token: String,
     #[serde(skip)]
@@ -194,7 +206,7 @@ pub(super) struct ReleaseReport {
 }
 
 #[derive(Debug, Serialize)]
-struct Held {
+struct HeldDeviceJson {
     serial: String,
     customer_id: String,
 }
@@ -212,7 +224,7 @@ impl ReleaseReport {
             held_devices: last
                 .held_devices
                 .into_iter()
-                .map(|one| Held { serial: one.serial, customer_id: one.customer_id })
+                .map(|one| HeldDeviceJson { serial: one.serial, customer_id: one.customer_id })
                 .collect(),
             call_count: last.call_count,
             resume_token: last.resume_token,

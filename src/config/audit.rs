@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{
     reader::Reader,
-    settings::{Allowed, Setting, Unset},
+    settings::{Allowed, Setting, ShownValue, Unset},
     text::directory,
 };
 
@@ -32,7 +32,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         unset: Unset::Default("./state/audit"),
         allowed: Allowed::Text {
             description: "path of a directory, made where it is missing; or `stdout`",
-            secret: false,
+            shown: ShownValue::Plain,
         },
         meaning: "Where the audit trail is kept: what is sent to Central, written before it is sent, and what became of \
                   it. One process, one directory.",
@@ -53,9 +53,6 @@ pub(super) fn read(reader: &mut Reader) -> Audit {
 fn place(text: &str) -> Result<AuditPlace, String> {
     match text {
         "stdout" => Ok(AuditPlace::Stdout),
-        path => match directory(path) {
-            Ok(path) => Ok(AuditPlace::Directory(path)),
-            Err(_) => Err("is not a directory; the trail is several files, or `stdout`".to_owned()),
-        },
+        path => directory(path).map(AuditPlace::Directory),
     }
 }

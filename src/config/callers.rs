@@ -1,6 +1,8 @@
 //! The policy: `read_only` and the list `[[callers]]`. Read with everything else at the start, and alone whenever the
 //! file changes.
 
+mod rules;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     fs,
@@ -12,94 +14,16 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
+pub use self::rules::{AllowedNames, CallerRules, Policy, RpcName, ScopeKind, WhichCaller};
+use self::rules::{RPCS, SCOPES};
 use super::{
-    Problems,
+    Problems, misspelt,
     problem::Problem,
     reader::Reader,
     settings::{Allowed, Setting, Unset},
     sources::{TomlFile, closest},
 };
 use crate::license::{CustomerId, ServiceName};
-
-/// What callers may do. What does not stand here is refused.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Policy {
-    /// Whether every change is refused, whoever asks for it.
-    pub read_only: bool,
-    /// Everyone who may do something; each identity stands once.
-    pub callers: Vec<CallerRules>,
-}
-
-/// What one caller may do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CallerRules {
-    /// Whom this is about.
-    pub identity: WhichCaller,
-    /// What they may call.
-    pub rpcs: HashSet<Rpc>,
-    /// Which scopes they may use.
-    pub scopes: HashSet<ScopeKind>,
-    /// Whose services they may touch.
-    pub services: Names<ServiceName>,
-    /// Which customers they may touch.
-    pub customers: Names<CustomerId>,
-    /// How many customers one request may name; none: as many as the contract allows.
-    pub max_customers_per_request: Option<u32>,
-    /// How many customers they may touch within an hour; none: no limit.
-    pub max_customers_per_hour: Option<u32>,
-    /// How many calls to Central their previews, watches and lists may make within an hour.
-    pub max_reads_per_hour: u32,
-}
-
-/// Whom an entry is about.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum WhichCaller {
-    /// Whoever shows a certificate with exactly this name.
-    Named(String),
-    /// Whoever bears a token with exactly this subject.
-    TokenSubject(String),
-    /// Whoever shows neither. `anonymous`.
-    Anonymous,
-}
-
-/// A method of the contract.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Rpc {
-    /// `UnassignLicenses`.
-    UnassignLicenses,
-    /// `PreviewUnassignLicenses`.
-    PreviewUnassignLicenses,
-    /// `ListServices`.
-    ListServices,
-    /// `GetOperation`.
-    GetOperation,
-    /// `ListOperations`.
-    ListOperations,
-    /// `WatchRelease`.
-    WatchRelease,
-    /// `ListCustomers`.
-    ListCustomers,
-}
-
-/// A scope without its customers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ScopeKind {
-    /// `include`.
-    Include,
-    /// `exclude`.
-    Exclude,
-    /// `all`.
-    All,
-}
-
-/// Names that are allowed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Names<T> {
-    /// Whatever there is; somebody wrote `"*"`.
-    Any,
-    /// Exactly these.
-    Only(BTreeSet<T>),
-}
 
 pub(super) const SETTINGS: &[Setting] = &[Setting {
     name: "read_only",
@@ -109,17 +33,6 @@ pub(super) const SETTINGS: &[Setting] = &[Setting {
                   section; read again when the file changes.",
 }];
 
-const RPCS: [(&str, Rpc); 7] = [
-    ("UnassignLicenses", Rpc::UnassignLicenses),
-    ("PreviewUnassignLicenses", Rpc::PreviewUnassignLicenses),
-    ("ListServices", Rpc::ListServices),
-    ("GetOperation", Rpc::GetOperation),
-    ("ListOperations", Rpc::ListOperations),
-    ("WatchRelease", Rpc::WatchRelease),
-    ("ListCustomers", Rpc::ListCustomers),
-];
-const SCOPES: [(&str, ScopeKind); 3] =
-    [("include", ScopeKind::Include), ("exclude", ScopeKind::Exclude), ("all", ScopeKind::All)];
 const KEYS: [&str; 9] = [
     "identity",
     "token_subject",
@@ -136,43 +49,6 @@ const KEYS: [&str; 9] = [
 const ANONYMOUS: &str = "anonymous";
 /// As long as a SPIFFE id may be.
 const MAX_IDENTITY_LENGTH: usize = 2_048;
-
-impl Rpc {
-    /// The method's name in the contract.
-    pub fn name(self) -> &'static str {
-        word(&RPCS, self)
-    }
-}
-
-impl ScopeKind {
-    /// The word of the configuration.
-    pub fn as_str(self) -> &'static str {
-        word(&SCOPES, self)
-    }
-}
-
-fn word<T: Copy + PartialEq>(words: &[(&'static str, T)], meaning: T) -> &'static str {
-    words.iter().find(|(_, other)| *other == meaning).map_or("", |(word, _)| word)
-}
-
-impl CallerRules {
-    /// A preview of 5,000 customers makes 51 calls, so this is about a dozen of the largest ones an hour.
-    pub const DEFAULT_READS_PER_HOUR: u32 = 600;
-
-    /// Somebody who may do all that the contract has. For the demo and for tests.
-    pub fn everything(identity: WhichCaller) -> Self {
-        Self {
-            identity,
-            rpcs: RPCS.iter().map(|(_, rpc)| *rpc).collect(),
-            scopes: SCOPES.iter().map(|(_, scope)| *scope).collect(),
-            services: Names::Any,
-            customers: Names::Any,
-            max_customers_per_request: None,
-            max_customers_per_hour: None,
-            max_reads_per_hour: Self::DEFAULT_READS_PER_HOUR,
-        }
-    }
-}
 
 /// Where the policy stands, to be read again.
 #[derive(Debug, Clone)]
@@ -200,6 +76,14 @@ impl PolicySource {
         let policy = read(&mut reader);
         let (_, problems) = reader.finish();
         if problems.is_empty() { Ok(policy) } else { Err(Problems(problems)) }
+    }
+
+    /// Whether a file that cannot be used asks to be read-only all the same, or seems to: a mistake elsewhere in it, or
+    /// in that word, must not leave that off.
+    pub fn asks_for_read_only(&self, text: &str) -> bool {
+        let name = self.file.display().to_string();
+        let mut reader = Reader::new(Some(TomlFile { name: &name, text }), self.environment.clone());
+        read(&mut reader).read_only || misspelt::has_read_only(text)
     }
 
     /// What the file holds now.
@@ -268,12 +152,12 @@ impl Entries<'_> {
         let identity = self.identity(name, offset, table);
         let rpcs = self.words(name, "rpcs", offset, table, &RPCS);
         // Lists have no scope and no services to name, and the list of services no customers.
-        let has_scope = rpcs
-            .iter()
-            .any(|rpc| matches!(rpc, Rpc::UnassignLicenses | Rpc::PreviewUnassignLicenses | Rpc::WatchRelease));
-        let names_customers = has_scope || rpcs.contains(&Rpc::ListCustomers);
+        let has_scope = rpcs.iter().any(|rpc| {
+            matches!(rpc, RpcName::UnassignLicenses | RpcName::PreviewUnassignLicenses | RpcName::WatchRelease)
+        });
+        let names_customers = has_scope || rpcs.contains(&RpcName::ListCustomers);
         let (mut scopes, mut services, mut customers) =
-            (HashSet::new(), Names::Only(BTreeSet::new()), Names::Only(BTreeSet::new()));
+            (HashSet::new(), AllowedNames::Only(BTreeSet::new()), AllowedNames::Only(BTreeSet::new()));
         if has_scope || table.get("scopes").is_some() {
             scopes = self.words(name, "scopes", offset, table, &SCOPES);
         }
@@ -288,7 +172,7 @@ impl Entries<'_> {
             });
         }
         let is_open = scopes.contains(&ScopeKind::Exclude) || scopes.contains(&ScopeKind::All);
-        if is_open && customers != Names::Any && self.problems.len() == before {
+        if is_open && customers != AllowedNames::Any && self.problems.len() == before {
             self.problem(
                 &format!("{name}.scopes"),
                 offset,
@@ -388,9 +272,9 @@ impl Entries<'_> {
         offset: usize,
         table: &DeTable<'_>,
         parse: impl Fn(String) -> Result<T, String>,
-    ) -> Names<T> {
+    ) -> AllowedNames<T> {
         if table.get(key).is_some_and(|value| matches!(value.get_ref(), DeValue::String(text) if text == "*")) {
-            return Names::Any;
+            return AllowedNames::Any;
         }
         let list = self.list(name, key, offset, table, "a list of exact names, or \"*\" for all there are");
         let mut found = BTreeSet::new();
@@ -411,7 +295,7 @@ impl Entries<'_> {
                 Err(problem) => self.problem(&name, at, problem),
             }
         }
-        Names::Only(found)
+        AllowedNames::Only(found)
     }
 
     /// The texts of a list that must not be empty, with their places.

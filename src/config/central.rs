@@ -6,9 +6,10 @@ use url::Url;
 
 use super::{
     cluster,
+    pem::authorities,
     reader::Reader,
-    settings::{Allowed, Setting, Unset},
-    text::{certificates, origin_url},
+    settings::{Allowed, Setting, ShownValue, Unset},
+    text::origin_url,
 };
 
 /// How Central is reached and what may be asked of it.
@@ -26,6 +27,8 @@ pub struct Central {
     pub ca_file: Option<PathBuf>,
     /// An HTTP proxy to reach Central through. The environment's proxy variables are not read.
     pub proxy_url: Option<Url>,
+    /// The variables that name a proxy for other programs.
+    pub unread_proxies: Vec<String>,
     /// Whether `base_url` may be plain http.
     pub allow_plaintext: bool,
     /// Whether callers may use the scopes `exclude_customers` and `all_customers`.
@@ -36,7 +39,10 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         name: "central.base_url",
         unset: Unset::Means("then `central.cluster` is required"),
-        allowed: Allowed::Text { description: "`https://host` or `https://host:port`, without a path", secret: false },
+        allowed: Allowed::Text {
+            description: "`https://host` or `https://host:port`, without a path",
+            shown: ShownValue::Url,
+        },
         meaning: "The address of Central's API gateway. Plain `http://` only with `central.allow_plaintext`.",
     },
     Setting {
@@ -67,7 +73,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         name: "central.ca_file",
         unset: Unset::Means("the system's authorities are trusted"),
-        allowed: Allowed::Text { description: "path of a PEM file", secret: false },
+        allowed: Allowed::Text { description: "path of a PEM file", shown: ShownValue::Path },
         meaning: "The certificate authorities to trust for Central instead of the system's.",
     },
     Setting {
@@ -75,7 +81,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         unset: Unset::Means("no proxy; the environment's proxy variables are not read"),
         allowed: Allowed::Text {
             description: "`http://host:port` or `https://host:port`, without a path",
-            secret: false,
+            shown: ShownValue::Url,
         },
         meaning: "The HTTP proxy to reach Central through.",
     },
@@ -93,13 +99,16 @@ pub(super) const SETTINGS: &[Setting] = &[
     },
 ];
 
+/// What other programs take a proxy for https from.
+const PROXY_VARIABLES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+
 pub(super) fn read(reader: &mut Reader) -> Central {
     let given_url = reader.text("central.base_url", origin_url);
     let cluster = reader.choice("central.cluster", &cluster::HOSTS);
     let timeout = reader.duration("central.timeout");
     let max_in_flight = reader.integer("central.max_in_flight");
     let max_wait = reader.duration("central.max_wait");
-    let ca_file = reader.text("central.ca_file", certificates);
+    let ca_file = reader.text("central.ca_file", authorities);
     let proxy_url = reader.text("central.proxy_url", origin_url);
     let allow_plaintext = reader.boolean("central.allow_plaintext");
     let allow_open_scopes = reader.boolean("central.allow_open_scopes");
@@ -146,6 +155,7 @@ pub(super) fn read(reader: &mut Reader) -> Central {
         max_wait,
         ca_file,
         proxy_url,
+        unread_proxies: reader.set_variables(&PROXY_VARIABLES),
         allow_plaintext,
         allow_open_scopes,
     }

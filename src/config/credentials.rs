@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::{
     reader::Reader,
-    settings::{Allowed, Setting, Unset},
-    text::{secret_file, visible},
+    settings::{Allowed, Setting, ShownValue, Unset},
+    text::{is_surely_a_path, secret_file, visible},
 };
 
 /// Who we are to Central.
@@ -47,19 +47,22 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         name: "credentials.client_id",
         unset: Unset::Required,
-        allowed: Allowed::Text { description: "visible ASCII characters", secret: true },
+        allowed: Allowed::Text { description: "visible ASCII characters", shown: ShownValue::Never },
         meaning: "The client id of the application that was registered at Central's API gateway.",
     },
     Setting {
         name: "credentials.client_secret_file",
         unset: Unset::Required,
-        allowed: Allowed::Text { description: "path of a file that is not empty", secret: true },
+        allowed: Allowed::Text { description: "path of a file that is not empty", shown: ShownValue::Path },
         meaning: "The file that holds the application's client secret.",
     },
     Setting {
         name: "credentials.refresh_token_file",
         unset: Unset::Means("the store already holds a token"),
-        allowed: Allowed::Text { description: "path; the file may be absent once its token was used", secret: true },
+        allowed: Allowed::Text {
+            description: "path; the file may be absent once its token was used",
+            shown: ShownValue::Path,
+        },
         meaning: "The file that holds the first refresh token.",
     },
     Setting {
@@ -72,20 +75,20 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         name: "credentials.username",
         unset: Unset::Means("a lost chain waits for a new refresh token"),
-        allowed: Allowed::Text { description: "visible ASCII", secret: true },
+        allowed: Allowed::Text { description: "visible ASCII", shown: ShownValue::Never },
         meaning: "A user of Central, not of a single sign-on domain, to log in as when the chain of tokens is lost: at \
                   most three times, half an hour apart.",
     },
     Setting {
         name: "credentials.password_file",
         unset: Unset::Means("no login"),
-        allowed: Allowed::Text { description: "path of a file", secret: true },
+        allowed: Allowed::Text { description: "path of a file", shown: ShownValue::Path },
         meaning: "The file that holds that user's password. Read again for every login.",
     },
     Setting {
         name: "credentials.customer_id",
         unset: Unset::Means("no login"),
-        allowed: Allowed::Text { description: "visible ASCII", secret: true },
+        allowed: Allowed::Text { description: "visible ASCII", shown: ShownValue::Never },
         meaning: "The MSP's own customer id, which a login asks for.",
     },
 ];
@@ -114,7 +117,16 @@ fn login(reader: &mut Reader) -> Option<UserCredentials> {
     Some(UserCredentials { username: username?, password_file: password_file?, customer_id: customer_id? })
 }
 
-/// A seed that has been used may be gone, and a later one may be put in its place while the gateway runs.
+/// A seed that has been used may be gone, and a later one may be put in its place while the gateway runs. What is surely
+/// no path may be the token itself: that must not be logged as the name of a file.
 fn seed(text: &str) -> Result<PathBuf, String> {
-    if Path::new(text).exists() { secret_file(text) } else { Ok(text.into()) }
+    if Path::new(text).exists() {
+        secret_file(text)
+    } else if is_surely_a_path(text) {
+        Ok(text.into())
+    } else {
+        Err("is not the path of a file in a directory that exists; if it is the token itself, write it into a file of mode \
+             0600 and name that"
+            .to_owned())
+    }
 }

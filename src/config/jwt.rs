@@ -5,9 +5,10 @@ use std::{path::PathBuf, time::Duration};
 use url::{Host, Url};
 
 use super::{
+    pem::authorities,
     reader::Reader,
-    settings::{Allowed, Setting, Unset},
-    text::{certificates, file_with, http_url, secret_file, visible},
+    settings::{Allowed, Setting, ShownValue, Unset},
+    text::{file_with, http_url, secret_file, visible},
 };
 
 /// Which tokens make their bearers known.
@@ -65,14 +66,14 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         name: "jwt.issuer",
         unset: Unset::Means("tokens are not looked at"),
-        allowed: Allowed::Text { description: "visible ASCII", secret: false },
+        allowed: Allowed::Text { description: "visible ASCII", shown: ShownValue::Plain },
         meaning: "Callers may prove who they are by a JSON Web Token, `authorization: Bearer …`: whose tokens are \
                   believed. Exactly their `iss`.",
     },
     Setting {
         name: "jwt.audience",
         unset: Unset::Means("required with `jwt.issuer`"),
-        allowed: Allowed::Text { description: "visible ASCII", secret: false },
+        allowed: Allowed::Text { description: "visible ASCII", shown: ShownValue::Plain },
         meaning: "The name by which tokens mean this gateway: their `aud`, or one of them. Let it mean nobody else.",
     },
     Setting {
@@ -80,14 +81,14 @@ pub(super) const SETTINGS: &[Setting] = &[
         unset: Unset::Default("RS256, ES256"),
         allowed: Allowed::Text {
             description: "some of `RS256`, `RS384`, `RS512`, `PS256`, `PS384`, `PS512`, `ES256`, `ES384`, `EdDSA`, with commas",
-            secret: false,
+            shown: ShownValue::Plain,
         },
         meaning: "How tokens may be signed. Never by a secret that both sides know.",
     },
     Setting {
         name: "jwt.jwks_file",
         unset: Unset::Means("then `jwt.jwks_url` is required with `jwt.issuer`"),
-        allowed: Allowed::Text { description: "path of a JSON Web Key Set", secret: false },
+        allowed: Allowed::Text { description: "path of a JSON Web Key Set", shown: ShownValue::Path },
         meaning: "The keys that tokens are signed with. Read again when it changes.",
     },
     Setting {
@@ -95,21 +96,21 @@ pub(super) const SETTINGS: &[Setting] = &[
         unset: Unset::Means("then `jwt.jwks_file` is required with `jwt.issuer`"),
         allowed: Allowed::Text {
             description: "`https://host/path`; plain `http://` only to this machine",
-            secret: false,
+            shown: ShownValue::Url,
         },
         meaning: "Where those keys are fetched, in place of a file: at the start, again and again, and when a token is \
-                  signed with a key that is not known, every 30 s at most.",
+                  signed with a key that is not known, every 5 s at most.",
     },
     Setting {
         name: "jwt.ca_file",
         unset: Unset::Means("the system's authorities are trusted"),
-        allowed: Allowed::Text { description: "path of a PEM file", secret: false },
+        allowed: Allowed::Text { description: "path of a PEM file", shown: ShownValue::Path },
         meaning: "The certificate authorities to trust for `jwt.jwks_url` instead of the system's. Read for every fetch.",
     },
     Setting {
         name: "jwt.token_file",
         unset: Unset::Means("keys are fetched without a token"),
-        allowed: Allowed::Text { description: "path of a file that is not empty", secret: true },
+        allowed: Allowed::Text { description: "path of a file that is not empty", shown: ShownValue::Path },
         meaning: "The file with the bearer token that `jwt.jwks_url` asks for, as Kubernetes does. Read for every fetch.",
     },
     Setting {
@@ -149,7 +150,7 @@ pub(super) fn read(reader: &mut Reader) -> Option<Jwt> {
     let algorithms = reader.text("jwt.algorithms", algorithms);
     let jwks_file = reader.text("jwt.jwks_file", key_set);
     let jwks_url = reader.text("jwt.jwks_url", url);
-    let ca_file = reader.text("jwt.ca_file", certificates);
+    let ca_file = reader.text("jwt.ca_file", authorities);
     let token_file = reader.text("jwt.token_file", secret_file);
     let refresh_interval = reader.duration("jwt.refresh_interval");
 

@@ -5,7 +5,7 @@ use tracing_subscriber::filter::Targets;
 
 use super::{
     reader::Reader,
-    settings::{Allowed, Setting, Unset},
+    settings::{Allowed, Setting, ShownValue, Unset},
 };
 
 /// How the gateway logs, on standard output.
@@ -32,7 +32,10 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         name: "log.filter",
         unset: Unset::Default("info"),
-        allowed: Allowed::Text { description: "directives such as `info,license_gateway=debug`", secret: false },
+        allowed: Allowed::Text {
+            description: "directives such as `info,license_gateway=debug`",
+            shown: ShownValue::Plain,
+        },
         meaning: "What is logged.",
     },
     Setting {

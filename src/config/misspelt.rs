@@ -63,6 +63,24 @@ pub(super) fn closest_variable(variable: &str) -> Option<&'static Setting> {
     closest.filter(|(distance, _)| *distance <= meant.len() / 4).map(|(_, setting)| setting)
 }
 
+/// Whether a line of a TOML file looks as if it should set `read_only` to true, wherever it stands and however it is
+/// spelt.
+pub(super) fn has_read_only(text: &str) -> bool {
+    text.lines().any(|line| {
+        let Some((key, value)) = line.split_once(['=', ':']) else { return false };
+        let key = letters(key);
+        let is_near =
+            |end: usize| key.get(key.len().saturating_sub(end)..).is_some_and(|end| distance_to_read_only(end) <= 2);
+        let value = value.split('#').next().unwrap_or_default().trim().trim_matches(['"', '\'']).to_lowercase();
+        // Behind a section's name too: `server.read_only`.
+        (7..=10).any(is_near) && ["true", "yes", "on", "1", "ture", "tru"].contains(&value.as_str())
+    })
+}
+
+fn distance_to_read_only(letters: &str) -> usize {
+    strsim::damerau_levenshtein(letters, "READONLY")
+}
+
 /// Without what separates words, and in capitals.
 fn letters(variable: &str) -> String {
     variable.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_uppercase()).collect()
@@ -72,6 +90,27 @@ fn letters(variable: &str) -> String {
 mod tests {
     use super::*;
     use crate::config::settings::VARIABLE_PREFIX;
+
+    #[test]
+    fn a_line_that_should_make_read_only_is_recognized() {
+        for line in [
+            "read_only = true",
+            "raed_only = true",
+            "Read-Only = \"true\" # for now",
+            "readonly=True",
+            "read_ony = yes",
+            "server.read_only = true",
+            "  read_only: true",
+            "red_only = 1",
+        ] {
+            assert!(has_read_only(&format!("[server]\n{line}\n")), "{line}");
+        }
+        for line in
+            ["read_only = false", "# read only", "max_reads_per_hour = 1", "allow_open_scopes = true", "listen = true"]
+        {
+            assert!(!has_read_only(line), "{line}");
+        }
+    }
 
     #[test]
     fn what_others_call_like_us_is_theirs() {
@@ -98,7 +137,7 @@ mod tests {
     /// Every setting's variable, misspelt in each of these ways, is noticed, and mostly told right.
     #[test]
     fn no_misspelt_variable_is_silent() {
-        let ways: [fn(&str) -> String; 8] = [
+        let ways: [fn(&str) -> String; 12] = [
             |name| name.replace("__", "_"),
             |name| name.to_lowercase(),
             |name| name.replace("LICENSE_GATEWAY__", "LICENSE_GATEWAY_"),
@@ -107,6 +146,10 @@ mod tests {
             |name| name.replace("GATEWAY", "GATEWY"),
             |name| name.replace("_GATEWAY__", "-GATEWAY--"),
             |name| name.replace('_', "."),
+            |name| name[1..].to_owned(),
+            |name| name.replace("LICENSE", "LICNESE"),
+            |name| name.replace("GATEWAY__", "GATEWAY___"),
+            |name| name.replace("LICENSE_GATEWAY__", "MY_LICENSE_GATEWAY__"),
         ];
         let mut tried = 0;
         for setting in settings::all() {

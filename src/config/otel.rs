@@ -156,6 +156,9 @@ impl Telemetry {
     }
 }
 
+/// The room for it is taken at the start: about 40 MB for so many spans.
+const LARGEST_QUEUE: usize = 100_000;
+
 /// Reads the variables; what must stop the process becomes a problem of the reader.
 pub(super) fn read(reader: &mut Reader) -> Telemetry {
     let mut variables = Variables::new(reader.variables("OTEL_"));
@@ -193,6 +196,8 @@ impl Variables {
         if disabled {
             (traces.otlp, metrics.otlp, logs.otlp) = (None, None, None);
             metrics.served = false;
+            // What is not used need not be right.
+            self.problems.clear();
         }
         let reads_trace_context = self.reads_trace_context();
         let status_code_name = self.status_code_name();
@@ -301,9 +306,8 @@ impl Variables {
                     variables.ignore(&name, "must be more than 0");
                     default
                 }
-                // Room for all of them is taken at the start.
-                Some(1_000_001..) => {
-                    variables.ignore(&name, "must be at most 1000000");
+                Some(size) if size > LARGEST_QUEUE => {
+                    variables.ignore(&name, "must be at most 100000");
                     default
                 }
                 size => size.unwrap_or(default),

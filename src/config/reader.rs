@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 use super::{
     callers::CallerRules,
     problem::Problem,
-    settings::{self, Allowed, Setting, Unset},
+    settings::{self, Allowed, Setting, ShownValue, Unset},
     sources::{RawValue, Sources, TomlFile, ValueOrigin, closest},
     text::is_surely_a_path,
 };
@@ -119,10 +119,8 @@ impl Reader {
         };
         match parse(&text) {
             Ok(parsed) => {
-                // A file of a secret that is not there may be the secret itself.
-                let is_shown = !setting.is_secret_file() || Path::new(&text).exists() || is_surely_a_path(&text);
-                let value = Some(if is_shown { text } else { HIDDEN.to_owned() });
-                self.effective.push(Effective { name, value, origin: given.origin });
+                let value = showable(setting, &text).unwrap_or_else(|| HIDDEN.to_owned());
+                self.effective.push(Effective { name, value: Some(value), origin: given.origin });
                 Some(parsed)
             }
             Err(message) => {
@@ -166,6 +164,12 @@ impl Reader {
         let set = self.environment.iter().filter(|(name, _)| name.starts_with(prefix));
         let trimmed = set.map(|(name, value)| (name.clone(), value.trim().to_owned()));
         trimmed.filter(|(_, value)| !value.is_empty()).collect()
+    }
+
+    /// Those of these variables that are set and not empty.
+    pub(super) fn set_variables(&self, names: &[&str]) -> Vec<String> {
+        let is_set = |name: &&&str| self.environment.get(**name).is_some_and(|value| !value.is_empty());
+        names.iter().filter(is_set).map(|name| (*name).to_owned()).collect()
     }
 
     /// Records what is wrong with a setting or a variable.
@@ -255,12 +259,28 @@ fn text_of(setting: &Setting, value: RawValue) -> Result<String, String> {
     }
 }
 
-/// The value for a sentence, in quotes. Not where it may be, or hold, a secret: somebody may have put the secret itself
-/// where its file belongs, or a password into a URL.
-fn shown(setting: &Setting, text: &str) -> String {
-    if text.contains('@') || (setting.is_secret() && !is_surely_a_path(text)) {
-        return format!("the value {HIDDEN}");
+/// The value, as far as it surely is no secret: somebody may have put the secret itself where its file belongs, or a
+/// password into a URL.
+fn showable(setting: &Setting, text: &str) -> Option<String> {
+    let has_login = text.contains('@') && text.contains(':');
+    match setting.shown() {
+        _ if has_login => None,
+        ShownValue::Plain => Some(text.to_owned()),
+        ShownValue::Path => (Path::new(text).exists() || is_surely_a_path(text)).then(|| text.to_owned()),
+        // A host without its scheme is a common mistake; a token is longer, or has no dot.
+        ShownValue::Url if !text.contains("://") && (text.len() > 64 || !text.contains('.')) => None,
+        ShownValue::Url | ShownValue::ValidUrl => Some(match text.split_once(['?', '#']) {
+            Some((start, _)) => format!("{start}?…"),
+            None => text.to_owned(),
+        }),
+        ShownValue::Never => None,
     }
+}
+
+/// The value for a sentence, in quotes.
+fn shown(setting: &Setting, text: &str) -> String {
+    let showable = showable(setting, text).filter(|_| setting.shown() != ShownValue::ValidUrl);
+    let Some(text) = showable else { return format!("the value {HIDDEN}") };
     let mut text: String = text.escape_debug().collect();
     if text.chars().count() > 80 {
         text = text.chars().take(80).chain(['…']).collect();

@@ -56,10 +56,25 @@ pub enum Allowed {
     Text {
         /// What it may be.
         description: &'static str,
-        /// Whether it leads to a secret. Somebody may put the secret itself there: it is shown only if it surely is a
-        /// path.
-        secret: bool,
+        /// Whether it is shown.
+        shown: ShownValue,
     },
+}
+
+/// Whether a value is shown by `check-config`, and in messages. Somebody may put a secret into a wrong place: where one
+/// may stand, a value is shown only if it surely is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShownValue {
+    /// Always, but for a URL with a login.
+    Plain,
+    /// The path of a file: if it surely is one, and not what the file should hold.
+    Path,
+    /// A URL: without its query, and not if it has a login.
+    Url,
+    /// The same, and not before it is valid: a password stands in most addresses of this kind.
+    ValidUrl,
+    /// Never: it looks as the secret beside it does.
+    Never,
 }
 
 /// Everything that can be set, section by section.
@@ -73,14 +88,12 @@ impl Setting {
         all().find(|setting| setting.name == name)
     }
 
-    /// Whether its value may be, or hold, a secret.
-    pub fn is_secret(&self) -> bool {
-        matches!(self.allowed, Allowed::Text { secret: true, .. })
-    }
-
-    /// Whether it names the file of a secret.
-    pub fn is_secret_file(&self) -> bool {
-        self.is_secret() && self.name.ends_with("_file")
+    /// Whether its value is shown.
+    pub fn shown(&self) -> ShownValue {
+        match self.allowed {
+            Allowed::Text { shown, .. } => shown,
+            _ => ShownValue::Plain,
+        }
     }
 
     /// The section it stands in.

@@ -3,11 +3,18 @@
 mod callers;
 mod jwt;
 
-use std::{collections::HashSet, fs, path::PathBuf, time::Duration};
+use std::{collections::HashSet, fs, path::PathBuf, sync::LazyLock, time::Duration, time::SystemTime};
 
 use tempfile::TempDir;
 
-use super::*;
+use super::{settings::ShownValue, *};
+
+/// A certificate and its key.
+static PAIR: LazyLock<(String, String)> = LazyLock::new(|| {
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["gateway.test".to_owned()]).expect("a certificate");
+    (cert.pem(), signing_key.serialize_pem())
+});
 
 /// A directory with the files that a valid configuration names.
 struct Files(TempDir);
@@ -18,11 +25,12 @@ impl Files {
         files.write("secret", "s3cr3t\n");
         files.write("seed", "r3fr3sh\n");
         files.write("empty", " \n");
-        files.write("ca.pem", "-----BEGIN CERTIFICATE-----\n");
-        files.write("server.pem", "-----BEGIN CERTIFICATE-----\n");
-        files.write("server.key", "-----BEGIN PRIVATE KEY-----\n");
-        files.write("client.pem", "-----BEGIN CERTIFICATE-----\n");
-        files.write("client.key", "-----BEGIN PRIVATE KEY-----\n");
+        let (certificate, key) = &*PAIR;
+        files.write("ca.pem", certificate);
+        files.write("server.pem", certificate);
+        files.write("server.key", key);
+        files.write("client.pem", certificate);
+        files.write("client.key", key);
         files
     }
 
@@ -61,12 +69,12 @@ fn smallest_configuration_gets_every_default() {
 
     assert_eq!(config.server.listen.to_string(), "0.0.0.0:50051");
     assert_eq!(config.server.drain_timeout, Duration::from_secs(35));
-    assert_eq!(config.misfits(), [""; 0], "the defaults fit each other");
+    assert_eq!(config.warnings(SystemTime::now()), [""; 0], "the defaults fit each other");
     let mut shorter = config.clone();
     shorter.server.drain_timeout = Duration::from_secs(25);
-    let misfits = shorter.misfits();
-    assert_eq!(misfits.len(), 1);
-    assert!(misfits[0].contains("server.drain_timeout is 25s and central.timeout 30s"), "{misfits:?}");
+    let warnings = shorter.warnings(SystemTime::now());
+    assert_eq!(warnings.len(), 1);
+    assert!(warnings[0].contains("server.drain_timeout is 25s and central.timeout 30s"), "{warnings:?}");
     assert_eq!(config.server.max_streams_per_connection, 1000);
     assert_eq!(config.central.base_url.as_str(), "https://apigw-prod2.central.arubanetworks.com/");
     assert_eq!(config.central.timeout, Duration::from_secs(30));
@@ -209,8 +217,8 @@ fn each_bad_configuration_is_refused_in_a_sentence() {
             ("base_url = \"http://central.test\"", "central.base_url (gateway.toml:16): is plain http, which would show the account's tokens to the network; use https://, or set `central.allow_plaintext` to true where that is acceptable"),
             ("base_url = \"central.test\"", "central.base_url (gateway.toml:16): \"central.test\" is not a URL of this kind; write it like https://host:443"),
             ("base_url = \"ftp://central.test\"", "central.base_url (gateway.toml:16): \"ftp://central.test\" is not a URL of this kind; write it like https://host:443"),
-            ("base_url = \"https://central.test/api/v1\"", "central.base_url (gateway.toml:16): \"https://central.test/api/v1\" must not have a path, because paths are appended to it; remove `/api/v1`"),
-            ("base_url = \"https://central.test/?a=b\"", "central.base_url (gateway.toml:16): \"https://central.test/?a=b\" must not have a query or a fragment; remove everything after the host and port"),
+            ("base_url = \"https://central.test/api/v1\"", "central.base_url (gateway.toml:16): \"https://central.test/api/v1\" must not have a path, because paths are appended to it; remove what follows the host"),
+            ("base_url = \"https://central.test/?a=b\"", "central.base_url (gateway.toml:16): \"https://central.test/?…\" must not have a query or a fragment; remove everything after the host and port"),
             ("base_url = \"https://me:hunter2@central.test\"", "central.base_url (gateway.toml:16): the value (not shown: it may be a secret) must not hold a user name or a password; remove everything up to the @"),
             ("", "central.base_url: is missing; set it to the https:// address of Central's API gateway, or set `central.cluster` to a name such as `us-2`"),
             ("cluster = \"us2\"", "central.cluster (gateway.toml:16): \"us2\" is not one of us-1, us-2, us-west4, us-west5, us-east1, eu-1, eu-central2, eu-central3, canada-1, china-1, apac-1, apac-east1, apac-south1, uae-north1; did you mean `us-2`?"),
@@ -240,7 +248,7 @@ fn each_bad_configuration_is_refused_in_a_sentence() {
         ),
         (
             files.minimal(&format!("token_store.path = \"{empty}\"\n")),
-            format!("token_store.path (gateway.toml:1): \"{empty}\" is not a directory; the store keeps several files"),
+            format!("token_store.path (gateway.toml:1): \"{empty}\" is not a directory; several files are kept there"),
         ),
         (
             files.minimal("").replace(&files.path("secret"), &absent),
@@ -383,7 +391,7 @@ fn each_bad_token_store_is_refused_in_sentences() {
         (redis(&format!("password_file = \"{empty}\"")), vec![format!("token_store.password_file (gateway.toml:4): \"{empty}\" is an empty file; write the secret into it")]),
         (redis(&format!("ca_file = \"{secret}\"")), vec![format!("token_store.ca_file (gateway.toml:4): \"{secret}\" holds no certificate; it must be a PEM file of certificates")]),
         (redis(&format!("client_certificate_file = \"{key}\"\nclient_key_file = \"{absent}\"")), vec![
-            format!("token_store.client_certificate_file (gateway.toml:4): \"{key}\" holds no certificate; it must be a PEM file"),
+            format!("token_store.client_certificate_file (gateway.toml:4): \"{key}\" holds no certificate; it must be a PEM file of certificates"),
             format!("token_store.client_key_file (gateway.toml:5): \"{absent}\" does not exist; create the file or correct the path"),
         ]),
         (redis(&format!("client_certificate_file = \"{certificate}\"\nclient_key_file = \"{certificate}\"")), vec![format!("token_store.client_key_file (gateway.toml:5): \"{certificate}\" holds no private key; it must be a PEM file")]),
@@ -629,10 +637,13 @@ fn example_file_is_valid_once_its_secrets_exist() {
 #[test]
 fn secret_in_place_of_its_file_is_hidden_where_the_setting_is_marked() {
     let files = Files::new();
-    let secrets: Vec<_> = settings::all().filter(|setting| setting.is_secret()).collect();
+    let secrets: Vec<_> =
+        settings::all().filter(|setting| matches!(setting.shown(), ShownValue::Path | ShownValue::Never)).collect();
     for file in settings::all().filter(|setting| setting.name.ends_with("_file")) {
-        let is_public = ["certificate_file", "ca_file", "jwks_file"].iter().any(|end| file.name.ends_with(end));
-        assert_ne!(file.is_secret(), is_public, "{}", file.name);
+        assert_eq!(file.shown(), ShownValue::Path, "{}", file.name);
+    }
+    for url in settings::all().filter(|setting| setting.name.ends_with("url")) {
+        assert!(matches!(url.shown(), ShownValue::Url | ShownValue::ValidUrl), "{}", url.name);
     }
     let kinds = ["file", "redis", "kubernetes"];
     for (setting, kind) in secrets.iter().flat_map(|setting| kinds.map(|kind| (setting, kind))) {
@@ -650,4 +661,56 @@ fn secrets_are_not_in_what_is_printed() {
     let files = Files::new();
     let loaded = valid(&files.minimal(""), &[]);
     assert!(!format!("{loaded:?}").contains("s3cr3t"));
+}
+
+/// Every setting, misspelt in each of these ways in the file, is told.
+#[test]
+fn no_misspelt_setting_is_silent() {
+    let swapped = |word: &str| {
+        let at = word.len() / 2;
+        format!("{}{}{}{}", &word[..at - 1], &word[at..=at], &word[at - 1..at], &word[at + 1..])
+    };
+    let ways: [(&str, &dyn Fn(&str, &str) -> (String, String)); 8] = [
+        ("a letter is missing", &|section, key| (section.to_owned(), key[1..].to_owned())),
+        ("wrong case", &|section, key| (section.to_owned(), key.to_uppercase())),
+        ("dashes", &|section, key| (section.to_owned(), format!("{}-", key.replace('_', "-")))),
+        ("a letter too many", &|section, key| (section.to_owned(), format!("{key}s"))),
+        ("two letters are swapped", &|section, key| (section.to_owned(), format!("{}x", swapped(key)))),
+        ("the section is misspelt", &|section, key| (format!("{section}s"), key.to_owned())),
+        ("the section is in capitals", &|section, key| (section.to_uppercase(), key.to_owned())),
+        ("no such section", &|_, key| ("gateway".to_owned(), key.to_owned())),
+    ];
+    let mut tried = 0;
+    for setting in settings::all().filter(|setting| setting.name.contains('.')) {
+        for (way, misspelt) in &ways {
+            let (section, key) = misspelt(setting.section(), setting.key());
+            let problems = load(&format!("[{section}]\n{key} = true\n"), &[]).expect_err("it is incomplete anyway");
+            let told = problems.iter().any(|problem| {
+                problem.contains("gateway.toml:")
+                    && (problem.contains("is not a setting") || problem.contains("is not a section"))
+            });
+            assert!(told, "{way}: [{section}] {key}: {problems:?}");
+            tried += 1;
+        }
+    }
+    assert!(tried >= 200, "{tried}");
+}
+
+#[test]
+fn read_only_in_the_wrong_place_is_told() {
+    let files = Files::new();
+    for line in [
+        "Read_Only = true",
+        "raed_only = true",
+        "readonly = true",
+        "read-only = true",
+        "read_only = \"true\"",
+        "read_only = 1",
+    ] {
+        assert!(load(&files.minimal(&format!("{line}\n")), &[]).is_err(), "{line}");
+    }
+    for section in ["central", "server", "credentials", "log"] {
+        let text = files.minimal("").replace("[central]\n", &format!("[{section}]\nread_only = true\n[central]\n"));
+        assert!(load(&text, &[]).is_err(), "{section}");
+    }
 }

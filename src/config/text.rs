@@ -6,12 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::fs::Access;
 use url::Url;
-
-/// How a certificate begins in a PEM file.
-pub(super) const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
-/// What the first line of a private key in a PEM file ends with, of whatever kind it is.
-pub(super) const PRIVATE_KEY: &str = "PRIVATE KEY-----";
 
 #[allow(clippy::unnecessary_wraps)] // one of the parsers that there are
 pub(super) fn any(text: &str) -> Result<String, String> {
@@ -31,14 +27,6 @@ pub(super) fn file_with(part: &str, text: &str, otherwise: &str) -> Result<PathB
     if read(text)?.contains(part) { Ok(text.into()) } else { Err(otherwise.to_owned()) }
 }
 
-pub(super) fn certificates(text: &str) -> Result<PathBuf, String> {
-    file_with(CERTIFICATE, text, "holds no certificate; it must be a PEM file of certificates")
-}
-
-pub(super) fn private_key(text: &str) -> Result<PathBuf, String> {
-    file_with(PRIVATE_KEY, text, "holds no private key; it must be a PEM file")
-}
-
 pub(super) fn secret_file(text: &str) -> Result<PathBuf, String> {
     if read(text)?.trim().is_empty() {
         Err("is an empty file; write the secret into it".to_owned())
@@ -49,9 +37,23 @@ pub(super) fn secret_file(text: &str) -> Result<PathBuf, String> {
 
 /// A directory that is there, or may be made: what needs it makes it.
 pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
-    match fs::metadata(text) {
-        Ok(found) if !found.is_dir() => Err("is not a directory; the store keeps several files".to_owned()),
-        _ => Ok(text.into()),
+    let here = |path: &Path| if path.as_os_str().is_empty() { PathBuf::from(".") } else { path.to_owned() };
+    let Some((nearest, found)) =
+        Path::new(text).ancestors().map(here).find_map(|path| fs::metadata(&path).ok().map(|found| (path, found)))
+    else {
+        return Ok(text.into()); // not even the working directory can be looked at
+    };
+    let is_itself = nearest == Path::new(text);
+    if !found.is_dir() {
+        let what = if is_itself { "is not a directory" } else { "lies below something that is not a directory" };
+        return Err(format!("{what}; several files are kept there"));
+    }
+    match rustix::fs::access(&nearest, Access::WRITE_OK | Access::EXEC_OK) {
+        Ok(()) => Ok(text.into()),
+        Err(error) if is_itself => {
+            Err(format!("cannot be written to by this user ({error}); change its owner or mode"))
+        }
+        Err(error) => Err(format!("cannot be made by this user ({error}); make it, and let this user own it")),
     }
 }
 
@@ -74,7 +76,7 @@ pub(super) fn origin_url(text: &str) -> Result<Url, String> {
         return Err("must not have a query or a fragment; remove everything after the host and port".to_owned());
     }
     if url.path() != "/" {
-        return Err(format!("must not have a path, because paths are appended to it; remove `{}`", url.path()));
+        return Err("must not have a path, because paths are appended to it; remove what follows the host".to_owned());
     }
     Ok(url)
 }
@@ -85,7 +87,8 @@ pub(super) fn is_surely_a_path(text: &str) -> bool {
     Path::new(text).ancestors().skip(1).any(|path| !is_nowhere(path) && path.is_dir())
 }
 
-fn read(path: &str) -> Result<String, String> {
+/// The text of a file.
+pub(super) fn read(path: &str) -> Result<String, String> {
     fs::read_to_string(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => "does not exist; create the file or correct the path".to_owned(),
         io::ErrorKind::PermissionDenied => "may not be read by this user; change its owner or mode".to_owned(),

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use url::Url;
 
 use super::{
+    pem::{authorities, certificates, is_pair, private_key},
     reader::Reader,
-    settings::{Allowed, Setting, Unset},
-    text::{CERTIFICATE, any, certificates, directory, file_with, private_key, secret_file},
+    settings::{Allowed, Setting, ShownValue, Unset},
+    text::{any, directory, secret_file},
 };
 
 /// Where tokens are kept.
@@ -96,7 +97,10 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         name: "token_store.path",
         unset: Unset::Default("./state"),
-        allowed: Allowed::Text { description: "path of a directory; made where it is missing", secret: false },
+        allowed: Allowed::Text {
+            description: "path of a directory; made where it is missing",
+            shown: ShownValue::Plain,
+        },
         meaning: "Where the `file` store keeps the tokens; the other kinds put only a pair there that they could not \
                   store. Must outlive the process: Central's refresh tokens work once.",
     },
@@ -105,56 +109,56 @@ pub(super) const SETTINGS: &[Setting] = &[
         unset: Unset::Means("required where the kind is `redis`"),
         allowed: Allowed::Text {
             description: "`redis://host:6379/0`, `rediss://…` with TLS, or `unix:///path/to/socket?db=0`; no user, no password",
-            secret: true,
+            shown: ShownValue::ValidUrl,
         },
         meaning: "Kind `redis`: the address of the primary.",
     },
     Setting {
         name: "token_store.username",
         unset: Unset::Means("the server's default user"),
-        allowed: Allowed::Text { description: "name of a user", secret: false },
+        allowed: Allowed::Text { description: "name of a user", shown: ShownValue::Plain },
         meaning: "Kind `redis`: who logs in.",
     },
     Setting {
         name: "token_store.password_file",
         unset: Unset::Means("no log-in"),
-        allowed: Allowed::Text { description: "path of a file that is not empty", secret: true },
+        allowed: Allowed::Text { description: "path of a file that is not empty", shown: ShownValue::Path },
         meaning: "Kind `redis`: the file that holds the password, read again for every connection.",
     },
     Setting {
         name: "token_store.ca_file",
         unset: Unset::Means("the system's authorities are trusted"),
-        allowed: Allowed::Text { description: "path of a PEM file", secret: false },
+        allowed: Allowed::Text { description: "path of a PEM file", shown: ShownValue::Path },
         meaning: "Kind `redis`, with `rediss://`: the certificate authorities to trust instead of the system's.",
     },
     Setting {
         name: "token_store.client_certificate_file",
         unset: Unset::Means("no certificate is shown"),
-        allowed: Allowed::Text { description: "path of a PEM file", secret: false },
+        allowed: Allowed::Text { description: "path of a PEM file", shown: ShownValue::Path },
         meaning: "Kind `redis`, with `rediss://`: the certificate to show to the server.",
     },
     Setting {
         name: "token_store.client_key_file",
         unset: Unset::Means("no certificate is shown"),
-        allowed: Allowed::Text { description: "path of a PEM file", secret: true },
+        allowed: Allowed::Text { description: "path of a PEM file", shown: ShownValue::Path },
         meaning: "Kind `redis`, with `rediss://`: the private key of that certificate.",
     },
     Setting {
         name: "token_store.key",
         unset: Unset::Default("license-gateway:token"),
-        allowed: Allowed::Text { description: "name of a key", secret: false },
+        allowed: Allowed::Text { description: "name of a key", shown: ShownValue::Plain },
         meaning: "Kind `redis`: the key that holds the tokens.",
     },
     Setting {
         name: "token_store.namespace",
         unset: Unset::Means("the pod's own, or the one of the kubeconfig's current context"),
-        allowed: Allowed::Text { description: "name of a namespace", secret: false },
+        allowed: Allowed::Text { description: "name of a namespace", shown: ShownValue::Plain },
         meaning: "Kind `kubernetes`: the namespace of the Secret.",
     },
     Setting {
         name: "token_store.name",
         unset: Unset::Default("license-gateway-token"),
-        allowed: Allowed::Text { description: "name of a Secret", secret: false },
+        allowed: Allowed::Text { description: "name of a Secret", shown: ShownValue::Plain },
         meaning: "Kind `kubernetes`: the Secret that holds the tokens. The gateway makes it; nothing else may own it.",
     },
 ];
@@ -185,9 +189,9 @@ fn redis(reader: &mut Reader, chosen: Option<StoreWord>) -> Option<RedisSettings
     let url = of(StoreWord::Redis, chosen, reader, "token_store.url", redis_url);
     let username = of(StoreWord::Redis, chosen, reader, "token_store.username", any);
     let password_file = of(StoreWord::Redis, chosen, reader, "token_store.password_file", secret_file);
-    let ca_file = of(StoreWord::Redis, chosen, reader, "token_store.ca_file", certificates);
+    let ca_file = of(StoreWord::Redis, chosen, reader, "token_store.ca_file", authorities);
     let client_certificate_file =
-        of(StoreWord::Redis, chosen, reader, "token_store.client_certificate_file", client_certificate);
+        of(StoreWord::Redis, chosen, reader, "token_store.client_certificate_file", certificates);
     let client_key_file = of(StoreWord::Redis, chosen, reader, "token_store.client_key_file", private_key);
     let key = of(StoreWord::Redis, chosen, reader, "token_store.key", any);
     if chosen != Some(StoreWord::Redis) {
@@ -205,6 +209,12 @@ fn redis(reader: &mut Reader, chosen: Option<StoreWord>) -> Option<RedisSettings
     }
     let pair = ["token_store.client_certificate_file", "token_store.client_key_file"];
     reader.both_or_none(pair[0], pair[1]);
+    if let (Some(certificate_file), Some(key_file)) = (&client_certificate_file, &client_key_file)
+        && !is_pair(certificate_file, key_file)
+    {
+        let message = "holds the key of another certificate than that of `token_store.client_certificate_file`";
+        reader.problem(pair[1], message);
+    }
     if url.as_ref().is_some_and(|url| !has_tls(url)) {
         for name in ["token_store.ca_file", pair[0], pair[1]] {
             if reader.is_set(name) {
@@ -287,10 +297,6 @@ fn redis_url(text: &str) -> Result<Url, String> {
 
 fn has_tls(url: &Url) -> bool {
     matches!(url.scheme(), "rediss" | "valkeys")
-}
-
-fn client_certificate(text: &str) -> Result<PathBuf, String> {
-    file_with(CERTIFICATE, text, "holds no certificate; it must be a PEM file")
 }
 
 /// The name of a namespace.

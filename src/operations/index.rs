@@ -205,11 +205,16 @@ impl Index {
 
     /// Operations that a crash cut short.
     pub(super) fn crashed(&self) -> impl Iterator<Item = &OperationRecord> {
-        let is_crashed = |record: &&OperationRecord| {
-            let failure = record.end.as_ref().and_then(|end| end.failure.as_ref());
-            failure.is_some_and(|failure| &*failure.reason == super::record::CRASHED)
-        };
-        self.operations.values().filter(is_crashed)
+        self.operations.values().filter(|record| record.is_crashed())
+    }
+
+    /// Those that ended last, by their own word.
+    pub(super) fn last_ended(&self, most: usize) -> Vec<&OperationRecord> {
+        let is_told = |record: &&OperationRecord| record.end.is_some() && !record.is_crashed();
+        let mut ended: Vec<_> = self.operations.values().filter(is_told).collect();
+        ended.sort_unstable_by_key(|record| std::cmp::Reverse(record.end.as_ref().map(|end| end.at)));
+        ended.truncate(most);
+        ended
     }
 
     fn insert(&mut self, record: OperationRecord) {

@@ -120,8 +120,9 @@ impl Owner {
 }
 
 impl RequestDigest {
-    /// Of the scope and the services as sets, and the etag. Not of the reason: it changes nothing.
-    pub(crate) fn of(unassignment: &Unassignment) -> Self {
+    /// Of the scope and the services as sets, the etag, and whether automatic licensing stops it. Not of the reason: it
+    /// changes nothing.
+    pub(crate) fn of(unassignment: &Unassignment, refuses_auto_licensing: bool) -> Self {
         let (kind, customers) = match &unassignment.scope {
             Scope::Include(customers) => ("include", customers.ids()),
             Scope::Exclude(customers) => ("exclude", customers.ids()),
@@ -134,7 +135,9 @@ impl RequestDigest {
         services.sort_unstable();
         let etag = unassignment.etag.as_ref().map_or("", Etag::as_str);
         let count = customers.len().to_string();
-        Self(short_hash([kind, etag, &count].into_iter().chain(customers).chain(services)))
+        let refuses = refuses_auto_licensing.then_some("refuse_auto_licensing");
+        let set = customers.into_iter().chain(services);
+        Self(short_hash(refuses.into_iter().chain([kind, etag, &count]).chain(set)))
     }
 
     /// 32 hexadecimal digits.
@@ -224,6 +227,12 @@ impl OperationRecord {
     /// Whether a repeat may run: surely nothing was done.
     pub(crate) fn is_free(&self) -> bool {
         self.end.as_ref().is_some_and(|end| end.outcome == RecordedOutcome::NotApplied)
+    }
+
+    /// Whether its process ended before it knew more.
+    pub(crate) fn is_crashed(&self) -> bool {
+        let failure = self.end.as_ref().and_then(|end| end.failure.as_ref());
+        failure.is_some_and(|failure| &*failure.reason == CRASHED)
     }
 
     /// When it was accepted, by its id, in milliseconds.
@@ -420,7 +429,7 @@ mod tests {
     #[test]
     fn the_same_request_is_one_with_the_same_effect() {
         let one = request(&["a", "b"], &["x", "y"], "");
-        let digest = RequestDigest::of(&one);
+        let digest = RequestDigest::of(&one, false);
         let exclude = {
             let Scope::Include(customers) = one.scope.clone() else { unreachable!() };
             Unassignment { scope: Scope::Exclude(customers), ..one.clone() }
@@ -435,12 +444,13 @@ mod tests {
             ("everyone", Unassignment { scope: Scope::everyone(), ..one.clone() }, false),
         ];
         for (name, other, is_same) in table {
-            assert_eq!(RequestDigest::of(&other) == digest, is_same, "{name}");
+            assert_eq!(RequestDigest::of(&other, false) == digest, is_same, "{name}");
         }
+        assert_ne!(RequestDigest::of(&one, true), digest, "where it would do nothing, the other one acts");
         let bound =
             |c: &str| Unassignment { etag: Some(Etag::parse(format!("v1:{}", c.repeat(64))).unwrap()), ..one.clone() };
-        assert_ne!(RequestDigest::of(&bound("a")), digest);
-        assert_ne!(RequestDigest::of(&bound("a")), RequestDigest::of(&bound("b")));
+        assert_ne!(RequestDigest::of(&bound("a"), false), digest);
+        assert_ne!(RequestDigest::of(&bound("a"), false), RequestDigest::of(&bound("b"), false));
         assert_eq!(RequestDigest::parse(&digest.text()), Some(digest));
     }
 

@@ -4,7 +4,7 @@
 //! freed by its holder alone, when surely nothing was done. How long others believe that it runs is its lease. When that
 //! ends they say `unknown`, as after a crash; if the holder lives after all, its word replaces theirs.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -19,7 +19,7 @@ use super::{
     now_ms,
     record::{OperationRecord, Owner},
 };
-use crate::token::{self, OperationStore, StoredOperation};
+use crate::token::{self, Keeping, OperationStore, StoredOperation};
 
 /// How soon ends that the store did not take are tried again.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -27,11 +27,15 @@ const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
 const END_PATIENCE: Duration = Duration::from_millis(500);
 /// Ends that are owed. Beyond it the oldest are left to their leases: others read `unknown`.
 const MOST_OWED: usize = 10_000;
+/// What their texts may take. Beyond it the oldest lose their lists of customers.
+const MOST_OWED_BYTES: usize = 16 * 1024 * 1024;
 /// How many go in one write: their texts are up to some 40 KB each.
 const MOST_AT_ONCE: usize = 64;
 /// How soon an operation of another replica is looked at again, at first and at last.
 const FIRST_LOOK: Duration = Duration::from_millis(50);
 const LAST_LOOK: Duration = Duration::from_secs(1);
+
+const KEEPING: Keeping = Keeping { remembered_ms: REMEMBERED_MS, shorten };
 
 /// What the replicas know.
 #[derive(Debug)]
@@ -50,7 +54,7 @@ enum Order {
 impl SharedOperations {
     pub(super) fn start(store: OperationStore, lease: Duration) -> Self {
         let (orders, received) = mpsc::unbounded_channel();
-        tokio::spawn(EndWriter { store: store.clone(), owed: Vec::new(), is_failing: false }.run(received));
+        tokio::spawn(EndWriter { store: store.clone(), owed: Owed::default(), is_failing: false }.run(received));
         Self { store, lease, orders }
     }
 
@@ -61,7 +65,7 @@ impl SharedOperations {
         let stored: Vec<_> = records.map(|record| stored(&record)).collect();
         let mut held = Vec::new();
         for group in stored.chunks(MOST_AT_ONCE) {
-            let holders = self.store.claim(group, REMEMBERED_MS).await.map_err(|error| unavailable(&error))?;
+            let holders = self.store.claim(group, KEEPING).await.map_err(|error| unavailable(&error))?;
             for (operation, holder) in group.iter().zip(holders) {
                 if let Some(by) = holder {
                     held.push(Held { operation_id: operation.operation_id, by });
@@ -140,8 +144,43 @@ impl SharedOperations {
 /// The task that writes how operations ended; what comes while it writes goes with the next write.
 struct EndWriter {
     store: OperationStore,
-    owed: Vec<StoredOperation>,
+    owed: Owed,
     is_failing: bool,
+}
+
+/// Ends that the store has not taken yet, the oldest first, in bounded memory.
+#[derive(Debug, Default)]
+struct Owed {
+    ends: VecDeque<StoredOperation>,
+    bytes: usize,
+}
+
+impl Owed {
+    fn push(&mut self, end: StoredOperation) {
+        self.bytes += end.text.len();
+        self.ends.push_back(end);
+    }
+
+    /// The store has taken so many.
+    fn drop_first(&mut self, count: usize) {
+        self.bytes -= self.ends.drain(..count).map(|end| end.text.len()).sum::<usize>();
+    }
+
+    fn keep_to(&mut self, most: usize, most_bytes: usize) {
+        self.drop_first(self.ends.len().saturating_sub(most));
+        for end in &mut self.ends {
+            if self.bytes <= most_bytes {
+                return;
+            }
+            let short = shorten(end.text.as_bytes()).and_then(|short| String::from_utf8(short).ok());
+            let Some(short) = short.filter(|short| short.len() < end.text.len()) else { continue };
+            self.bytes -= end.text.len() - short.len();
+            end.text = short;
+        }
+        while self.bytes > most_bytes {
+            self.drop_first(1);
+        }
+    }
 }
 
 impl EndWriter {
@@ -149,7 +188,7 @@ impl EndWriter {
         loop {
             let mut orders = Vec::new();
             let more = received.recv_many(&mut orders, MOST_AT_ONCE);
-            if self.owed.is_empty() {
+            if self.owed.ends.is_empty() {
                 more.await;
             } else {
                 let _ = timeout(TRY_AGAIN_AFTER, more).await;
@@ -179,11 +218,11 @@ impl EndWriter {
     }
 
     async fn write(&mut self) {
-        while !self.owed.is_empty() {
-            let count = self.owed.len().min(MOST_AT_ONCE);
-            match self.store.end(&self.owed[..count]).await {
+        while !self.owed.ends.is_empty() {
+            let count = self.owed.ends.len().min(MOST_AT_ONCE);
+            match self.store.end(&self.owed.ends.make_contiguous()[..count], KEEPING).await {
                 Ok(()) => {
-                    self.owed.drain(..count);
+                    self.owed.drop_first(count);
                     if std::mem::take(&mut self.is_failing) {
                         info!("replicas are told again how operations end");
                     }
@@ -193,8 +232,7 @@ impl EndWriter {
                         let error = &failure as &(dyn std::error::Error + 'static);
                         error!(error, "replicas cannot be told how operations end; it is tried again");
                     }
-                    let excess = self.owed.len().saturating_sub(MOST_OWED);
-                    self.owed.drain(..excess);
+                    self.owed.keep_to(MOST_OWED, MOST_OWED_BYTES);
                     return;
                 }
             }
@@ -208,8 +246,17 @@ fn stored(record: &OperationRecord) -> StoredOperation {
         request_id: record.request_id,
         operation_id: record.operation_id,
         is_free: record.is_free(),
-        text: serde_json::to_vec(record).expect("texts and numbers are always JSON"),
+        is_over: record.end.is_some(),
+        is_surmised: record.is_crashed(),
+        text: serde_json::to_string(record).expect("texts and numbers are always JSON"),
     }
+}
+
+/// A record without the ids of its customers.
+fn shorten(text: &[u8]) -> Option<Vec<u8>> {
+    let mut record: OperationRecord = serde_json::from_slice(text).ok()?;
+    record.cut();
+    serde_json::to_vec(&record).ok()
 }
 
 /// A record of this caller, or the store is damaged: then nothing is known.
@@ -226,4 +273,50 @@ fn read(text: &[u8], owner: Owner) -> Result<OperationRecord, Unavailable> {
 fn unavailable(error: &token::StoreError) -> Unavailable {
     error!(error = error as &(dyn std::error::Error + 'static), "the store of operations cannot be used");
     Unavailable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        audit::record::RecordedScope,
+        operations::record::{Names, OperationEnd},
+    };
+
+    /// An end of so many customers.
+    fn end(customers: usize) -> StoredOperation {
+        stored(&OperationRecord {
+            operation_id: Uuid::now_v7(),
+            request_id: Uuid::new_v4(),
+            owner: Owner::new("token", "a"),
+            digest: None,
+            scope: RecordedScope::IncludeCustomers,
+            customers: Names::new(&vec!["c".repeat(32); customers]),
+            customer_count: u32::try_from(customers).unwrap(),
+            is_cut: false,
+            services: Names::new(&["x"]),
+            reason: "".into(),
+            sent_at: Some(1),
+            resolved: None,
+            end: Some(Box::new(OperationEnd::crashed(2))),
+            lease_ends: None,
+        })
+    }
+
+    #[test]
+    fn what_is_owed_is_bounded_in_bytes_lists_go_first_and_the_oldest() {
+        let mut owed = Owed::default();
+        (0..10).for_each(|_| owed.push(end(1_000)));
+        let short = end(0).text.len();
+        owed.keep_to(10, 6 * 33_000 + 4 * short);
+        let cut: Vec<_> = owed.ends.iter().map(|end| end.text.len() < 2_000).collect();
+        assert_eq!(cut, [true, true, true, true, true, false, false, false, false, false]);
+        assert_eq!(owed.bytes, owed.ends.iter().map(|end| end.text.len()).sum::<usize>());
+        let last = owed.ends.back().unwrap().operation_id;
+        owed.keep_to(10, 2 * short + 100);
+        assert!(owed.ends.len() <= 2 && owed.ends.back().unwrap().operation_id == last);
+        owed.keep_to(1, usize::MAX);
+        owed.drop_first(1);
+        assert_eq!(owed.bytes, 0);
+    }
 }

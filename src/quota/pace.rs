@@ -84,7 +84,7 @@ struct Day {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Availability {
     /// Now.
-    Now(Taken),
+    Now(TakenPermit),
     /// Not before this.
     At(Instant),
     /// Not today.
@@ -96,7 +96,7 @@ pub(super) enum Availability {
 
 /// What a permit took, so that it can be given back.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub(super) struct Taken {
+pub(super) struct TakenPermit {
     /// How much later the next permit is for it.
     interval: Duration,
     /// Whether one call of the day is counted for it.
@@ -135,7 +135,7 @@ impl Pace {
             return Availability::At(at);
         }
         let is_trial = self.is_short(purpose, now);
-        let mut taken = Taken { interval: self.interval(now), ..Taken::default() };
+        let mut taken = TakenPermit { interval: self.interval(now), ..TakenPermit::default() };
         if let Some(day) = &mut self.day {
             if is_trial {
                 taken.trial = Some(day.try_at);
@@ -163,7 +163,7 @@ impl Pace {
     }
 
     /// A permit was not used.
-    pub(super) fn give_back(&mut self, taken: Taken) {
+    pub(super) fn give_back(&mut self, taken: TakenPermit) {
         self.free_at = self.free_at.and_then(|free_at| free_at.checked_sub(taken.interval));
         if let Some(day) = &mut self.day {
             day.try_at = taken.trial.unwrap_or(day.try_at);
@@ -226,7 +226,7 @@ impl Pace {
             Some(day) if self.is_short(purpose, now) && (now < day.try_at || purpose == Purpose::Preview) => {
                 Availability::NotToday { ends_at: day.ends_at }
             }
-            _ => Availability::Now(Taken::default()),
+            _ => Availability::Now(TakenPermit::default()),
         }
     }
 
@@ -246,7 +246,7 @@ impl Pace {
         let free_at = self.free_at.max(self.hold_until);
         match free_at {
             Some(at) if now < at => Availability::At(at),
-            _ => Availability::Now(Taken::default()),
+            _ => Availability::Now(TakenPermit::default()),
         }
     }
 

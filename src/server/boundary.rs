@@ -117,7 +117,7 @@ pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request
         return StatusCode::UNSUPPORTED_MEDIA_TYPE.into_response();
     }
     let operation_id = request.extensions().get().copied().unwrap_or_else(OperationId::new);
-    let is_infrastructure = request.uri().path().starts_with("/grpc.");
+    let is_infrastructure = is_infrastructure(&request);
     if boundary.draining.is_cancelled() && !is_infrastructure {
         boundary.metrics.shed(Shed::Draining);
         return respond(&Failure::Draining, operation_id, None);
@@ -142,38 +142,45 @@ pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request
     request.extensions_mut().insert(mark.clone());
     request.extensions_mut().insert(Draining(boundary.draining.clone()));
     let _unfinished = boundary.work.token();
-    let ran = timeout_at(deadline, async {
-        let peer = request.extensions().get::<Arc<Peer>>().cloned();
-        let is_compressed = request.headers().get(GRPC_ENCODING).is_some_and(|encoding| encoding != "identity");
-        match boundary.admit(request).await {
-            Ok((request, held)) => {
-                match peer {
-                    Some(peer) if is_infrastructure => peer.asks_for_public(),
-                    Some(peer) => peer.admit(),
-                    None => {}
-                }
-                let response = next.run(request).await;
-                // Anybody may ask, so what is not taken yet is held to the end.
-                let response = match held.filter(|_| is_infrastructure) {
-                    Some(held) => response.map(|body| Body::new(body.map_frame(move |frame| (&held, frame).1))),
-                    None => response,
-                };
-                Ok((response, is_compressed))
-            }
-            Err(NotTaken { failure, is_strangers }) => {
-                if let Some(peer) = peer.filter(|_| is_strangers) {
-                    peer.refused();
-                }
-                Err(failure)
-            }
-        }
-    });
-    match ran.await {
-        Ok(Ok((response, _))) if is_infrastructure => response,
-        Ok(Ok((response, is_compressed))) => with_details(response, operation_id, &mark, is_compressed),
+    let is_compressed = request.headers().get(GRPC_ENCODING).is_some_and(|encoding| encoding != "identity");
+    match timeout_at(deadline, answered(&boundary, request, next)).await {
+        Ok(Ok(response)) if is_infrastructure => response,
+        Ok(Ok(response)) => with_details(response, operation_id, &mark, is_compressed),
         Ok(Err(failure)) => respond(&failure, operation_id, Some(deadline).filter(|_| is_callers)),
         Err(_) => respond(&Failure::DeadlineExceeded { nothing_was_sent: !mark.is_set() }, operation_id, None),
     }
+}
+
+/// Lets a request in, and has it answered.
+async fn answered(boundary: &Boundary, request: Request, next: Next) -> Result<Response, Failure> {
+    let is_infrastructure = is_infrastructure(&request);
+    let peer = request.extensions().get::<Arc<Peer>>().cloned();
+    match boundary.admit(request).await {
+        Ok((request, held)) => {
+            match peer {
+                Some(peer) if is_infrastructure => peer.asks_for_public(),
+                Some(peer) => peer.admit(),
+                None => {}
+            }
+            let response = next.run(request).await;
+            // Anybody may ask, so what is not taken yet is held to the end.
+            Ok(match held.filter(|_| is_infrastructure) {
+                Some(held) => response.map(|body| Body::new(body.map_frame(move |frame| (&held, frame).1))),
+                None => response,
+            })
+        }
+        Err(NotTaken { failure, is_strangers }) => {
+            if let Some(peer) = peer.filter(|_| is_strangers) {
+                peer.refused();
+            }
+            Err(failure)
+        }
+    }
+}
+
+/// Whether it is for health or reflection, and not for the contract.
+fn is_infrastructure(request: &Request) -> bool {
+    request.uri().path().starts_with("/grpc.")
 }
 
 /// How long a request may take. A watch looks for hours if it must: it has a bound of its own.

@@ -6,7 +6,10 @@ use std::{sync::Arc, time::Duration};
 use tokio::{task::spawn_blocking, time::sleep};
 use tracing::{info, warn};
 
-use crate::{callers::Callers, config::PolicySource};
+use crate::{
+    callers::Callers,
+    config::{Policy, PolicySource},
+};
 
 /// How often; a change takes two reads. An operator who sets `read_only` does not notice the wait.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -52,6 +55,10 @@ pub(super) async fn follow_policy(source: PolicySource, callers: Arc<Callers>) {
                 let (entries, read_only) = (policy.callers.len(), policy.read_only);
                 callers.replace(policy);
                 info!(%file, callers = entries, read_only, "a new policy holds");
+            }
+            Err(problem) if text.as_ref().is_ok_and(|text| source.asks_for_read_only(text)) => {
+                callers.replace(Policy { read_only: true, ..(*callers.policy()).clone() });
+                warn!(%file, problem, "the policy cannot be loaded, but for read_only: the one before still holds, without changes");
             }
             Err(problem) => warn!(%file, problem, "the policy cannot be loaded; the one before still holds"),
         }

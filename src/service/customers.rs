@@ -26,7 +26,7 @@ const LONGEST_PART: usize = 256;
 
 /// What is listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Wanted {
+pub(super) struct CustomersWanted {
     page_size: usize,
     /// In lower case.
     part: String,
@@ -48,7 +48,7 @@ impl Licensing {
         rpc: &Rpc,
         message: ListCustomersRequest,
     ) -> Result<ListCustomersResponse, Failure> {
-        let wanted = Wanted::try_from(message).map_err(Failure::InvalidRequest)?;
+        let wanted = CustomersWanted::try_from(message).map_err(Failure::InvalidRequest)?;
         self.callers.admit(&rpc.identity, Asked::ListCustomers, rpc.deadline).await?;
 
         // In a task of its own: a call that was begun is finished, so that it is known whether Central is well. None is
@@ -66,7 +66,7 @@ impl Licensing {
     }
 }
 
-impl TryFrom<ListCustomersRequest> for Wanted {
+impl TryFrom<ListCustomersRequest> for CustomersWanted {
     type Error = Vec<Violation>;
 
     fn try_from(message: ListCustomersRequest) -> Result<Self, Vec<Violation>> {
@@ -109,7 +109,7 @@ impl PageToken {
 }
 
 /// A page of the customers that this caller may see.
-fn page(wanted: &Wanted, list: &CustomerList, may_see: impl Fn(&Customer) -> bool) -> ListCustomersResponse {
+fn page(wanted: &CustomersWanted, list: &CustomerList, may_see: impl Fn(&Customer) -> bool) -> ListCustomersResponse {
     let is_wanted = |one: &&Customer| may_see(one) && one.name.to_lowercase().contains(&wanted.part);
     let matching: Vec<&Customer> = list.customers.iter().filter(is_wanted).collect();
     let is_before = |one: &&Customer| {

@@ -57,7 +57,11 @@ impl Licensing {
                     ended.map_err(|_| Failure::StillRunning { operation_id })?
                 }
                 Claim::RunsElsewhere(operation_id) => {
-                    let ended = within(rpc.deadline, self.operations.ended_elsewhere(owner, request_id)).await;
+                    let ended = tokio::select! {
+                        ended = within(rpc.deadline, self.operations.ended_elsewhere(owner, request_id)) => ended,
+                        // Another process may take longer than this one has.
+                        () = rpc.draining.cancelled() => Ok(Err(Unavailable)),
+                    };
                     match ended {
                         Ok(Ok(finished)) => finished,
                         Ok(Err(_)) | Err(_) => return Err(Failure::StillRunning { operation_id }),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::{is_held_elsewhere, status};
+use super::status;
 use crate::{
     audit::{
         AuditTrail, Operation, Receipt,
@@ -76,6 +76,11 @@ pub(super) async fn record(unfinished: Unfinished, result: &Result<Accepted, Fai
             "unassign finished"
         ),
     }
+}
+
+/// Whether nothing was done because another replica has the id of the request.
+pub(super) fn is_held_elsewhere(failed: &Failed) -> bool {
+    failed.outcome == Outcome::NotApplied && matches!(*failed.error, central::Error::HeldElsewhere { .. })
 }
 
 /// A scope for the log: what it is, and the customers that it names, as far as a line can take them.

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -21,8 +21,11 @@ use super::{
 };
 use crate::{
     audit::record::RecordedScope,
-    callers::policy::Asked,
-    central::{Asker, CentralClient, End, Report, WatchFailed, Watched},
+    callers::{
+        Callers, Identity, NotAdmitted,
+        policy::{Asked, PolicyRefusal},
+    },
+    central::{Asker, CentralClient, End, WatchFailed, WatchReport, Watched},
     license::{OperationId, Unassignment},
     proto::{
         AllCustomers, CustomerList, HeldDevice, ReleaseState, UnassignLicensesRequest, WatchEnd, WatchReleaseRequest,
@@ -34,6 +37,8 @@ use crate::{
 pub(super) const MOST_WATCHES: usize = 100;
 /// Messages that a caller has not read yet; what comes beyond them is left out, but for the last one.
 const UNREAD: usize = 16;
+/// How soon a caller who has lost the right is refused.
+const POLICY_ASKED_EVERY: Duration = Duration::from_secs(1);
 const USUAL_CALLS: u32 = 200;
 const MOST_CALLS: u32 = 1_000;
 /// Central's lists may lag behind each other.
@@ -59,7 +64,9 @@ impl Licensing {
         self.check_services(&unassignment, rpc.deadline).await?;
         let place = Arc::clone(&self.watches).try_acquire_owned().map_err(|_| Failure::Overloaded)?;
 
-        let (out, updates) = mpsc::channel(UNREAD);
+        let (out, updates) = mpsc::channel(UNREAD + 1);
+        // The last message has its place from the first moment on: a caller who does not read holds nothing up.
+        let last = out.clone().try_reserve_owned().map_err(|_| Failure::Overloaded)?;
         let asker = self.asker(rpc);
         let watch = Watch {
             central: Arc::clone(&self.central),
@@ -67,10 +74,13 @@ impl Licensing {
             operation_id: rpc.operation_id,
             deadline: rpc.deadline,
             patience: rpc.patience,
+            callers: Arc::clone(&self.callers),
+            identity: rpc.identity.clone(),
+            unassignment,
             _place: place,
         };
         let origin = asker.origin.clone();
-        self.work.spawn(origin.run(watch.run(asker, watched, out)));
+        self.work.spawn(origin.run(watch.run(asker, watched, out, last)));
         Ok(ReceiverStream::new(updates))
     }
 
@@ -91,7 +101,7 @@ impl Licensing {
 }
 
 /// What is watched; as an unassignment, for the policy.
-fn read(message: WatchReleaseRequest) -> Result<(Unassignment, Watched), Vec<Violation>> {
+pub(super) fn read(message: WatchReleaseRequest) -> Result<(Unassignment, Watched), Vec<Violation>> {
     let scope = message.scope.and_then(|scope| match scope {
         Target::IncludeCustomers(list) => Some(Message::IncludeCustomers(list)),
         Target::ExcludeCustomers(list) => Some(Message::ExcludeCustomers(list)),
@@ -133,12 +143,22 @@ struct Watch {
     deadline: Option<Instant>,
     /// Until when the caller would wait.
     patience: Option<Instant>,
+    callers: Arc<Callers>,
+    identity: Identity,
+    /// What is watched, for the policy.
+    unassignment: Unassignment,
     _place: OwnedSemaphorePermit,
 }
 
 impl Watch {
     /// To the end, or until nobody reads any more. A call that is on its way is finished whatever ends the watch.
-    async fn run(self, asker: Asker, watched: Watched, out: mpsc::Sender<Result<WatchReleaseResponse, Status>>) {
+    async fn run(
+        self,
+        asker: Asker,
+        watched: Watched,
+        out: mpsc::Sender<Result<WatchReleaseResponse, Status>>,
+        end: mpsc::OwnedPermit<Result<WatchReleaseResponse, Status>>,
+    ) {
         let last = Mutex::new(None);
         // The stream must be able to end while a call is on its way.
         let progress = out.downgrade();
@@ -154,9 +174,10 @@ impl Watch {
             () = out.closed() => (None, false),
             result = &mut watching => (Some(result.map_err(failure)), true),
             () = self.draining.cancelled() => (Some(Err(Failure::Draining)), false),
+            refusal = self.refused() => (Some(Err(NotAdmitted::Policy(refusal).into())), false),
             () = passed(self.deadline) => {
                 let last = last.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let over = last.map(|last| Report { end: Some(End::TimeOver), ..last });
+                let over = last.map(|last| WatchReport { end: Some(End::TimeOver), ..last });
                 (Some(over.ok_or(Failure::ReadDeadlineExceeded)), false)
             }
         };
@@ -173,17 +194,27 @@ impl Watch {
                     calls = report.calls,
                     "watch finished"
                 );
-                let _ = out.send(Ok(message(&report))).await; // the caller may have gone
+                drop(end.send(Ok(message(&report)))); // the caller may have gone
             }
             Some(Err(failure)) => {
                 let status = status::respond(&failure, self.operation_id, self.patience, Instant::now());
-                let _ = out.send(Err(status)).await;
+                drop(end.send(Err(status)));
             }
             None => info!(caller = asker.caller.as_str(), "watch left by its caller"),
         }
         drop(out);
         if !is_over {
             let _ = watching.await;
+        }
+    }
+
+    /// Returns when the policy that holds by then allows this no more.
+    async fn refused(&self) -> PolicyRefusal {
+        loop {
+            sleep(POLICY_ASKED_EVERY).await;
+            if let Err(refusal) = self.callers.still_allows(&self.identity, Asked::Watch(&self.unassignment)) {
+                return refusal;
+            }
         }
     }
 }
@@ -205,7 +236,7 @@ fn failure(failed: WatchFailed) -> Failure {
     }
 }
 
-fn message(report: &Report) -> WatchReleaseResponse {
+fn message(report: &WatchReport) -> WatchReleaseResponse {
     let progress = report.progress;
     let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let (state, end) = match report.end {
@@ -231,6 +262,6 @@ fn message(report: &Report) -> WatchReleaseResponse {
 }
 
 /// A watch that ended early says what it saw, and no more.
-fn unfinished(report: &Report) -> ReleaseState {
+fn unfinished(report: &WatchReport) -> ReleaseState {
     if report.progress.held > 0 { ReleaseState::StillHeld } else { ReleaseState::Unconfirmed }
 }

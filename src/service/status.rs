@@ -6,6 +6,7 @@
 //! permission: somebody must grant the gateway's account a right; the reason says whose right it is.
 
 mod central;
+mod messages;
 mod row;
 
 use std::{fmt::Write as _, sync::Arc, time::Duration};
@@ -15,7 +16,7 @@ use tonic::{Code, Status};
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
-use self::row::{Quota, Row};
+use self::row::{QuotaDetail, Row};
 use crate::{
     callers::{
         NotAdmitted, Unidentified,
@@ -128,177 +129,98 @@ pub struct Violation {
 }
 
 /// The row of a failure.
-#[allow(clippy::too_many_lines)] // a table: splitting it would hide that it is one
 fn row(failure: &Failure) -> Row {
-    use Outcome::{NotApplied, Unknown};
-
-    let sent = |nothing_was_sent: &bool| if *nothing_was_sent { NotApplied } else { Unknown };
+    let unchanged = |code, reason, message: &str| Row::new(code, reason, Outcome::NotApplied, message);
+    let unknown = |code, reason, message: &str| Row::new(code, reason, Outcome::Unknown, message);
     match failure {
-        Failure::InvalidRequest(violations) => {
-            let mut message = match violations.first() {
-                Some(Violation { field, problem }) => format!("{field} {problem}"),
-                None => "the request is not valid".to_owned(),
-            };
-            if violations.len() > 1 {
-                let _ = write!(message, "; and {} more, see the BadRequest detail", violations.len() - 1);
-            }
-            Row::new(Code::InvalidArgument, "INVALID_REQUEST", NotApplied, message).violations(violations)
+        Failure::InvalidRequest(violations) => invalid_request(violations),
+        Failure::CallerUnauthenticated(unidentified) => unauthenticated(unidentified),
+        Failure::PolicyDenied(denied) => unchanged(Code::PermissionDenied, "POLICY_DENIED", &denied.to_string()),
+        Failure::CallerQuotaExhausted(exhausted) => quota_exhausted(exhausted),
+        Failure::UsageUnavailable => {
+            unchanged(Code::Unavailable, "USAGE_UNAVAILABLE", messages::USAGE_UNAVAILABLE).repeat_after(SOON)
         }
-        // Whether the caller is who they say is not known, and it is not theirs to mend.
-        Failure::CallerUnauthenticated(unidentified @ Unidentified::KeysUnavailable) => {
-            Row::new(Code::Unavailable, "CALLER_KEYS_UNAVAILABLE", NotApplied, unidentified.to_string())
-                .repeat_after(SOON)
-        }
-        Failure::CallerUnauthenticated(unidentified) => {
-            Row::new(Code::Unauthenticated, "CALLER_UNAUTHENTICATED", NotApplied, unidentified.to_string())
-        }
-        Failure::PolicyDenied(denied) => {
-            Row::new(Code::PermissionDenied, "POLICY_DENIED", NotApplied, denied.to_string())
-        }
-        Failure::CallerQuotaExhausted(exhausted) => {
-            Row::new(Code::ResourceExhausted, "CALLER_QUOTA_EXHAUSTED", NotApplied, exhausted.to_string())
-                .quota(match exhausted.quota {
-                    HourlyQuota::Customers => CUSTOMERS_PER_HOUR,
-                    HourlyQuota::Reads => READS_PER_HOUR,
-                })
-                .repeat_after(exhausted.retry_after.max(SOON))
-        }
-        Failure::UsageUnavailable => Row::new(
-            Code::Unavailable,
-            "USAGE_UNAVAILABLE",
-            NotApplied,
-            "you may touch so many customers an hour, and the gateway cannot count them now; nothing was changed",
-        )
-        .repeat_after(SOON),
-        Failure::OpenScopeDenied => Row::new(
-            Code::PermissionDenied,
-            "POLICY_DENIED",
-            NotApplied,
-            "this gateway does not allow exclude_customers and all_customers; list the customers in include_customers, \
-             or have central.allow_open_scopes set",
-        ),
-        Failure::PreviewRequired => Row::new(
-            Code::FailedPrecondition,
-            "PREVIEW_REQUIRED",
-            NotApplied,
-            "exclude_customers and all_customers need the etag of a preview: ask PreviewUnassignLicenses for the same \
-             scope and services, look whom it hits, and send its etag",
-        ),
+        Failure::OpenScopeDenied => unchanged(Code::PermissionDenied, "POLICY_DENIED", messages::OPEN_SCOPE_DENIED),
+        Failure::PreviewRequired => unchanged(Code::FailedPrecondition, "PREVIEW_REQUIRED", messages::PREVIEW_REQUIRED),
         Failure::AutoLicensingActive(found) => {
-            Row::new(Code::FailedPrecondition, "AUTO_LICENSING_ACTIVE", NotApplied, put_back(found))
+            unchanged(Code::FailedPrecondition, "AUTO_LICENSING_ACTIVE", &put_back(found))
         }
-        Failure::AutoLicensingUnknown { most } => Row::new(
-            Code::FailedPrecondition,
-            "AUTO_LICENSING_UNKNOWN",
-            NotApplied,
-            format!(
-                "more than {most} customers are in scope, too many to ask Central about automatic licensing of each; name \
-                 fewer, or send auto_licensing = ALLOW; nothing was changed"
-            ),
-        ),
-        Failure::DeadlineExceeded { nothing_was_sent } => Row::new(
-            Code::DeadlineExceeded,
-            "DEADLINE_EXCEEDED",
-            sent(nothing_was_sent),
-            if *nothing_was_sent {
-                "the deadline passed, and nothing was changed"
-            } else {
-                "the deadline passed while Central was at work; look whether it was done before you repeat it"
-            },
-        ),
-        Failure::ReadDeadlineExceeded => Row::new(
-            Code::DeadlineExceeded,
-            "DEADLINE_EXCEEDED",
-            NotApplied,
-            "the deadline passed before Central answered",
-        ),
+        Failure::AutoLicensingUnknown { most } => {
+            unchanged(Code::FailedPrecondition, "AUTO_LICENSING_UNKNOWN", &too_many_to_ask(*most))
+        }
+        Failure::DeadlineExceeded { nothing_was_sent: true } => {
+            unchanged(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", messages::DEADLINE_BEFORE_SENDING)
+        }
+        Failure::DeadlineExceeded { nothing_was_sent: false } => {
+            unknown(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", messages::DEADLINE_WHILE_AT_WORK)
+        }
+        Failure::ReadDeadlineExceeded => {
+            unchanged(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", messages::DEADLINE_OF_A_READ)
+        }
         Failure::Change(failed) => central::change_row(failed),
         Failure::Read(error) => central::read_row(error),
         // Envoy and gRPC's libraries announce what they repeat. The earlier attempt may have been applied.
-        Failure::RepeatedByProxy => Row::new(
-            Code::Aborted,
-            "REPEATED_BY_PROXY",
-            Unknown,
-            "a proxy or a library announces that it sends this request again, and what became of the earlier attempt is not \
-             known: look whether it was done; nothing was sent for this attempt",
-        ),
-        Failure::RequestIdReused => Row::new(
-            Code::InvalidArgument,
-            "REQUEST_ID_REUSED",
-            NotApplied,
-            "another request of yours had this request_id within the last 24 hours: its scope, services or etag differ; \
-             make a new id for each request",
-        ),
-        Failure::OperationsUnavailable => Row::new(
-            Code::Unavailable,
-            "OPERATIONS_UNAVAILABLE",
-            NotApplied,
-            "the gateway cannot record operations now, and sends nothing without that; nothing was changed",
-        )
-        .repeat_after(SOON),
-        Failure::StillRunning { .. } => Row::new(
-            Code::DeadlineExceeded,
-            "DEADLINE_EXCEEDED",
-            Unknown,
-            "the deadline passed while the operation of this request_id ran; repeat the request with the same id, or \
-             ask GetOperation",
-        ),
-        Failure::Recorded(record) => central::recorded_row(record),
-        Failure::OperationNotFound => Row::new(
-            Code::NotFound,
-            "OPERATION_NOT_FOUND",
-            NotApplied,
-            "you have no operation of this id that was sent within the last 24 hours",
-        ),
-        Failure::Overloaded => Row::new(
-            Code::ResourceExhausted,
-            "GATEWAY_OVERLOADED",
-            NotApplied,
-            "this gateway has as many requests as it takes; nothing was changed",
-        )
-        .quota(REQUESTS_IN_THE_GATEWAY)
-        .repeat_after(SOON),
-        Failure::Draining => {
-            Row::new(Code::Unavailable, "GATEWAY_DRAINING", NotApplied, "this gateway is stopping; use another one")
-                .repeat_after(SOON)
+        Failure::RepeatedByProxy => unknown(Code::Aborted, "REPEATED_BY_PROXY", messages::REPEATED_BY_PROXY),
+        Failure::RequestIdReused => unchanged(Code::InvalidArgument, "REQUEST_ID_REUSED", messages::REQUEST_ID_REUSED),
+        Failure::OperationsUnavailable => {
+            unchanged(Code::Unavailable, "OPERATIONS_UNAVAILABLE", messages::OPERATIONS_UNAVAILABLE).repeat_after(SOON)
         }
-        Failure::Bug { nothing_was_sent } => Row::new(
-            Code::Internal,
-            "GATEWAY_INTERNAL",
-            sent(nothing_was_sent),
-            "the gateway failed; its log names the place under this operation id",
-        ),
-        Failure::MessageTooLarge => Row::new(
-            Code::ResourceExhausted,
-            "MESSAGE_TOO_LARGE",
-            NotApplied,
-            "the message is larger than 256 KiB; send fewer customers at once",
-        ),
-        Failure::MetadataTooLarge => Row::new(
-            Code::ResourceExhausted,
-            "MESSAGE_TOO_LARGE",
-            NotApplied,
-            "the metadata of this call is larger than 16 KiB, tokens and tracing included; send less of it",
-        ),
-        Failure::MessageMalformed => Row::new(
-            Code::Internal,
-            "MESSAGE_MALFORMED",
-            NotApplied,
-            "the bytes are not a message of this method; generate your client from the current contract",
-        ),
-        Failure::NotImplemented => Row::new(
-            Code::Unimplemented,
-            "NOT_IMPLEMENTED",
-            NotApplied,
-            "this gateway has no such method; generate your client from the current contract",
-        ),
-        Failure::EncodingUnknown => Row::new(
-            Code::Unimplemented,
-            "NOT_IMPLEMENTED",
-            NotApplied,
-            "the message is compressed, and this gateway takes none that is; switch the compression of requests off",
-        ),
+        Failure::StillRunning { .. } => unknown(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", messages::STILL_RUNNING),
+        Failure::Recorded(record) => central::recorded_row(record),
+        Failure::OperationNotFound => unchanged(Code::NotFound, "OPERATION_NOT_FOUND", messages::OPERATION_NOT_FOUND),
+        Failure::Overloaded => unchanged(Code::ResourceExhausted, "GATEWAY_OVERLOADED", messages::OVERLOADED)
+            .quota(REQUESTS_IN_THE_GATEWAY)
+            .repeat_after(SOON),
+        Failure::Draining => unchanged(Code::Unavailable, "GATEWAY_DRAINING", messages::DRAINING).repeat_after(SOON),
+        Failure::Bug { nothing_was_sent: true } => unchanged(Code::Internal, "GATEWAY_INTERNAL", messages::INTERNAL),
+        Failure::Bug { nothing_was_sent: false } => unknown(Code::Internal, "GATEWAY_INTERNAL", messages::INTERNAL),
+        Failure::MessageTooLarge => {
+            unchanged(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", messages::MESSAGE_TOO_LARGE)
+        }
+        Failure::MetadataTooLarge => {
+            unchanged(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", messages::METADATA_TOO_LARGE)
+        }
+        Failure::MessageMalformed => unchanged(Code::Internal, "MESSAGE_MALFORMED", messages::MESSAGE_MALFORMED),
+        Failure::NotImplemented => unchanged(Code::Unimplemented, "NOT_IMPLEMENTED", messages::NOT_IMPLEMENTED),
+        Failure::EncodingUnknown => unchanged(Code::Unimplemented, "NOT_IMPLEMENTED", messages::ENCODING_UNKNOWN),
     }
+}
+
+fn invalid_request(violations: &[Violation]) -> Row {
+    let mut message = match violations.first() {
+        Some(Violation { field, problem }) => format!("{field} {problem}"),
+        None => "the request is not valid".to_owned(),
+    };
+    if violations.len() > 1 {
+        let _ = write!(message, "; and {} more, see the BadRequest detail", violations.len() - 1);
+    }
+    Row::new(Code::InvalidArgument, "INVALID_REQUEST", Outcome::NotApplied, message).violations(violations)
+}
+
+fn unauthenticated(unidentified: &Unidentified) -> Row {
+    let row = |code, reason| Row::new(code, reason, Outcome::NotApplied, unidentified.to_string());
+    match unidentified {
+        // Whether the caller is who they say is not known, and it is not theirs to mend.
+        Unidentified::KeysUnavailable => row(Code::Unavailable, "CALLER_KEYS_UNAVAILABLE").repeat_after(SOON),
+        _ => row(Code::Unauthenticated, "CALLER_UNAUTHENTICATED"),
+    }
+}
+
+fn quota_exhausted(exhausted: &CallerQuotaExhausted) -> Row {
+    let quota = match exhausted.quota {
+        HourlyQuota::Customers => CUSTOMERS_PER_HOUR,
+        HourlyQuota::Reads => READS_PER_HOUR,
+    };
+    Row::new(Code::ResourceExhausted, "CALLER_QUOTA_EXHAUSTED", Outcome::NotApplied, exhausted.to_string())
+        .quota(quota)
+        .repeat_after(exhausted.retry_after.max(SOON))
+}
+
+fn too_many_to_ask(most: usize) -> String {
+    format!(
+        "more than {most} customers are in scope, too many to ask Central about automatic licensing of each; name \
+         fewer, or send auto_licensing = ALLOW; nothing was changed"
+    )
 }
 
 fn put_back(found: &AutoLicensed) -> String {
@@ -314,15 +236,15 @@ fn put_back(found: &AutoLicensed) -> String {
     )
 }
 
-const CUSTOMERS_PER_HOUR: Quota = Quota {
+const CUSTOMERS_PER_HOUR: QuotaDetail = QuotaDetail {
     subject: "license-gateway: customers per hour",
     description: "the gateway's policy gives each caller so many customers an hour (max_customers_per_hour)",
 };
-const READS_PER_HOUR: Quota = Quota {
+const READS_PER_HOUR: QuotaDetail = QuotaDetail {
     subject: "license-gateway: reads per hour",
     description: "the gateway's policy gives each caller so many reads of Central an hour (max_reads_per_hour)",
 };
-const REQUESTS_IN_THE_GATEWAY: Quota = Quota {
+const REQUESTS_IN_THE_GATEWAY: QuotaDetail = QuotaDetail {
     subject: "license-gateway: requests in the gateway",
     description: "the gateway takes so many requests at once (server.max_requests)",
 };

@@ -40,7 +40,7 @@ use tracing_subscriber::{
 };
 
 pub(super) use self::export::Export;
-use self::writer::Writer;
+use self::writer::LogWriter;
 use crate::{
     config::{self, LogFormat},
     license::OperationId,
@@ -50,7 +50,7 @@ use crate::{
 ///
 /// `is_terminal`: whether a person is likely to read along, who gets text and colours unless told otherwise.
 pub fn init(settings: &config::Log, is_terminal: bool) {
-    let Some(writer) = WRITER.get_or_init(|| Writer::start(io::stdout()).ok()).clone() else {
+    let Some(writer) = WRITER.get_or_init(|| LogWriter::start(io::stdout()).ok()).clone() else {
         return; // no thread can be started: the runtime will say so
     };
     let write = Box::new(move |line: &str| writer.line(line));
@@ -60,7 +60,7 @@ pub fn init(settings: &config::Log, is_terminal: bool) {
 }
 
 /// Writes the process' log.
-static WRITER: OnceLock<Option<Writer>> = OnceLock::new();
+static WRITER: OnceLock<Option<LogWriter>> = OnceLock::new();
 
 /// Before the process ends: waits until what was logged is written, but not for longer than this.
 pub fn flush(limit: Duration) {

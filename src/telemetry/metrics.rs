@@ -13,7 +13,7 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 use opentelemetry::{KeyValue, metrics::Meter};
-use prometheus::TextEncoder;
+use prometheus::{TextEncoder, proto::LabelPair};
 use tonic::Code;
 
 use self::instruments::Instruments;
@@ -161,6 +161,17 @@ pub(super) enum DropCause {
     ExportFailed,
 }
 
+/// An attribute of the resource may be called `2fa` or `__name__`. One label that Prometheus cannot read, or keeps for
+/// itself, would cost the whole scrape. Renamed as OpenTelemetry's collector does.
+fn make_readable(label: &mut LabelPair) {
+    let name = label.name();
+    if name.starts_with(|c: char| c.is_ascii_digit()) {
+        label.set_name(format!("key_{name}"));
+    } else if name.starts_with("__") {
+        label.set_name(format!("key{name}"));
+    }
+}
+
 impl Metrics {
     /// Measures nothing: for tests, and for when nobody would see it.
     pub fn disabled() -> Self {
@@ -175,8 +186,12 @@ impl Metrics {
     /// Everything measured so far in the text format of Prometheus; none if it is not to be served.
     pub fn render(&self) -> Option<String> {
         let registry = self.0.as_ref()?.registry.as_ref()?;
+        let mut families = registry.gather();
+        let labels = families.iter_mut().filter(|family| family.name() == "target_info");
+        let labels = labels.flat_map(|family| family.mut_metric()).flat_map(|metric| metric.mut_label());
+        labels.for_each(make_readable);
         // What cannot be written as text cannot be served.
-        TextEncoder::new().encode_to_string(&registry.gather()).ok()
+        TextEncoder::new().encode_to_string(&families).ok()
     }
 
     /// A request waited this long for its call to Central.

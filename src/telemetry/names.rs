@@ -289,6 +289,11 @@ pub(super) fn method(path: &str) -> Option<&'static str> {
     METHODS.into_iter().find(|method| *method == path)
 }
 
+/// Whether a method answers with a stream.
+pub(super) fn is_stream(method: &str) -> bool {
+    method.ends_with("/WatchRelease")
+}
+
 /// Whether a path belongs to the machinery (health checks, reflection), which is not traced.
 pub(super) fn is_machinery(path: &str) -> bool {
     path.starts_with("/grpc.health.") || path.starts_with("/grpc.reflection.")

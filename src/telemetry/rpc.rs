@@ -6,11 +6,13 @@ use std::{
 };
 
 use axum::{
+    body::Body,
     extract::{Request, State},
     middleware::Next,
     response::Response,
 };
 use http::{HeaderMap, StatusCode};
+use http_body_util::BodyExt as _;
 use opentelemetry::{
     Context, KeyValue,
     propagation::{Extractor, TextMapPropagator as _},
@@ -53,8 +55,24 @@ pub async fn trace_rpc(State(tracing): State<Tracing>, mut request: Request, nex
     request.extensions_mut().insert(operation_id);
     let span = RpcSpan::open(&tracing, &request, operation_id);
     let response = next.run(request).with_context(span.context.clone()).await;
-    span.close(&response);
+    if span.method.is_some_and(names::is_stream) && !response.headers().contains_key("grpc-status") {
+        return response.map(|body| until_its_end(body, span));
+    }
+    span.close(status_code(&response));
     response
+}
+
+/// A stream's span ends with its trailers, or with the stream: then its caller has left.
+fn until_its_end(body: Body, span: RpcSpan) -> Body {
+    let mut span = Some(span);
+    Body::new(body.map_frame(move |frame| {
+        if let Some(code) = frame.trailers_ref().and_then(|trailers| trailers.get("grpc-status"))
+            && let Some(span) = span.take()
+        {
+            span.close(Code::from_bytes(code.as_bytes()));
+        }
+        frame
+    }))
 }
 
 /// The span of one RPC, and its measure. Dropped before it is closed, it ends as cancelled: the caller has gone.
@@ -91,9 +109,9 @@ impl RpcSpan {
         Self { tracing: tracing.clone(), context, has_span, is_open: true, method, started }
     }
 
-    fn close(mut self, response: &Response) {
+    fn close(mut self, code: Code) {
         self.is_open = false;
-        self.end(status_code(response));
+        self.end(code);
     }
 
     fn end(&self, code: Code) {

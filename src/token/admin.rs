@@ -17,7 +17,10 @@ use super::{
     seed::{self, Adoption},
     store::{self, FileStore, RefreshIntent, TokenRecord, TokenStore},
 };
-use crate::config::{self, StoreKind};
+use crate::{
+    config::{self, StoreKind},
+    telemetry::log::with_causes,
+};
 
 /// Central removes a pair that was not refreshed for so long. Its gateway's stock value is a day less; what an account
 /// has is not documented.
@@ -42,6 +45,8 @@ pub(crate) struct Status {
     pub(crate) journal: Option<Unsaved>,
     /// A seed lies here that no gateway has taken yet.
     pub(crate) waiting_seed: Option<PathBuf>,
+    /// Why nothing can be written: neither a refresh nor a seed.
+    pub(crate) unwritable: Option<String>,
     /// What could lose the record.
     pub(crate) warnings: Vec<String>,
 }
@@ -104,14 +109,23 @@ pub(crate) enum Exchange {
     },
 }
 
+/// Where the store of a configuration keeps its record, for people. Takes no hold of it.
+pub(crate) async fn place(config: &config::TokenStore) -> Result<String, store::Error> {
+    match config.kind {
+        StoreKind::File => Ok(FileStore::place_in(&config.path)),
+        StoreKind::Redis(_) | StoreKind::Kubernetes(_) => Ok(TokenStore::open(config).await?.place()),
+    }
+}
+
 /// Looks at the store of a configuration.
 pub(crate) async fn status(config: &config::TokenStore, now: SystemTime) -> Result<Status, store::Error> {
-    let (store, record, warnings) = match config.kind {
+    let (store, record, warnings, unwritable) = match config.kind {
         // Not opened: that would take hold of it, and a gateway that starts at this moment would find it held.
-        StoreKind::File => (FileStore::place_in(&config.path), FileStore::peek(&config.path)?, Vec::new()),
+        StoreKind::File => (FileStore::place_in(&config.path), FileStore::peek(&config.path)?, Vec::new(), None),
         StoreKind::Redis(_) | StoreKind::Kubernetes(_) => {
             let store = TokenStore::open(config).await?;
-            (store.place(), store.load().await?.record, store.warnings().await?)
+            let record = store.load().await?.record;
+            (store.place(), record, store.warnings().await?, store.write_problem().await)
         }
     };
     let journal = Journal::new(&config.path);
@@ -129,8 +143,16 @@ pub(crate) async fn status(config: &config::TokenStore, now: SystemTime) -> Resu
         }),
         chain: record.map(|record| StoredPair::of(&record, now)),
         waiting_seed: there(&seed::inbox(&config.path)),
+        unwritable: unwritable.map(|error| with_causes(&error)),
         warnings,
     })
+}
+
+impl Status {
+    /// Whether there is a chain of tokens that can go on.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.needs_seed.is_none() && self.unwritable.is_none()
+    }
 }
 
 impl StoredPair {
@@ -231,13 +253,13 @@ impl SeedError {
 
 /// Puts a refresh token into the store of a configuration: the bare token, or the JSON that Central gave. Nobody
 /// presents it here; the gateway does.
-pub(crate) async fn put_seed(config: &config::TokenStore, text: &str) -> Result<Seeded, SeedError> {
+pub(crate) async fn put_seed(config: &config::TokenStore, central: &str, text: &str) -> Result<Seeded, SeedError> {
     let seed = seed::parse(text).map_err(SeedError::Unusable)?.ok_or(SeedError::Empty)?;
     let fingerprint = seed.fingerprint().to_string();
     let (store, what) = match TokenStore::open(config).await {
         Ok(store) => {
             let unsaved = Journal::new(&config.path).read().ok().flatten();
-            let what = match seed::adopt(&store, &seed, unsaved.as_ref()).await? {
+            let what = match seed::adopt(&store, &seed, central, unsaved.as_ref()).await? {
                 Adoption::Adopted(record) => SeedOutcome::Adopted { generation: record.generation },
                 Adoption::AlreadyKnown => SeedOutcome::AlreadyKnown,
             };
@@ -298,6 +320,7 @@ mod tests {
             lifetime: Duration::from_secs(100),
             refresh_token: Secret::new("r".to_owned()),
             consumed_seeds: vec![Secret::new("s".to_owned()).fingerprint()],
+            refused_seeds: Vec::new(),
             intent,
             replaced: None,
         }
@@ -384,7 +407,7 @@ mod tests {
         let looked = look().await;
         assert_eq!((looked.journal, looked.needs_seed), (unsaved(Some(5), true), None));
         // A seed given now is newer still.
-        let seeded = put_seed(&file(dir.path()), "token").await.unwrap();
+        let seeded = put_seed(&file(dir.path()), "", "token").await.unwrap();
         assert_eq!(seeded.what, SeedOutcome::Adopted { generation: 6 });
         assert_eq!(look().await.journal, unsaved(Some(5), false));
     }
@@ -392,8 +415,8 @@ mod tests {
     /// What a gateway does with its inbox.
     async fn gateway_looks(store: &TokenStore, directory: &Path) {
         loop {
-            if let Some(seed) = seed::read(&seed::inbox(directory)).await.unwrap() {
-                seed::adopt(store, &seed, None).await.unwrap();
+            if let Some(seed) = seed::read(&seed::inbox(directory)).unwrap() {
+                seed::adopt(store, &seed, "", None).await.unwrap();
                 fs::remove_file(seed::inbox(directory)).unwrap();
             }
             sleep(Duration::from_secs(2)).await;
@@ -407,7 +430,7 @@ mod tests {
         let config = file(dir.path());
         let put = async |text| {
             tokio::select! {
-                seeded = put_seed(&config, text) => seeded.unwrap().what,
+                seeded = put_seed(&config, "", text) => seeded.unwrap().what,
                 () = gateway_looks(&store, dir.path()) => unreachable!("a gateway looks for ever"),
             }
         };
@@ -425,7 +448,7 @@ mod tests {
     async fn a_seed_that_nobody_takes_is_taken_back() {
         let dir = tempfile::tempdir().unwrap();
         let _held = FileStore::open(dir.path()).unwrap();
-        let seeded = put_seed(&file(dir.path()), "token").await.unwrap();
+        let seeded = put_seed(&file(dir.path()), "", "token").await.unwrap();
         assert_eq!(seeded.what, SeedOutcome::NotTaken);
         assert!(!seed::inbox(dir.path()).exists());
     }
@@ -434,7 +457,7 @@ mod tests {
     async fn what_is_no_seed_is_refused_without_repeating_it() {
         let dir = tempfile::tempdir().unwrap();
         for text in ["", "  \n", "hunter2 hunter2", "{\"hunter2\": 1}"] {
-            let error = put_seed(&file(&dir.path().join("state")), text).await.unwrap_err();
+            let error = put_seed(&file(&dir.path().join("state")), "", text).await.unwrap_err();
             assert!(error.is_input() && !format!("{error} {error:?}").contains("hunter2"), "{error}");
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was tried");

@@ -11,18 +11,6 @@ use tracing::warn;
 use super::store::{SealedRecord, TokenRecord};
 use crate::durable;
 
-/// Makes the journal's directory where it is missing (mode 0700): once, when the process starts. A store that others
-/// share needs it for nothing else, so the gateway goes on without it and says so.
-pub(super) fn make_room(directory: &Path) {
-    if let Err(error) = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory) {
-        warn!(
-            path = ?directory,
-            error = &error as &(dyn std::error::Error + 'static),
-            "token_store.path cannot be made: a pair that the store does not take will be in memory only"
-        );
-    }
-}
-
 /// One file that holds a pair while it is nowhere else but in memory.
 #[derive(Debug)]
 pub(super) struct Journal {
@@ -36,6 +24,23 @@ impl Journal {
         Self { path: directory.join("unsaved.json") }
     }
 
+    /// Makes the directory where it is missing (mode 0700): once, when the process starts. A store that others share
+    /// needs it for nothing else, so the gateway goes on without it and says so.
+    pub(super) fn make_room(&self) {
+        let directory = self.directory();
+        if let Err(error) = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory) {
+            warn!(
+                path = ?directory,
+                error = &error as &(dyn std::error::Error + 'static),
+                "token_store.path cannot be made: a pair that the store does not take will be in memory only"
+            );
+        }
+    }
+
+    fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("."))
+    }
+
     /// Where it is.
     pub(super) fn path(&self) -> &Path {
         &self.path
@@ -45,7 +50,10 @@ impl Journal {
     /// of the file, which may be the only trace of a living pair: it is never removed and never written over.
     pub(super) fn read(&self) -> Result<Option<TokenRecord>, String> {
         match fs::read(&self.path) {
-            Ok(bytes) => SealedRecord::open(&bytes).map(|(record, _)| Some(record)),
+            Ok(bytes) => match SealedRecord::open(&bytes) {
+                Ok((record, _)) => Ok(Some(record)),
+                Err(unreadable) => Err(unreadable.problem),
+            },
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(format!("it cannot be read: {error}")),
         }
@@ -53,7 +61,7 @@ impl Journal {
 
     /// Keeps a pair, durably. The disk may be the very thing that fails: then there is no more to be done.
     pub(super) fn write(&self, record: &TokenRecord) -> io::Result<()> {
-        let directory = self.path.parent().unwrap_or(Path::new("."));
+        let directory = self.directory();
         if self.read().is_err() {
             let aside = (1..).map(|number| directory.join(format!("unsaved.damaged-{number}.json")));
             let free = aside.into_iter().find(|path| !path.exists()).expect("numbers do not end");

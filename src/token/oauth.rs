@@ -14,14 +14,14 @@ use reqwest::{
     Method,
     header::{HeaderValue, SET_COOKIE},
 };
-use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 use url::form_urlencoded;
 
 use super::{failpoints::hurried, secret::Secret};
 use crate::{
     config::{self, GrantPlacement},
-    exchange::{self, Answer, Body, Connections, HttpClient, OnBehalf, Request, SetupError},
+    exchange::{self, Answer, Body, ConnectionReuse, HttpClient, OnBehalf, Request, SetupError},
     quota::{Purpose, Quota},
     telemetry::{
         Origin, Tracing,
@@ -151,7 +151,7 @@ impl TokenEndpoint {
             quota,
             metrics: tracing.metrics().clone(),
             // A kept connection could be closing just now, and the answer is the only copy of the new token.
-            http: HttpClient::new(central, Connections::Fresh, tracing)?.with_timeout(hurried(EXCHANGE_TIMEOUT)),
+            http: HttpClient::new(central, ConnectionReuse::Fresh, tracing)?.with_timeout(hurried(EXCHANGE_TIMEOUT)),
             client_id: credentials.client_id.clone(),
             client_secret_file: credentials.client_secret_file.clone(),
             placement: credentials.grant_placement,
@@ -165,11 +165,22 @@ impl TokenEndpoint {
 
     /// Asks for a new chain with user name and password: login, code, tokens. Central throttles this (a few in half an
     /// hour) and may lock the account; it is not for users of a single sign-on domain.
-    pub(super) async fn log_in(&self, login: &config::UserCredentials) -> Exchanged {
-        self.counted(match self.authorization_code(login).await {
+    /// An error: nothing has left this machine.
+    pub(super) async fn log_in(&self, login: &config::UserCredentials) -> Result<Exchanged, NotSent> {
+        let password = read_secret("credentials.password_file", &login.password_file).await?;
+        let body = json!({ "username": login.username, "password": password.expose() });
+        let answer = match self.login_step(LOGIN, &[("client_id", &self.client_id)], &[], &body).await {
+            Err(error @ NotSent::NotConnected(exchange::Error::NotConnected(_))) => return Err(error),
+            answer => answer,
+        };
+        let code = match answer {
+            Ok(answer) => self.authorization_code(&answer, login).await,
+            Err(not_sent) => Err(not_sent),
+        };
+        Ok(self.counted(match code {
             Ok(code) => self.exchange(("authorization_code", "code", &code), &[]).await,
             Err(not_sent) => Exchanged::NotSent(not_sent),
-        })
+        }))
     }
 
     fn counted(&self, exchanged: Exchanged) -> Exchanged {
@@ -225,20 +236,17 @@ impl TokenEndpoint {
         }
     }
 
-    /// The first two steps of a login.
-    async fn authorization_code(&self, login: &config::UserCredentials) -> Result<Secret, NotSent> {
+    /// The second step of a login, with the answer to the first.
+    async fn authorization_code(&self, answer: &Answer, login: &config::UserCredentials) -> Result<Secret, NotSent> {
         #[derive(Deserialize)]
         struct Code {
             auth_code: String,
         }
 
-        let password = read_secret("credentials.password_file", &login.password_file).await?;
-        let body = json!({ "username": login.username, "password": password.expose() });
-        let answer = self.login_step(LOGIN, &[("client_id", &self.client_id)], &[], &body).await?;
         // A wrong password can come as 200 with `"status": false`.
         let accepted =
             serde_json::from_slice::<Value>(&answer.body).is_ok_and(|body| body["status"] != Value::Bool(false));
-        let (Some(csrf), Some(session), true) = (cookie(&answer, "csrftoken"), cookie(&answer, "session"), accepted)
+        let (Some(csrf), Some(session), true) = (cookie(answer, "csrftoken"), cookie(answer, "session"), accepted)
         else {
             return Err(NotSent::LoginRefused { step: "the login", status: answer.status });
         };
@@ -298,7 +306,7 @@ fn cookie<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
 }
 
 /// What an answer of the token endpoint means.
-fn classify(answer: &Answer) -> Exchanged {
+pub(super) fn classify(answer: &Answer) -> Exchanged {
     #[derive(Deserialize)]
     struct OAuthRefusal {
         error: String,
@@ -322,7 +330,10 @@ fn classify(answer: &Answer) -> Exchanged {
                 "invalid_client" => Exchanged::ClientRefused,
                 "unsupported_grant_type" => Exchanged::GrantNotRead,
                 "invalid_grant" => Exchanged::TokenRefused,
-                "invalid_request" if refusal.error_description.contains("refresh_token") => Exchanged::TokenRefused,
+                // Exactly so: a verdict that nobody takes back is not read out of a part of other words.
+                "invalid_request" if refusal.error_description.trim_end_matches('.') == "Invalid refresh_token" => {
+                    Exchanged::TokenRefused
+                }
                 _ => unclear("a refusal of an unknown kind"),
             },
             Err(_) => unclear("a refusal that is not JSON"),
@@ -332,37 +343,33 @@ fn classify(answer: &Answer) -> Exchanged {
     }
 }
 
+/// The tokens exist nowhere else: wherever both are there, nothing that is wrong around them matters.
 fn read_pair(answer: &Answer) -> Result<Pair, &'static str> {
-    #[derive(Deserialize)]
-    struct Tokens {
-        access_token: String,
-        refresh_token: String,
-        #[serde(default)]
-        expires_in: Value,
-    }
-
-    let tokens: Tokens = match serde_json::from_slice(&answer.body) {
-        Ok(tokens) => tokens,
-        Err(_) if answer.complete => return Err("its body is not JSON with two tokens"),
-        // The tokens exist nowhere else: what is wrong behind them does not matter.
-        Err(_) => closed_early(&answer.body).ok_or("its body broke off before both tokens, or is too long")?,
+    let body = answer.body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&answer.body);
+    let first = serde_json::Deserializer::from_slice(body).into_iter::<Map<String, Value>>().next();
+    let fields = first.and_then(Result::ok).or_else(|| closed_early(body));
+    let token = |name| fields.as_ref().and_then(|fields| fields.get(name)?.as_str());
+    let Some((access_token, refresh_token)) = token("access_token").zip(token("refresh_token")) else {
+        let broke_off = "its body broke off before both tokens, or is too long";
+        return Err(if answer.complete { "its body is not JSON with two tokens" } else { broke_off });
     };
-    for token in [&tokens.access_token, &tokens.refresh_token] {
+    for token in [access_token, refresh_token] {
         // Checked here so that a token can always be sent in a header.
         if token.trim().is_empty() || HeaderValue::from_str(token).is_err() {
             return Err("a token in it is empty or holds impossible characters");
         }
     }
+    let expires_in = fields.as_ref().and_then(|fields| fields.get("expires_in"));
     Ok(Pair {
-        access_token: Secret::new(tokens.access_token),
-        refresh_token: Secret::new(tokens.refresh_token),
-        lifetime: lifetime(&tokens.expires_in),
+        access_token: Secret::new(access_token.to_owned()),
+        refresh_token: Secret::new(refresh_token.to_owned()),
+        lifetime: lifetime(expires_in.unwrap_or(&Value::Null)),
     })
 }
 
 /// An object that broke off, without the field that it broke off in. A string that is cut is no string, so no token is
 /// ever taken in part.
-fn closed_early<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
+fn closed_early(body: &[u8]) -> Option<Map<String, Value>> {
     /// More fields than any answer with tokens has.
     const MOST_FIELDS: usize = 16;
 
@@ -422,6 +429,7 @@ mod tests {
             (302, "", "unclear"),
             (400, r#"{"error":"invalid_request","error_description":"Invalid refresh_token"}"#, "token refused"),
             (400, r#"{"error":"invalid_grant"}"#, "token refused"),
+            (400, r#"{"error":"invalid_request","error_description":"Missing refresh_token"}"#, "unclear"),
             (
                 400,
                 r#"{"error":"invalid_client","error_description":"Invalid client authentication"}"#,
@@ -442,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn both_tokens_are_taken_whatever_is_wrong_behind_them() {
+    fn both_tokens_are_taken_whatever_is_wrong_around_them() {
         let table = [
             (r#"{"access_token":"a","refresh_token":"r"}"#, "pair"),
             (r#"{"access_token":"a","refresh_token":"r","expires_in":7200"#, "pair"),
@@ -454,8 +462,20 @@ mod tests {
             ("", "unclear"),
         ];
         for (body, expected) in table {
-            let cut = Answer { complete: false, ..answer(200, body) };
-            assert_eq!(kind(&cut), expected, "{body}");
+            for complete in [false, true] {
+                let cut = Answer { complete, ..answer(200, body) };
+                assert_eq!(kind(&cut), expected, "{body}");
+            }
+        }
+        for body in [
+            "\u{feff}{\"access_token\":\"a\",\"refresh_token\":\"r\"}",
+            r#"{"access_token":"a","refresh_token":"r"}{"access_token":"#,
+            r#"{"access_token":"a","refresh_token":"old","refresh_token":"r"}"#,
+            r#"{"access_token":"a","refresh_token":"r","expires_in":7200}<!-- proxy -->"#,
+        ] {
+            assert!(
+                matches!(classify(&answer(200, body)), Exchanged::Pair(pair) if pair.refresh_token.expose() == "r")
+            );
         }
     }
 

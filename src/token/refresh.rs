@@ -45,6 +45,8 @@ pub(super) struct Memory {
     pub is_exclusive: bool,
     /// The newest pair this process has seen.
     pub newest: Option<TokenRecord>,
+    /// The newest access token that Central answered with 401.
+    pub refused_token: Option<Secret>,
     /// Another process's intent (by its nonce), and when this process first saw it.
     pub foreign_intent: Option<(Uuid, Instant)>,
     /// Which generation the store last showed, and when.
@@ -128,7 +130,8 @@ pub(super) fn decide(
 
     let is_newer = match wanted {
         Wanted::Valid => true,
-        Wanted::NewerThan(generation) => record.generation > generation,
+        // Somebody may have gone back to the chain of the refused token, under a new number.
+        Wanted::NewerThan(generation) => record.generation > generation && record.access_token != memory.refused_token,
     };
     if is_newer && memory.remaining(record, now, wall) > Duration::ZERO {
         return RefreshStep::Adopt(record.clone());
@@ -144,8 +147,10 @@ pub(super) fn decide(
             }
             mine
         }
-        // Presented before under this very intent, without a clear answer.
-        Some(intent) if intent.owner == memory.owner => RefreshIntent { tries: intent.tries + 1, ..intent.clone() },
+        // Presented before under this very intent, without a clear answer. A new nonce: others' hold-off begins again.
+        Some(intent) if intent.owner == memory.owner => {
+            RefreshIntent { nonce, tries: intent.tries + 1, ..intent.clone() }
+        }
         Some(intent) if memory.is_exclusive || is_abandoned(intent, memory, now) => {
             RefreshIntent { suspect: true, tries: intent.tries + 1, ..mine }
         }
@@ -168,6 +173,11 @@ pub(super) fn to_save(
     for fingerprint in &stored.consumed_seeds {
         if !ours.consumed_seeds.contains(fingerprint) {
             ours.consumed_seeds.push(fingerprint.clone());
+        }
+    }
+    for refused in &stored.refused_seeds {
+        if !ours.refused_seeds.contains(refused) {
+            ours.refused_seeds.push(refused.clone());
         }
     }
     if stored.generation < newest.generation {
@@ -278,6 +288,7 @@ mod tests {
             lifetime: Duration::from_secs(100),
             refresh_token: Secret::new("r".to_owned()),
             consumed_seeds: Vec::new(),
+            refused_seeds: Vec::new(),
             intent: None,
             replaced: None,
         }
@@ -293,6 +304,7 @@ mod tests {
             central: "https://right.test/".to_owned(),
             is_exclusive: true,
             newest: newest.map(record),
+            refused_token: None,
             foreign_intent: None,
             last_shown: None,
             received_after: None,
@@ -395,17 +407,18 @@ mod tests {
         let kept = TokenRecord { generation: 7, replaced: ours.living_chain(), ..seeded.clone() };
         assert_eq!(saved(Some(seeded.clone())), Some(kept.clone()), "a seed of the same generation");
         assert_eq!(saved(Some(kept.clone())), None, "once");
-        assert_eq!(kept.gone_back().unwrap().refresh_token, ours.refresh_token);
+        assert_eq!(kept.gone_back("").unwrap().refresh_token, ours.refresh_token);
 
         let presented = TokenRecord { intent: Some(intent(DEAD, 6, false, 1)), ..seeded.clone() };
         let kept = TokenRecord { intent: Some(intent(DEAD, 7, false, 1)), ..kept };
         assert_eq!(saved(Some(presented)), Some(kept), "its owner goes on");
 
-        let back = seeded.gone_back().unwrap();
+        let back = seeded.gone_back("").unwrap();
         assert_eq!(back.refresh_token, spent);
+        let refused_seeds = back.refused_seeds.clone();
         assert_eq!(
             saved(Some(back)),
-            Some(TokenRecord { generation: 8, ..ours.clone() }),
+            Some(TokenRecord { generation: 8, refused_seeds, ..ours.clone() }),
             "the seed was refused already"
         );
         let working = TokenRecord { replaced: None, ..seeded };
@@ -431,6 +444,26 @@ mod tests {
             RefreshStep::Wait(nonce),
             "another intent than the one that was seen"
         );
+    }
+
+    #[test]
+    fn who_presents_again_is_left_alone_for_another_hold_off() {
+        let mine = with(RefreshIntent { nonce: Uuid::from_u128(9), ..intent(ME, 5, true, 1) });
+        let step = decide(Some(&mine), &memory(None), Wanted::NewerThan(5), Instant::now(), at(1_001), NONCE);
+        assert_eq!(step, claimed(true, 2), "under a nonce that nobody has seen");
+    }
+
+    #[test]
+    fn a_chain_that_was_gone_back_to_is_no_newer_than_its_token() {
+        let refused_token = record(5).access_token;
+        let memory = Memory { refused_token: refused_token.clone(), ..memory(Some(5)) };
+        let step = |record: &TokenRecord| {
+            decide(Some(record), &memory, Wanted::NewerThan(5), Instant::now(), at(1_001), NONCE)
+        };
+        let back = RefreshIntent { generation: 7, ..intent(ME, 7, false, 1) };
+        assert_eq!(step(&record(7)), RefreshStep::Claim(TokenRecord { intent: Some(back), ..record(7) }));
+        let other = TokenRecord { access_token: Some(Secret::new("b".to_owned())), ..record(7) };
+        assert_eq!(step(&other), RefreshStep::Adopt(other));
     }
 
     #[test]

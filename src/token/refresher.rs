@@ -30,16 +30,20 @@ use tracing::error;
 use uuid::Uuid;
 
 use super::{
-    AccessToken, Condition, Error,
+    AccessToken, Condition, Error, RefresherHandle,
     failpoints::{hurried, wall_clock},
     journal::Journal,
     oauth::TokenEndpoint,
     refresh::{self, Memory, Wanted},
     secret::Secret,
     seed, serves,
-    store::{self, TokenStore},
+    store::{self, TokenStore, Version},
 };
-use crate::{config, telemetry::Origin};
+use crate::{
+    config,
+    durable::Files,
+    telemetry::{Origin, log::with_causes},
+};
 
 /// How often seed files, and a store that others write too, are read: a new seed is adopted within 5 s.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
@@ -62,12 +66,13 @@ pub(super) struct TokenRequest {
 /// Holds everything about the account's tokens.
 pub(super) struct TokenRefresher {
     store: TokenStore,
-    journal: Journal,
+    journal: Files<Journal>,
     endpoint: TokenEndpoint,
     login: Option<config::UserCredentials>,
     /// Where a person may put a new refresh token: the mounted file, and the inbox of `token seed`.
     seed_file: Option<PathBuf>,
-    inbox: seed::Inbox,
+    inbox: Files<seed::Inbox>,
+    inbox_places: [PathBuf; 2],
     /// Files that hold no seed, and when they were changed: each is told once per change.
     malformed: HashMap<PathBuf, Option<SystemTime>>,
     current: Arc<ArcSwapOption<AccessToken>>,
@@ -75,11 +80,19 @@ pub(super) struct TokenRefresher {
     condition: watch::Sender<Condition>,
     /// The process ends: finish what is on its way, and begin nothing.
     stop: CancellationToken,
+    /// The process is being replaced: seeds are for others.
+    no_seeds: CancellationToken,
+    /// Why the store does not take a seed that is there.
+    seed_not_taken: Option<Error>,
+    /// A refresh token that Central refuses, and since when this process knows.
+    refused_since: Option<(Secret, Instant)>,
     memory: Memory,
     /// The refresh token that the newest pair replaced.
     spent: Option<Secret>,
     /// Whether the newest pair is in the store.
     is_saved: bool,
+    /// The newest pair is to be written beside the store, which does not take it.
+    is_journal_due: bool,
     /// The last failure, and when it is worth trying again: shared by all requests until then.
     failure: Option<(Error, Instant)>,
     failures: u32,
@@ -89,6 +102,8 @@ pub(super) struct TokenRefresher {
     refused: Option<u64>,
     /// Central refuses the refresh token, and no login has healed that so far.
     is_lost: bool,
+    /// The damaged record of the last look.
+    damaged: Option<Version>,
     /// How often the refresh task failed by a bug.
     panics: u32,
     /// When the current token is due for renewal.
@@ -114,6 +129,11 @@ impl Trouble {
         Self { is_the_stores: true, ..Self::later(wait, cause) }
     }
 
+    /// A seed is there, and the store does not take it.
+    fn seed_not_taken(error: &Error) -> Self {
+        Self { error: error.clone(), wait: hurried(CHECK_EVERY), is_the_stores: true }
+    }
+
     /// It does not pass by itself.
     fn lasting(wait: Duration, error: Error) -> Self {
         Self { error, wait, is_the_stores: false }
@@ -128,46 +148,44 @@ impl TokenRefresher {
         current: Arc<ArcSwapOption<AccessToken>>,
         requests: mpsc::UnboundedReceiver<TokenRequest>,
         condition: watch::Sender<Condition>,
-        stop: CancellationToken,
+        handle: &RefresherHandle,
     ) -> Self {
-        let journal = Journal::new(&config.token_store.path);
-        // A pair that an earlier process could not store is the newest there is, until the store shows a newer one.
-        let unsaved = journal.read().unwrap_or_else(|problem| {
-            error!(
-                file = ?journal.path(),
-                problem,
-                "a pair of tokens that an earlier process could not store cannot be read back; the file is left as it is"
-            );
-            None
-        });
+        let inbox = seed::Inbox::new(&config.token_store.path);
         Self {
             memory: Memory {
                 owner: Uuid::new_v4(),
                 central: config.central.base_url.to_string(),
                 is_exclusive: store.is_exclusive(),
-                newest: unsaved.clone(),
+                newest: None,
+                refused_token: None,
                 foreign_intent: None,
                 last_shown: None,
                 received_after: None,
             },
             spent: None,
-            is_saved: unsaved.is_none(),
+            is_saved: true,
+            is_journal_due: false,
             store,
-            journal,
+            journal: Files::new(Journal::new(&config.token_store.path)),
             endpoint,
             login: config.credentials.login.clone(),
             seed_file: config.credentials.refresh_token_file.clone(),
-            inbox: seed::Inbox::new(&config.token_store.path),
+            inbox_places: inbox.places(),
+            inbox: Files::new(inbox),
             malformed: HashMap::new(),
             current,
             requests,
             condition,
-            stop,
+            stop: handle.stop.clone(),
+            no_seeds: handle.no_seeds.clone(),
+            seed_not_taken: None,
+            refused_since: None,
             failure: None,
             failures: 0,
             is_store_failing: false,
             refused: None,
             is_lost: false,
+            damaged: None,
             panics: 0,
             renew_at: Instant::now(),
         }
@@ -176,6 +194,7 @@ impl TokenRefresher {
     /// Keeps the tokens until it is told to stop. A panic is a bug, and must not cost what only this process may hold: ending would
     /// lose a pair that could not be stored. So memory is kept, the record is read anew, and the refresh task goes on.
     pub(super) async fn run(mut self) {
+        self.recall().await;
         let mut waiting = Vec::new();
         while unless_it_panics(Box::pin(self.work(&mut waiting))).await.is_err() {
             self.panics += 1;
@@ -183,8 +202,34 @@ impl TokenRefresher {
             error!(?pause, "the token refresh task failed by a bug, and begins again after a pause");
             // An exchange may have been under way, so our own intent is now that of a process that died: suspect.
             self.memory.owner = Uuid::new_v4();
-            sleep(pause).await;
+            let stop = self.stop.clone();
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = stop.cancelled() => {}
+            }
         }
+    }
+
+    /// A pair that an earlier process could not store is the newest there is, until the store shows a newer one.
+    async fn recall(&mut self) {
+        let read = self.journal.work(|journal| {
+            journal.make_room();
+            journal.read().map_err(|problem| (journal.path().to_owned(), problem))
+        });
+        let (file, problem) = match read.await {
+            Ok(Ok(unsaved)) => {
+                self.is_saved = unsaved.is_none();
+                self.memory.newest = unsaved;
+                return;
+            }
+            Ok(Err(told)) => told,
+            Err(error) => (PathBuf::from("token_store.path"), error.to_string()),
+        };
+        error!(
+            ?file,
+            problem,
+            "a pair of tokens that an earlier process could not store cannot be read back; the file is left as it is"
+        );
     }
 
     async fn work(&mut self, waiting: &mut Vec<TokenRequest>) {
@@ -231,13 +276,16 @@ impl TokenRefresher {
             }
             self.answer(waiting);
             self.show_condition();
+            // Not before those who wait have their answer: it may be the very disk that is slow.
+            self.write_journal().await;
         }
         // A pair that is nowhere but here is worth every second that we are given; one that the journal holds is found
         // again, and worth some.
         let stopped = Instant::now();
         while !self.is_saved {
             self.save().await;
-            let is_found_again = matches!(self.journal.read(), Ok(Some(_)));
+            self.write_journal().await;
+            let is_found_again = matches!(self.journal.work(Journal::read).await, Ok(Ok(Some(_))));
             if self.is_saved || (is_found_again && stopped.elapsed() > TRIES_AFTER_JOURNAL) {
                 break;
             }
@@ -252,6 +300,9 @@ impl TokenRefresher {
         let refused =
             waiting.iter().filter(|request| !self.is_hopeless(request)).filter_map(|request| request.refused).max();
         self.refused = self.refused.max(refused);
+        if let Some(token) = self.current.load().as_ref().filter(|token| Some(token.generation) <= self.refused) {
+            self.memory.refused_token = Some(token.secret.clone());
+        }
     }
 
     /// Whether it is time to do something about the token.
@@ -298,11 +349,8 @@ impl TokenRefresher {
     fn fail(&mut self, Trouble { error, wait, is_the_stores }: Trouble) {
         self.failures += 1;
         self.is_store_failing = is_the_stores;
-        let is_news = match &self.failure {
-            Some((before, _)) => std::mem::discriminant(before) != std::mem::discriminant(&error),
-            None => true,
-        };
-        if is_news {
+        // By all that is said of it: two causes may share their outermost words.
+        if self.failure.as_ref().is_none_or(|(before, _)| with_causes(before) != with_causes(&error)) {
             error!(
                 error = &error as &(dyn StdError + 'static),
                 has_valid_token = self.has_valid_token(),

@@ -2,7 +2,7 @@
 //! gateway that holds the store.
 
 use std::{
-    io,
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -22,8 +22,8 @@ use crate::durable;
 /// None: there is no such file, or it is empty.
 ///
 /// A problem is told in words that hold nothing of the file.
-pub(super) async fn read(path: &Path) -> Result<Option<Secret>, &'static str> {
-    match tokio::fs::read_to_string(path).await {
+pub(super) fn read(path: &Path) -> Result<Option<Secret>, &'static str> {
+    match fs::read_to_string(path) {
         Ok(text) => parse(&text),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Err("it is not text"),
@@ -43,16 +43,18 @@ pub(super) enum Adoption {
 
 /// Makes a seed the record's refresh token, unless it was adopted before. Its fingerprint is stored with it, before
 /// anybody presents it. `newest_seen` is the newest record the caller knows of: the store may have gone backwards, or
-/// have lost its record, and a spent seed must not be taken for a new one then.
+/// have lost its record, and a spent seed must not be taken for a new one then. A seed that another Central than this one
+/// refused is new.
 pub(super) async fn adopt(
     store: &TokenStore,
     seed: &Secret,
+    central: &str,
     newest_seen: Option<&TokenRecord>,
 ) -> Result<Adoption, Error> {
     loop {
         let LoadedRecord { record, version } = store.load().await?;
         let known = [record.as_ref(), newest_seen];
-        if known.iter().flatten().any(|record| record.consumed_seeds.contains(&seed.fingerprint())) {
+        if known.iter().flatten().any(|record| record.knows_seed(&seed.fingerprint(), central)) {
             return Ok(Adoption::AlreadyKnown);
         }
         // The token that lives now is no seed, and it will be none once it is spent.
@@ -81,6 +83,9 @@ pub(super) async fn adopt(
             lifetime: Duration::ZERO,
             refresh_token: seed.clone(),
             consumed_seeds,
+            refused_seeds: newest.map_or_else(Vec::new, |record| {
+                record.refused_seeds.iter().filter(|refused| refused.seed != seed.fingerprint()).cloned().collect()
+            }),
             intent: None,
             replaced: newest.and_then(TokenRecord::living_chain),
         };
@@ -98,7 +103,10 @@ fn with(consumed_seeds: &[Fingerprint], seed: &Secret) -> Vec<Fingerprint> {
 /// Whether the seed was adopted before. The refresh token that lives now counts too: to adopt it again would make a
 /// gateway that presents it at this moment throw the successor away.
 pub(super) fn knows(record: &TokenRecord, seed: &Secret) -> bool {
-    record.consumed_seeds.contains(&seed.fingerprint()) || record.refresh_token == *seed
+    let fingerprint = seed.fingerprint();
+    record.consumed_seeds.contains(&fingerprint)
+        || record.refused_seeds.iter().any(|refused| refused.seed == fingerprint)
+        || record.refresh_token == *seed
 }
 
 /// Where a gateway that holds the store of this directory looks for a seed, besides its seed file: it adopts what is
@@ -128,17 +136,17 @@ impl Inbox {
 
     /// Removes a seed that was found in one of the places and that the record knows now. What has come into its place
     /// meanwhile stays for the next look.
-    pub(super) async fn clear(&self, place: &Path, known: &Secret) {
+    pub(super) fn clear(&self, place: &Path, known: &Secret) {
         if place == self.handed_over {
-            if matches!(read(&self.taken).await, Ok(Some(_))) {
+            if matches!(read(&self.taken), Ok(Some(_))) {
                 return; // not looked at yet
             }
-            let _ = tokio::fs::rename(&self.handed_over, &self.taken).await;
+            let _ = fs::rename(&self.handed_over, &self.taken);
         }
-        if let Ok(Some(seed)) = read(&self.taken).await
+        if let Ok(Some(seed)) = read(&self.taken)
             && seed == *known
         {
-            let _ = tokio::fs::remove_file(&self.taken).await;
+            let _ = fs::remove_file(&self.taken);
         }
     }
 }
@@ -175,7 +183,7 @@ pub(super) fn parse(text: &str) -> Result<Option<Secret>, &'static str> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt as _};
+    use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
     use crate::token::store::FileStore;
@@ -198,6 +206,8 @@ mod tests {
         }
     }
 
+    const HERE: &str = "https://central.test/";
+
     fn adopted(adoption: Adoption) -> TokenRecord {
         match adoption {
             Adoption::Adopted(record) => record,
@@ -211,51 +221,56 @@ mod tests {
         let store = TokenStore::File(FileStore::open(dir.path()).unwrap());
         let [zero, one, two] = ["zero", "one", "two"].map(|text| Secret::new(text.to_owned()));
 
-        let first = adopted(adopt(&store, &one, None).await.unwrap());
+        let first = adopted(adopt(&store, &one, HERE, None).await.unwrap());
         assert_eq!((first.generation, &first.refresh_token, &first.access_token), (1, &one, &None));
         assert_eq!(store.load().await.unwrap().record.as_ref(), Some(&first));
-        assert!(matches!(adopt(&store, &one, None).await.unwrap(), Adoption::AlreadyKnown));
+        assert!(matches!(adopt(&store, &one, HERE, None).await.unwrap(), Adoption::AlreadyKnown));
 
         let seen = TokenRecord { generation: 7, consumed_seeds: vec![zero.fingerprint()], ..first.clone() };
         assert!(
-            matches!(adopt(&store, &zero, Some(&seen)).await.unwrap(), Adoption::AlreadyKnown),
+            matches!(adopt(&store, &zero, HERE, Some(&seen)).await.unwrap(), Adoption::AlreadyKnown),
             "the store forgot it"
         );
-        let second = adopted(adopt(&store, &two, Some(&seen)).await.unwrap());
+        let second = adopted(adopt(&store, &two, HERE, Some(&seen)).await.unwrap());
         assert_eq!(second.generation, 8, "above what the process has seen");
         assert_ne!(second.family, first.family);
         assert_eq!(second.consumed_seeds, [one.fingerprint(), zero.fingerprint(), two.fingerprint()]);
-        assert!(matches!(adopt(&store, &one, None).await.unwrap(), Adoption::AlreadyKnown), "for ever");
-        assert_eq!(adopted(adopt(&store, &Secret::new("three".to_owned()), None).await.unwrap()).generation, 9);
+        assert!(matches!(adopt(&store, &one, HERE, None).await.unwrap(), Adoption::AlreadyKnown), "for ever");
+        assert_eq!(adopted(adopt(&store, &Secret::new("three".to_owned()), HERE, None).await.unwrap()).generation, 9);
 
         // A chain that gave tokens is kept until the seed that replaces it has worked, however many seeds that takes.
         let LoadedRecord { record, version } = store.load().await.unwrap();
         let good = TokenRecord { access_token: Some(Secret::new("works".to_owned())), ..record.unwrap() };
         store.cas(version, good.clone()).await.unwrap();
-        adopted(adopt(&store, &Secret::new("typo".to_owned()), None).await.unwrap());
-        let second_typo = adopted(adopt(&store, &Secret::new("typo again".to_owned()), None).await.unwrap());
-        let back = second_typo.gone_back().expect("there is a chain to go back to");
+        adopted(adopt(&store, &Secret::new("typo".to_owned()), HERE, None).await.unwrap());
+        let second_typo = adopted(adopt(&store, &Secret::new("typo again".to_owned()), HERE, None).await.unwrap());
+        let back = second_typo.gone_back(HERE).expect("there is a chain to go back to");
         assert_eq!((&back.refresh_token, &back.family), (&good.refresh_token, &good.family));
         assert_eq!(back.generation, second_typo.generation + 1, "newer than what it takes the place of");
-        assert_eq!(back.consumed_seeds, second_typo.consumed_seeds, "no seed is tried again");
-        assert_eq!(first.gone_back(), None);
+        let typo = second_typo.refresh_token.fingerprint();
+        assert!(
+            back.knows_seed(&typo, HERE) && !back.knows_seed(&typo, "https://right.test/"),
+            "one Central's verdict"
+        );
+        assert!(second_typo.consumed_seeds.iter().all(|seed| back.knows_seed(seed, HERE)), "no seed is tried again");
+        assert_eq!(first.gone_back(HERE), None);
 
         // What lives now is no seed.
         let LoadedRecord { record, version } = store.load().await.unwrap();
         let living = Secret::new("living".to_owned());
         store.cas(version, TokenRecord { refresh_token: living.clone(), ..record.unwrap() }).await.unwrap();
-        assert!(matches!(adopt(&store, &living, None).await.unwrap(), Adoption::AlreadyKnown));
+        assert!(matches!(adopt(&store, &living, HERE, None).await.unwrap(), Adoption::AlreadyKnown));
     }
 
-    #[tokio::test]
-    async fn what_is_handed_over_is_whole_and_private() {
+    #[test]
+    fn what_is_handed_over_is_whole_and_private() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("seed.next"), "left by a crash").unwrap();
         for text in ["a-long-one", "short"] {
             let seed = Secret::new(text.to_owned());
             hand_over(dir.path(), &seed).unwrap();
             let path = inbox(dir.path());
-            assert_eq!(read(&path).await.unwrap(), Some(seed));
+            assert_eq!(read(&path).unwrap(), Some(seed));
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);

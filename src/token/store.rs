@@ -24,11 +24,16 @@ use uuid::Uuid;
 
 #[cfg(feature = "kubernetes-store")]
 use self::kubernetes::KubernetesStore;
-pub(crate) use self::operations::{OperationStore, StoredOperation};
+pub(crate) use self::operations::{Keeping, OperationStore, StoredOperation};
 #[cfg(feature = "redis-store")]
 use self::redis::RedisStore;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) use self::sealed::read_record;
 pub(crate) use self::usage::{StoredUsage, UsageStore, UsageWrite};
-pub(super) use self::{file::FileStore, sealed::SealedRecord};
+pub(super) use self::{
+    file::FileStore,
+    sealed::{SealedRecord, Unreadable},
+};
 use super::secret::{Fingerprint, Secret};
 use crate::config;
 
@@ -58,11 +63,24 @@ pub(super) struct TokenRecord {
     pub refresh_token: Secret,
     /// The seeds that were adopted, so that a seed put in place again is not presented again.
     pub consumed_seeds: Vec<Fingerprint>,
+    /// Seeds that were refused by one Central and may be good at another: they are not among the adopted ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused_seeds: Vec<RefusedSeed>,
     /// Who is about to spend the refresh token.
     pub intent: Option<RefreshIntent>,
     /// The chain that a seed is to replace, until the seed has worked: a mistyped seed must not cost a living chain.
     #[serde(default)]
     pub replaced: Option<TokenChain>,
+}
+
+/// A seed that does not work at one place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RefusedSeed {
+    /// Recognises it.
+    pub seed: Fingerprint,
+    /// The address that was asked.
+    pub by: String,
 }
 
 /// A chain of tokens that is not in use but may be gone back to.
@@ -98,8 +116,17 @@ impl TokenRecord {
         })
     }
 
-    /// The record that goes back to the chain this one was to replace; none if there is none.
-    pub(super) fn gone_back(&self) -> Option<Self> {
+    /// Whether the seed was adopted before, or refused by this Central: it is not to be presented (again).
+    pub(super) fn knows_seed(&self, seed: &Fingerprint, central: &str) -> bool {
+        self.consumed_seeds.contains(seed)
+            || self.refused_seeds.iter().any(|refused| refused.seed == *seed && refused.by == central)
+    }
+
+    /// The record that goes back to the chain this one was to replace; none if there is none. The verdict about its seed
+    /// is that of one Central.
+    pub(super) fn gone_back(&self, central: &str) -> Option<Self> {
+        let seed = self.refresh_token.fingerprint();
+        let refused = RefusedSeed { seed: seed.clone(), by: central.to_owned() };
         let TokenChain { family, access_token, received_at, lifetime, refresh_token } = self.replaced.clone()?;
         Some(Self {
             schema: self.schema,
@@ -109,7 +136,8 @@ impl TokenRecord {
             received_at,
             lifetime,
             refresh_token,
-            consumed_seeds: self.consumed_seeds.clone(),
+            consumed_seeds: self.consumed_seeds.iter().filter(|known| **known != seed).cloned().collect(),
+            refused_seeds: self.refused_seeds.iter().cloned().chain([refused]).collect(),
             intent: None,
             replaced: None,
         })
@@ -163,7 +191,7 @@ impl RefreshIntent {
 
 /// Which state of the record was read: `cas` succeeds only if it is still the one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Version(String);
+pub struct Version(String);
 
 /// The record as it was read, if there is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -199,10 +227,13 @@ pub(super) enum TokenStore {
 impl TokenStore {
     /// Opens what the configuration chose. A server need not be there yet; a file store must not be held by another
     /// process.
-    #[allow(clippy::unused_async)] // in a build without servers to ask
     pub(super) async fn open(config: &config::TokenStore) -> Result<Self, Error> {
         match &config.kind {
-            config::StoreKind::File => FileStore::open(&config.path).map(Self::File),
+            config::StoreKind::File => {
+                let path = config.path.clone();
+                let opened = tokio::task::spawn_blocking(move || FileStore::open(&path)).await;
+                opened.expect("opening does not panic, and nobody cancels it").map(Self::File)
+            }
             #[cfg(feature = "redis-store")]
             config::StoreKind::Redis(settings) => RedisStore::open(settings).map(Self::Redis),
             #[cfg(feature = "kubernetes-store")]
@@ -259,6 +290,29 @@ impl TokenStore {
         }
     }
 
+    /// Whether the server is the one that it was: one that has just taken another's place may lack its last write.
+    pub(super) fn is_settled(&self) -> bool {
+        match self {
+            Self::File(_) => true,
+            #[cfg(feature = "redis-store")]
+            Self::Redis(store) => store.is_settled(),
+            #[cfg(feature = "kubernetes-store")]
+            Self::Kubernetes(_) => true,
+        }
+    }
+
+    /// Why nothing can be written just now; none: it can be, as far as can be told without writing.
+    #[allow(clippy::unused_async)] // in a build without servers to ask
+    pub(super) async fn write_problem(&self) -> Option<Error> {
+        match self {
+            Self::File(_) => None,
+            #[cfg(feature = "redis-store")]
+            Self::Redis(_) => None,
+            #[cfg(feature = "kubernetes-store")]
+            Self::Kubernetes(store) => store.rehearse().await.err(),
+        }
+    }
+
     /// Whether this process alone can hold the store, so that the intent of another owner is that of a dead one.
     pub(super) fn is_exclusive(&self) -> bool {
         match self {
@@ -268,6 +322,13 @@ impl TokenStore {
             #[cfg(feature = "kubernetes-store")]
             Self::Kubernetes(_) => false,
         }
+    }
+}
+
+impl Error {
+    /// Of a record that cannot be used: what may be overwritten by whoever holds the living pair is told as such.
+    fn of_record(unusable: Self, unreadable: &Unreadable, version: Version) -> Self {
+        if unreadable.is_damaged { Self::Damaged { version, unusable: Box::new(unusable) } } else { unusable }
     }
 }
 
@@ -283,10 +344,19 @@ pub enum Error {
         /// The directory.
         path: std::path::PathBuf,
     },
-    /// The record is there but cannot be understood. It is never overwritten.
+    /// One of the next three, and what is there is half a record: whoever holds the living pair puts it in its place.
+    #[error("{unusable}")]
+    Damaged {
+        /// To be given to `cas`.
+        version: Version,
+        /// What is said of it.
+        unusable: Box<Error>,
+    },
+    /// The record is there but cannot be understood.
     #[error(
-        "the token record {path:?} cannot be used: {problem}; it was left as it is. Move it away and put a new \
-         refresh token in place, or restore the previous record beside it"
+        "the token record {path:?} cannot be used: {problem}; it was left as it is. A gateway that holds the pair \
+         writes it anew; where none does, move the file away and put a new refresh token in place, or restore the \
+         previous record beside it"
     )]
     Unusable {
         /// The file.
@@ -296,14 +366,26 @@ pub enum Error {
     },
     /// The same under a key of a Redis server.
     #[error(
-        "the token record under the key {key:?} {store} cannot be used: {problem}; it was left as it is. Restore its \
-         value, or delete the key and put a new refresh token in place"
+        "the token record under the key {key:?} {store} cannot be used: {problem}; it was left as it is. A gateway \
+         that holds the pair writes it anew; where none does, restore the value, or delete the key and put a new \
+         refresh token in place"
     )]
     UnusableKey {
         /// The key.
         key: String,
         /// Which server, without secrets.
         store: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The same in a Kubernetes Secret.
+    #[error(
+        "the token record in the {secret} cannot be used: {problem}; it was left as it is. A gateway that holds the \
+         pair writes it anew; where none does, delete the Secret and put a new refresh token in place"
+    )]
+    UnusableSecret {
+        /// The Secret.
+        secret: String,
         /// What is wrong with it.
         problem: String,
     },

@@ -215,9 +215,17 @@ async fn answer(cluster: Arc<Cluster>, request: Request<Incoming>) -> io::Result
         Some(Fault::Delay(delay)) => sleep(delay).await,
         _ => {}
     }
+    let kept = parts.uri.query().is_some_and(|query| query.contains("dryRun=All")).then(|| {
+        let state = cluster.state();
+        (state.revision, state.secrets.clone())
+    });
     let mut response = store(&cluster, verb, namespace, name, &body);
     if matches!(fault, Some(Fault::Twice)) {
         response = store(&cluster, verb, namespace, name, &body);
+    }
+    if let Some((revision, secrets)) = kept {
+        let mut state = cluster.state();
+        (state.revision, state.secrets) = (revision, secrets);
     }
     match fault {
         Some(Fault::HangAfter) => std::future::pending().await,

@@ -15,7 +15,7 @@ use tonic::Code;
 
 use crate::{
     admin::{page, page_when, value},
-    commands::{Ran, run},
+    commands::{Ran, command, run},
     custody::storage::{Mounted, fill},
     support::{Gateway, PATIENCE, Process, channel, config, customer, include, sandbox},
 };
@@ -318,5 +318,50 @@ async fn what_was_never_sent_is_not_in_the_trail() {
     gateway.send(crate::support::everyone()).await.unwrap_err();
     let found = records(gateway.state.path());
     assert_eq!(found.len(), 1, "the file's first record alone: {found:#?}");
+    gateway.stop().await;
+}
+
+/// SIGXFSZ, of a write past RLIMIT_FSIZE, would end the process.
+#[tokio::test]
+async fn nothing_is_sent_while_files_may_not_grow() {
+    let sandbox = sandbox().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut process = Process::serve(&sandbox, dir.path(), &[]).await;
+    let mut client = LicensingServiceClient::new(channel(process.address).await);
+    client.unassign_licenses(include(&[&customer(&sandbox, 0)])).await.expect("files may grow");
+    process.limit_file_size(Some(1));
+    sandbox.clear_calls();
+    let refused = client.unassign_licenses(include(&[&customer(&sandbox, 1)])).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    assert_eq!(sandbox.unassign_calls().len(), 0, "nothing was sent");
+    let line = process.line("the audit trail cannot be written: no changes are made until it can").await;
+    assert!(line["error"].as_str().unwrap().contains("File too large"), "{line}");
+    process.limit_file_size(None);
+    client.unassign_licenses(include(&[&customer(&sandbox, 1)])).await.expect("files may grow again");
+    process.terminate();
+    assert!(process.exit().await.0.success());
+    is_whole(dir.path());
+}
+
+#[tokio::test]
+async fn a_trail_that_cannot_be_shown_is_told() {
+    let sandbox = sandbox().await;
+    let gateway = Gateway::start(&sandbox).await;
+    for index in 0..3 {
+        gateway.unassign(&customer(&sandbox, index)).await.unwrap();
+    }
+    let path = gateway.state.path().join("audit");
+    let path = path.to_str().unwrap();
+    for arguments in [
+        &["audit", "show", "--path", path, "--json"][..],
+        &["audit", "show", "--path", path],
+        &["audit", "verify", "--path", path],
+        &["check-config", "--list"],
+    ] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let ran = Ran::from(command(arguments).stdout(full).output().unwrap());
+        assert_eq!(ran.code, 1, "{arguments:?}: {}", ran.err);
+        assert!(ran.err.contains("standard output cannot be written: No space left"), "{arguments:?}: {}", ran.err);
+    }
     gateway.stop().await;
 }

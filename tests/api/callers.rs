@@ -3,6 +3,7 @@
 pub mod authority;
 mod certificates;
 mod credentials;
+mod ids;
 pub mod issuer;
 mod keys;
 mod tokens;
@@ -12,7 +13,7 @@ use std::{fs, path::Path};
 
 use central_sandbox::{Fault, Operation, Sandbox};
 use license_gateway::{
-    config::{self, CallerRules, Names, Policy, WhichCaller},
+    config::{self, AllowedNames, CallerRules, Policy, WhichCaller},
     license::CustomerId,
     proto::{ListServicesRequest, UnassignLicensesRequest, licensing_service_client::LicensingServiceClient},
 };
@@ -84,7 +85,8 @@ async fn callers_from_the_network_need_an_identity_unless_anonymous_ones_are_wan
 async fn nothing_is_sent_for_what_the_policy_does_not_allow() {
     let sandbox = sandbox().await;
     let (mine, other) = (customer(&sandbox, 0), customer(&sandbox, 1));
-    let only_mine = CallerRules { customers: Names::Only([CustomerId::new(mine.clone()).unwrap()].into()), ..anyone() };
+    let only_mine =
+        CallerRules { customers: AllowedNames::Only([CustomerId::new(mine.clone()).unwrap()].into()), ..anyone() };
     let gateway = gateway(&sandbox, vec![only_mine]).await;
     let failure = gateway.send(include(&[&mine, &other])).await.unwrap_err();
     denied(&failure);

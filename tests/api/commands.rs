@@ -15,9 +15,10 @@ use license_gateway::{
     proto::{
         AutoLicensing, AutoLicensingPolicy, Customer, DeviceCount, GetOperationRequest, GetOperationResponse,
         HeldDevice, ListCustomersRequest, ListCustomersResponse, ListOperationsRequest, ListOperationsResponse,
-        ListServicesRequest, ListServicesResponse, PartialOutcome, PreviewUnassignLicensesRequest,
-        PreviewUnassignLicensesResponse, PreviewWarning, PreviewWarningCode, ReleaseState, ScopeKind, Service,
-        UnassignLicensesRequest, UnassignLicensesResponse, WatchEnd, WatchReleaseRequest, WatchReleaseResponse,
+        ListServicesRequest, ListServicesResponse, Operation, OperationFailure, OperationOutcome, OperationState,
+        PartialOutcome, PreviewUnassignLicensesRequest, PreviewUnassignLicensesResponse, PreviewWarning,
+        PreviewWarningCode, ReleaseState, ScopeKind, Service, UnassignLicensesRequest, UnassignLicensesResponse,
+        WatchEnd, WatchReleaseRequest, WatchReleaseResponse, get_operation_request,
         health::{
             HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
             health_check_response::ServingStatus,
@@ -25,6 +26,7 @@ use license_gateway::{
         },
         licensing_service_server::{LicensingService, LicensingServiceServer},
         unassign_licenses_request::Scope,
+        watch_release_request,
     },
 };
 use prost::Message as _;
@@ -177,29 +179,53 @@ impl LicensingService for Canned {
         Ok(Response::new(ListServicesResponse { services, fetched_at }))
     }
 
-    async fn get_operation(&self, _: Request<GetOperationRequest>) -> Result<Response<GetOperationResponse>, Status> {
-        Err(Status::unimplemented("not needed here"))
+    async fn get_operation(
+        &self,
+        request: Request<GetOperationRequest>,
+    ) -> Result<Response<GetOperationResponse>, Status> {
+        (self.answer)()?;
+        let operation = match request.into_inner().id {
+            Some(get_operation_request::Id::OperationId(id)) => Operation { operation_id: id, ..half_done() },
+            Some(get_operation_request::Id::RequestId(id)) => Operation { request_id: id, ..half_done() },
+            None => return Err(Status::invalid_argument("no id")),
+        };
+        Ok(Response::new(GetOperationResponse { operation: Some(operation) }))
     }
 
     async fn list_operations(
         &self,
-        _: Request<ListOperationsRequest>,
+        request: Request<ListOperationsRequest>,
     ) -> Result<Response<ListOperationsResponse>, Status> {
-        Err(Status::unimplemented("not needed here"))
+        (self.answer)()?;
+        let is_first = request.into_inner().page_token.is_empty();
+        let running = Operation {
+            operation_id: "o2".to_owned(),
+            state: OperationState::Running.into(),
+            scope: ScopeKind::AllCustomers.into(),
+            ..Operation::default()
+        };
+        Ok(Response::new(ListOperationsResponse {
+            operations: vec![if is_first { running } else { half_done() }],
+            next_page_token: if is_first { "next".to_owned() } else { String::new() },
+        }))
     }
 
     type WatchReleaseStream = ReceiverStream<Result<WatchReleaseResponse, Status>>;
 
     async fn watch_release(
         &self,
-        _: Request<WatchReleaseRequest>,
+        request: Request<WatchReleaseRequest>,
     ) -> Result<Response<Self::WatchReleaseStream>, Status> {
         (self.answer)()?;
+        let resume_token = match request.into_inner().scope {
+            Some(watch_release_request::Scope::OperationId(id)) => id,
+            _ => "AQ".to_owned(),
+        };
         let (out, updates) = tokio::sync::mpsc::channel(2);
         let first = WatchReleaseResponse {
             state: ReleaseState::Watching.into(),
             customer_count: 2,
-            resume_token: "AQ".to_owned(),
+            resume_token,
             ..WatchReleaseResponse::default()
         };
         let held = HeldDevice { serial: "SN1".to_owned(), customer_id: "c1".to_owned() };
@@ -252,6 +278,34 @@ impl Health for Canned {
 
     async fn watch(&self, _: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
         Err(Status::unimplemented("not needed here"))
+    }
+}
+
+/// One of two customers.
+fn half_done() -> Operation {
+    let time = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+    Operation {
+        operation_id: OPERATION.to_owned(),
+        request_id: "r1".to_owned(),
+        state: OperationState::Done.into(),
+        outcome: OperationOutcome::Partial.into(),
+        scope: ScopeKind::IncludeCustomers.into(),
+        services: vec!["advanced_ap".to_owned()],
+        customer_count: Some(2),
+        applied_customer_ids: vec!["c1".to_owned()],
+        unknown_customer_ids: vec!["c2".to_owned()],
+        call_count: 3,
+        create_time: time(1_790_000_000),
+        send_time: time(1_790_000_001),
+        end_time: time(1_790_000_002),
+        failure: Some(OperationFailure {
+            reason: "CENTRAL_INTERNAL".to_owned(),
+            message: "away\u{1b}".to_owned(),
+            code: 13,
+            http_status: Some(500),
+        }),
+        reason: "TICKET-42".to_owned(),
+        ..Operation::default()
     }
 }
 
@@ -376,7 +430,8 @@ fn applied_unassignment_is_one_json_object() {
         ran.json(),
         json!({
             "ok": true, "outcome": "applied", "operation_id": OPERATION, "scope": "include_customers",
-            "customer_count": 2, "resolved_customer_count": null, "services": ["advanced_ap"], "call_count": 1, "release": null,
+            "customer_count": 2, "resolved_customer_count": null, "services": ["advanced_ap"], "call_count": 1, "replayed": false,
+            "release": null,
         })
     );
     assert_eq!(ran.code, 0);
@@ -796,6 +851,70 @@ fn a_watch_ends_with_what_was_seen() {
     let ran = gateway.run(&[&["unassign", "--json", "--wait=1m", "--refuse-auto-licensing"], &scope[..]].concat());
     assert_eq!((ran.code, ran.json()["release"].clone()), (4, seen));
     assert_eq!(gateway.request().auto_licensing(), AutoLicensingPolicy::Refuse);
+}
+
+#[test]
+fn a_watch_of_an_operation_needs_nothing_else_and_takes_nothing_else() {
+    let gateway = Gateway::answering(accepted);
+    let ran = gateway.run(&["watch", "--operation", OPERATION, "--json"]);
+    assert_eq!((ran.code, &ran.json()["resume_token"]), (4, &json!(OPERATION)), "{}", ran.err);
+    let wrong: [&[&str]; 4] = [
+        &["watch"],
+        &["watch", "--service", "s"],
+        &["watch", "--operation", OPERATION, "--service", "s"],
+        &["watch", "--operation", OPERATION, "--include", "c1"],
+    ];
+    for arguments in wrong {
+        assert_eq!(gateway.run(arguments).code, 64, "{arguments:?}");
+    }
+}
+
+#[test]
+fn operations_are_listed_page_by_page_and_one_is_shown_whole() {
+    let gateway = Gateway::answering(accepted);
+    let ran = gateway.run(&["operations"]);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    assert!(ran.out.contains("running") && ran.out.contains("all"), "{}", ran.out);
+    assert!(ran.out.contains("partial") && ran.out.contains("2 operation(s)"), "{}", ran.out);
+    let listed = gateway.run(&["operations", "--json"]).json();
+    let ids: Vec<_> = listed["operations"].as_array().unwrap().iter().map(|one| one["operation_id"].clone()).collect();
+    assert_eq!(ids, ["o2", OPERATION]);
+    assert!(listed["operations"][0]["outcome"].is_null() && listed["operations"][1]["applied_customer_ids"].is_null());
+    assert_eq!(
+        gateway.run(&["operations", "--limit", "1", "--json"]).json()["operations"].as_array().unwrap().len(),
+        1
+    );
+
+    let whole = json!({
+        "ok": true,
+        "operation": {
+            "operation_id": OPERATION, "request_id": "r1", "state": "DONE", "outcome": "partial",
+            "scope": "include_customers", "services": ["advanced_ap"], "customer_count": 2,
+            "resolved_customer_count": null, "call_count": 3, "reason": "TICKET-42",
+            "create_time": "2026-09-21T14:13:20Z", "send_time": "2026-09-21T14:13:21Z",
+            "end_time": "2026-09-21T14:13:22Z",
+            "failure": {"reason": "CENTRAL_INTERNAL", "message": "away\u{1b}", "http_status": 500},
+            "applied_customer_ids": ["c1"], "not_applied_customer_ids": [], "unknown_customer_ids": ["c2"],
+            "excluded_customer_ids": [], "customer_ids_omitted": false,
+        },
+    });
+    assert_eq!(gateway.run(&["operations", "show", OPERATION, "--json"]).json(), whole);
+    let ran = gateway.run(&["operations", "show", "--request-id", "r7"]);
+    assert!(ran.out.contains("r7") && ran.out.contains("c2  "), "{}", ran.out);
+    assert!(!ran.out.contains('\u{1b}'), "{}", ran.out);
+    for arguments in [&["operations", "show"][..], &["operations", "show", "x", "--request-id", "y"]] {
+        assert_eq!(gateway.run(arguments).code, 64, "{arguments:?}");
+    }
+    let ran = Gateway::answering(|| Err(Status::unavailable("away"))).run(&["operations", "--json"]);
+    assert_eq!((ran.code, &ran.json()["outcome"]), (1, &json!("not_applied")));
+}
+
+#[test]
+fn a_request_id_is_sent_and_a_recorded_answer_is_said_to_be_one() {
+    let gateway = Gateway::answering(|| accepted().map(|answer| UnassignLicensesResponse { replayed: true, ..answer }));
+    let ran = gateway.run(&[CLOSED, &["--request-id", "r1"]].concat());
+    assert!(ran.code == 0 && ran.out.contains("nothing was sent"), "{}", ran.out);
+    assert_eq!(gateway.request().request_id, "r1");
 }
 
 #[test]

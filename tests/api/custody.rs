@@ -158,7 +158,7 @@ async fn shows_entry(channel: &Channel, service: &str, expected: ServingStatus) 
 
 /// Which refresh tokens were presented, oldest first, as the sandbox's fingerprints. Needs a gateway that puts the
 /// grant into the query: that is recorded whatever becomes of the call.
-fn presented(sandbox: &Sandbox) -> Vec<String> {
+pub fn presented(sandbox: &Sandbox) -> Vec<String> {
     let exchanges = sandbox.token_exchanges();
     let refresh_token = |(name, value): &(String, String)| (name.as_str() == "refresh_token").then(|| value.clone());
     exchanges.iter().map(|call| call.query.iter().find_map(refresh_token).expect("a refresh")).collect()

@@ -134,22 +134,23 @@ async fn a_list_is_fetched_by_one_for_all_and_kept() {
 async fn callers_see_the_customers_that_they_may_work_on() {
     let sandbox = sandbox().await;
     let (a, b) = (customer(&sandbox, 0), customer(&sandbox, 1));
-    let only =
-        |ids: &[&String]| config::Names::Only(ids.iter().map(|id| CustomerId::new((*id).clone()).unwrap()).collect());
-    let rules = |rpcs: &[config::Rpc], customers| config::CallerRules {
+    let only = |ids: &[&String]| {
+        config::AllowedNames::Only(ids.iter().map(|id| CustomerId::new((*id).clone()).unwrap()).collect())
+    };
+    let rules = |rpcs: &[config::RpcName], customers| config::CallerRules {
         rpcs: rpcs.iter().copied().collect(),
         customers,
         max_reads_per_hour: 1,
         ..config::CallerRules::everything(config::WhichCaller::Anonymous)
     };
-    let lists = rules(&[config::Rpc::ListCustomers], only(&[&a, &b]));
+    let lists = rules(&[config::RpcName::ListCustomers], only(&[&a, &b]));
     let gateway = Gateway::start_with(&sandbox, |config| config.policy.callers = vec![lists]).await;
     let page = all(&gateway).await.unwrap();
     assert_eq!((names(&page), page.total_size), (vec!["Alpine Hotels", "Borealis Retail"], 2));
     gateway.stop().await;
 
     let sandbox = crate::support::sandbox().await;
-    let others = rules(&[config::Rpc::ListServices, config::Rpc::UnassignLicenses], config::Names::Any);
+    let others = rules(&[config::RpcName::ListServices, config::RpcName::UnassignLicenses], config::AllowedNames::Any);
     let gateway = Gateway::start_with(&sandbox, |config| config.policy.callers = vec![others]).await;
     let failure = all(&gateway).await.unwrap_err();
     assert_eq!((failure.code, failure.reason.as_str()), (Code::PermissionDenied, "POLICY_DENIED"));

@@ -16,6 +16,8 @@ mod commands;
 mod custody;
 mod customers;
 mod departures;
+#[cfg(feature = "tests-with-redis")]
+mod failover;
 mod failures;
 mod hostile;
 #[cfg(feature = "failpoints")]
@@ -45,3 +47,4 @@ mod tokens;
 mod traces;
 mod truth;
 mod views;
+mod wrong;

@@ -1,5 +1,12 @@
 //! Repeats of a request act at most once, and operations are told: on one gateway, after a restart, on another replica.
 
+#[cfg(feature = "failpoints")]
+mod killed;
+#[cfg(feature = "kubernetes-store")]
+mod kubernetes;
+#[cfg(feature = "tests-with-redis")]
+mod redis;
+
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use central_sandbox::{Fault, Operation as OfSandbox, Sandbox};
@@ -199,140 +206,4 @@ async fn the_deadline_of_a_repeat_holds_and_the_one_of_a_caller_who_left_does_no
     assert_eq!(Some(answer.operation_id), metadata(&failure, "operation_id"));
     assert_eq!(sandbox.unassign_calls().len(), 1);
     gateway.stop().await;
-}
-
-#[cfg(feature = "tests-with-redis")]
-mod replicas {
-    use license_gateway::config;
-
-    use super::*;
-    use crate::{redis_server::RedisServer, shared_store::redis};
-
-    async fn replica(sandbox: &Sandbox, server: &RedisServer) -> Gateway {
-        let kind = redis(server);
-        let change = |config: &mut config::Config| config.token_store.kind = kind;
-        let gateway = Gateway::start_with(sandbox, change).await;
-        gateway.ready().await;
-        gateway
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn an_id_runs_once_whatever_replica_is_asked_and_both_tell_of_it() {
-        let (sandbox, server) = (sandbox().await, RedisServer::start());
-        let gateways = [Arc::new(replica(&sandbox, &server).await), Arc::new(replica(&sandbox, &server).await)];
-        for _ in 0..10 {
-            sandbox.clear_calls();
-            let (id, who) = (new_id(), customer(&sandbox, 0));
-            let mut asking = JoinSet::new();
-            for n in 0..20 {
-                let (gateway, request) = (Arc::clone(&gateways[n % 2]), with_id(&id, &[&who]));
-                asking.spawn(async move { ask(&gateway, request).await.expect("applied") });
-            }
-            let answers = asking.join_all().await;
-            assert_eq!(answers.iter().filter(|answer| !answer.replayed).count(), 1);
-            assert_eq!(sandbox.unassign_calls().len(), 1);
-            for gateway in &gateways {
-                let told = by_request(gateway, &id).await.unwrap();
-                assert_eq!(
-                    (told.operation_id.as_str(), told.outcome()),
-                    (answers[0].operation_id.as_str(), OperationOutcome::Applied)
-                );
-                let reused = ask(gateway, with_id(&id, &[&customer(&sandbox, 1)])).await.unwrap_err();
-                assert_eq!(reused.reason, "REQUEST_ID_REUSED");
-            }
-        }
-        for gateway in &gateways {
-            let request = ListOperationsRequest { page_size: 500, page_token: String::new() };
-            let page = gateway.client().list_operations(request).await.unwrap().into_inner();
-            assert_eq!(page.operations.len(), 10, "of both");
-        }
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn without_the_store_nothing_is_sent_and_the_id_is_free_when_it_is_back() {
-        let (sandbox, mut server) = (sandbox().await, RedisServer::start());
-        let gateway = replica(&sandbox, &server).await;
-        let (id, who) = (new_id(), customer(&sandbox, 0));
-        server.kill();
-        for request in [with_id(&id, &[&who]), include(&[&who])] {
-            let failure = ask(&gateway, request).await.unwrap_err();
-            let told = (failure.code, failure.reason.as_str(), failure.outcome.as_str());
-            assert_eq!(told, (Code::Unavailable, "OPERATIONS_UNAVAILABLE", "not_applied"));
-        }
-        assert!(sandbox.unassign_calls().is_empty());
-        server.run();
-        assert!(!ask(&gateway, with_id(&id, &[&who])).await.unwrap().replayed);
-        assert_eq!(sandbox.unassign_calls().len(), 1);
-        gateway.stop().await;
-    }
-}
-
-#[cfg(feature = "failpoints")]
-mod killed {
-    use license_gateway::proto::licensing_service_client::LicensingServiceClient;
-
-    use super::*;
-    use crate::support::{Process, channel, unlimited};
-
-    /// What a repeat finds after a kill at a moment.
-    #[derive(Debug, PartialEq, Eq)]
-    enum Repeat {
-        /// Nothing had been sent, and it runs.
-        Runs,
-        /// It may have been sent.
-        IsUnknown,
-        /// The recorded answer.
-        IsReplayed,
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_kill_at_every_moment_around_the_send_leaves_at_most_one_call_and_a_true_answer() {
-        let moments = [
-            ("change: about to claim", Repeat::Runs),
-            ("change: claimed", Repeat::Runs),
-            ("change: intended", Repeat::IsUnknown),
-            ("change: answered", Repeat::IsUnknown),
-            ("change: recorded", Repeat::IsReplayed),
-        ];
-        let sandbox = Sandbox::start(unlimited().with_generated_customers(1)).await.unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let moment_file = dir.path().join("moment");
-        let more = [("LICENSE_GATEWAY_FAILPOINTS_MOMENT_FILE", moment_file.to_str().unwrap())];
-        for (moment, expected) in moments {
-            for _ in 0..3 {
-                sandbox.clear_calls();
-                let (id, who) = (new_id(), customer(&sandbox, 0));
-                std::fs::write(&moment_file, moment).unwrap();
-                let mut process = Process::serve(&sandbox, dir.path(), &more).await;
-                let mut client = LicensingServiceClient::new(channel(process.address).await);
-                let call = tokio::spawn({
-                    let request = with_id(&id, &[&who]);
-                    async move { client.unassign_licenses(request).await }
-                });
-                process.said("stopped at a failpoint").await;
-                process.kill().await;
-                call.abort();
-                std::fs::remove_file(&moment_file).unwrap();
-                sandbox.wait_until_idle().await;
-                let before = sandbox.unassign_calls().len();
-
-                let process = Process::serve(&sandbox, dir.path(), &more).await;
-                let mut client = LicensingServiceClient::new(channel(process.address).await);
-                let repeat = client.unassign_licenses(with_id(&id, &[&who])).await.map_err(Failure::from);
-                let found = match &repeat {
-                    Ok(answer) if answer.get_ref().replayed => Repeat::IsReplayed,
-                    Ok(_) => Repeat::Runs,
-                    Err(failure) => {
-                        let told = (failure.code, failure.reason.as_str(), failure.outcome.as_str());
-                        assert_eq!(told, (Code::Unknown, "GATEWAY_CRASHED", "unknown"), "{moment}");
-                        Repeat::IsUnknown
-                    }
-                };
-                assert_eq!(found, expected, "{moment}");
-                assert!(sandbox.unassign_calls().len() <= 1, "{moment}");
-                assert_eq!(before, usize::from(["change: answered", "change: recorded"].contains(&moment)), "{moment}");
-                process.kill().await;
-            }
-        }
-    }
 }

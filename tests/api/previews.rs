@@ -128,7 +128,7 @@ async fn a_preview_is_checked_as_the_change_would_be() {
     gateway.stop().await;
 
     let looks_only = config::CallerRules {
-        rpcs: [config::Rpc::PreviewUnassignLicenses].into(),
+        rpcs: [config::RpcName::PreviewUnassignLicenses].into(),
         ..config::CallerRules::everything(config::WhichCaller::Anonymous)
     };
     let sandbox = crate::support::sandbox().await;

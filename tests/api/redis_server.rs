@@ -107,6 +107,20 @@ impl RedisServer {
         assert_eq!(&answer, b"+OK\r\n", "{command}");
     }
 
+    /// Puts a value under a key.
+    #[allow(dead_code)] // the tests of the store itself have no use for it
+    pub(crate) fn set(&self, key: &str, value: &[u8]) {
+        let mut stream = UnixStream::connect(self.socket()).expect("it runs");
+        stream.set_read_timeout(Some(READY_WITHIN)).expect("a time-out");
+        let mut command = format!("*3\r\n$3\r\nSET\r\n${}\r\n{key}\r\n${}\r\n", key.len(), value.len()).into_bytes();
+        command.extend_from_slice(value);
+        command.extend_from_slice(b"\r\n");
+        stream.write_all(&command).expect("it listens");
+        let mut answer = [0; 5];
+        stream.read_exact(&mut answer).expect("it answers");
+        assert_eq!(&answer, b"+OK\r\n", "SET {key}");
+    }
+
     /// Every write that it has taken, oldest first, as its append-only file tells it: commands with their arguments.
     #[allow(dead_code)] // the tests of the store itself have no use for it
     pub(crate) fn writes(&self) -> Vec<Vec<Vec<u8>>> {

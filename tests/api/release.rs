@@ -140,6 +140,21 @@ async fn whatever_page_central_gives_every_device_is_seen() {
     }
 }
 
+/// A customer with more devices than 100 pages of the shortest kind hold.
+#[tokio::test(start_paused = true)]
+async fn many_devices_in_short_pages_are_a_matter_of_calls() {
+    let mut settings = Settings { inventory_page: InventoryPage::CappedAt(50), ..unlimited() };
+    let one = settings.customers[0].devices[0].clone();
+    settings.customers[0].devices =
+        (0..5_500).map(|n| central_sandbox::Device { serial: format!("M{n:05}"), ..one.clone() }).collect();
+    let (sandbox, gateway) = start(settings).await;
+    let wanted = watch(&include(&[&customer(&sandbox, 0)]));
+    let last = end(&gateway, WatchReleaseRequest { max_calls: 115, ..wanted }).await;
+    assert_eq!((last.state(), last.end()), (ReleaseState::StillHeld, WatchEnd::CallsUsed));
+    assert_eq!(last.held_device_count, 5_500);
+    gateway.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_msps_own_devices_count_where_they_are_sure_to_be_in_scope() {
     let (sandbox, gateway) = start(unlimited()).await;
@@ -232,6 +247,64 @@ async fn a_gateway_that_stops_ends_its_watches_at_once() {
     stopped.await.unwrap();
 }
 
+#[tokio::test]
+async fn a_caller_who_loses_the_right_loses_the_watch() {
+    use license_gateway::proto::licensing_service_client::LicensingServiceClient;
+
+    use crate::support::{Process, channel, config_file};
+
+    let sandbox = Sandbox::start(Settings { completion_stalls_after: Some(0), ..slow(0) }).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = config_file(&sandbox, dir.path());
+    let mut process = Process::serve_file(&file, &[]).await;
+    let mut client = LicensingServiceClient::new(channel(process.address).await);
+    let mut updates = client.watch_release(watch(&include(&[&customer(&sandbox, 0)]))).await.unwrap().into_inner();
+    updates.message().await.unwrap().expect("it watches");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let without = text.replace("\"WatchRelease\", ", "").replace(", \"WatchRelease\"", "");
+    assert_ne!(text, without);
+    std::fs::write(file.with_extension("new"), without).unwrap();
+    std::fs::rename(file.with_extension("new"), &file).unwrap();
+    process.line("a new policy holds").await;
+    let failure = loop {
+        match timeout(crate::support::PATIENCE, updates.message()).await.expect("an end") {
+            Ok(message) => drop(message.expect("an end with a word")),
+            Err(status) => break Failure::from(status),
+        }
+    };
+    assert_eq!((failure.code, failure.reason.as_str()), (Code::PermissionDenied, "POLICY_DENIED"));
+}
+
+/// A stream is measured when it ends, and as what it ended.
+#[tokio::test(start_paused = true)]
+async fn a_watch_is_measured_by_its_end() {
+    use crate::admin::page;
+
+    let (sandbox, gateway) = start(Settings { completion_stalls_after: Some(0), ..slow(0) }).await;
+    let one = watch(&include(&[&customer(&sandbox, 0)]));
+    let measured = async || {
+        let (_, metrics) = page(gateway.admin, "/metrics").await;
+        let of_watches = |line: &&str| {
+            line.starts_with("rpc_server_call_duration_seconds_count") && line.contains("LicensingService/WatchRelease")
+        };
+        metrics.lines().filter(of_watches).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let mut updates = begin(&gateway, one.clone()).await.unwrap();
+    updates.message().await.unwrap();
+    assert_eq!(measured().await, Vec::<String>::new());
+    drop(updates);
+    while measured().await.is_empty() {
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(measured().await[0].contains("CANCELLED"), "{:?}", measured().await);
+    end(&gateway, WatchReleaseRequest { max_calls: 2, ..one }).await;
+    while measured().await.len() < 2 {
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(measured().await.iter().any(|line| line.contains("\"OK\"")), "{:?}", measured().await);
+    gateway.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn watches_hold_nobody_up() {
     let sandbox = Sandbox::start(Settings::default().with_generated_customers(3_000)).await.unwrap();
@@ -308,7 +381,7 @@ async fn a_deadline_ends_a_watch_also_while_central_is_silent() {
 async fn a_watch_is_checked_counted_and_allowed_like_a_preview() {
     let sandbox = Sandbox::start(Settings { completion_stalls_after: Some(0), ..slow(0) }).await.unwrap();
     let rules = config::CallerRules {
-        rpcs: [config::Rpc::WatchRelease].into(),
+        rpcs: [config::RpcName::WatchRelease].into(),
         scopes: [config::ScopeKind::Include].into(),
         max_reads_per_hour: 5,
         ..config::CallerRules::everything(config::WhichCaller::Anonymous)

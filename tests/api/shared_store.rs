@@ -88,6 +88,30 @@ async fn a_record_that_redis_forgets_is_put_back_at_once() {
     assert_eq!(sandbox.token_exchanges().len(), 2, "each refresh token is presented once");
 }
 
+/// Somebody's script writes over the key. Both replicas hold the pair.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_is_damaged_in_redis_is_written_anew_by_whoever_holds_the_pair() {
+    let (sandbox, server) = (sandbox().await, RedisServer::start());
+    let mut gateways = Vec::new();
+    for _ in 0..2 {
+        let kind = redis(&server);
+        let gateway = Gateway::start_with(&sandbox, |config| config.token_store.kind = kind).await;
+        gateway.ready().await;
+        gateways.push(gateway);
+    }
+    server.command("SET license-gateway:token damaged");
+    sandbox.revoke_access_token();
+    for gateway in gateways {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while let Err(failure) = gateway.unassign(&customer(&sandbox, 0)).await {
+            assert!(Instant::now() < deadline, "nobody writes it anew: {failure:?}");
+            sleep(Duration::from_millis(50)).await;
+        }
+        gateway.stop().await;
+    }
+    assert_eq!(sandbox.token_exchanges().len(), 2, "each refresh token is presented once");
+}
+
 /// A person seeds while the answer to an exchange is on its way: the seed is of no use, and the pair that comes is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mistyped_seed_in_the_middle_of_an_exchange_does_not_cost_the_chain() {

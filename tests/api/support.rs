@@ -219,6 +219,7 @@ pub fn config(sandbox: &Sandbox, dir: &Path) -> config::Config {
             max_wait: Duration::from_secs(10),
             ca_file: None,
             proxy_url: None,
+            unread_proxies: Vec::new(),
             allow_plaintext: true,
             allow_open_scopes: false,
         },
@@ -437,6 +438,13 @@ impl Process {
         self.signal(rustix::process::Signal::TERM);
     }
 
+    /// Lets it write no file beyond this size, or lets it again.
+    pub fn limit_file_size(&self, most: Option<u64>) {
+        let pid = rustix::process::Pid::from_child(self.child.as_ref().expect("it runs"));
+        let limit = rustix::process::Rlimit { current: most, maximum: None };
+        rustix::process::prlimit(Some(pid), rustix::process::Resource::Fsize, limit).expect("it runs");
+    }
+
     fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(self.child.as_ref().expect("it runs"));
         rustix::process::kill_process(pid, signal).expect("it runs");
@@ -496,4 +504,18 @@ fn config_toml(config: &config::Config) -> String {
         config.token_store.path.display(),
         audit_path(config).display(),
     )
+}
+
+/// What kubectl would need to reach this API server.
+#[cfg(feature = "kubernetes-store")]
+pub fn kubeconfig(api: &crate::api_server::ApiServer, dir: &Path) -> PathBuf {
+    let path = dir.join("kubeconfig");
+    let text = serde_json::json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "here",
+        "clusters": [{"name": "here", "cluster": {"server": format!("http://{}", api.address)}}],
+        "users": [{"name": "person", "user": {"token": crate::api_server::BEARER}}],
+        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "person", "namespace": "gateway"}}],
+    });
+    std::fs::write(&path, text.to_string()).unwrap();
+    path
 }

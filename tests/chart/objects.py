@@ -125,7 +125,7 @@ def nothing_owns_the_token_secret():
 def rights_are_the_smallest():
     rendered = template(ci("two-gateways"))
     role, binding = rendered.one("Role"), rendered.one("RoleBinding")
-    names = ["license-gateway-token", "license-gateway-token-usage"]
+    names = [f"license-gateway-token{end}" for end in ("", "-usage", "-operations")]
     assert role["rules"] == [
         {"apiGroups": [""], "resources": ["secrets"], "resourceNames": names, "verbs": ["get", "update"]},
         {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
@@ -144,7 +144,11 @@ def rights_are_the_smallest():
         == "tokens"
         == elsewhere.one("RoleBinding")["metadata"]["namespace"]
     )
-    assert elsewhere.one("Role")["rules"][0]["resourceNames"] == ["central-token", "central-token-usage"]
+    assert elsewhere.one("Role")["rules"][0]["resourceNames"] == [
+        "central-token",
+        "central-token-usage",
+        "central-token-operations",
+    ]
     assert elsewhere.one("RoleBinding")["subjects"][0]["namespace"] == "msp"
     for name in ("one-gateway", "redis", "sandbox"):
         other = template(ci(name))

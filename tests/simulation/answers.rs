@@ -5,7 +5,7 @@ use prost::Message as _;
 use tonic::{Response, Status};
 use tonic_types::StatusExt as _;
 
-use crate::record::{Answer, Parts};
+use crate::record::{About, Answer, Parts};
 
 /// The answer to a change.
 pub fn answer(result: Result<Response<UnassignLicensesResponse>, Status>) -> Answer {
@@ -14,6 +14,21 @@ pub fn answer(result: Result<Response<UnassignLicensesResponse>, Status>) -> Ans
         return Answer::Bare(format!("{:?}: {}", status.code(), status.message()));
     };
     Answer::Failed { code: format!("{:?}", status.code()), reason, outcome, parts: parts(&status) }
+}
+
+/// The operation that an answer is about, as it says itself.
+pub fn about(result: &Result<Response<UnassignLicensesResponse>, Status>) -> Option<About> {
+    match result {
+        Ok(response) => {
+            let UnassignLicensesResponse { operation_id, replayed, .. } = response.get_ref();
+            Some(About { operation: operation_id.clone(), is_replayed: *replayed })
+        }
+        Err(status) => {
+            let info = status.get_error_details().error_info().cloned()?;
+            let is_replayed = info.metadata.get("replayed").is_some_and(|replayed| replayed == "true");
+            Some(About { operation: info.metadata.get("operation_id").cloned()?, is_replayed })
+        }
+    }
 }
 
 /// A failure in a few words.

@@ -1,5 +1,6 @@
 //! Judges a run by what Central saw and the audit trail says. Pure: a record goes in, broken promises come out.
 
+mod ids;
 mod limits;
 mod matching;
 mod outcomes;
@@ -26,6 +27,8 @@ pub enum Promise {
     Scope,
     /// What is not known not to have happened is not sent again.
     Once,
+    /// An id of a request acts once, for its caller alone, and its repeats are told what became of it.
+    Ids,
     /// Every call has its intents in the trail before it.
     Intent,
     /// The trail contradicts neither Central nor the callers, and every intent gets one outcome.
@@ -68,6 +71,7 @@ pub fn judge(record: &Record) -> Vec<Broken> {
     outcomes::told(record, &matched, &mut broken);
     outcomes::scope(record, &matched, &mut broken);
     outcomes::once(record, &matched, &mut broken);
+    ids::judge(record, &matched, &mut broken);
     outcomes::trail(record, &matched, &mut broken);
     timing::deadlines(record, &mut broken);
     timing::fairness(record, &matched, &mut broken);

@@ -5,7 +5,7 @@ use central_sandbox::{Applied, Ending, Operation};
 use crate::{
     judge::{Promise, judge},
     plan::{Event, Plan},
-    record::{Answer, Asked, Happened, Record, Seen, What},
+    record::{About, Answer, Asked, Happened, Record, Seen, What},
     story, world,
 };
 
@@ -22,7 +22,11 @@ fn not_applied() -> Answer {
     }
 }
 
-const LIES: [(&str, Promise, Lie); 14] = [
+fn is_replayed(asked: &Asked) -> bool {
+    asked.about.as_ref().is_some_and(|about| about.is_replayed)
+}
+
+const LIES: [(&str, Promise, Lie); 16] = [
     ("what was applied is called not_applied", Promise::Told, |record| {
         record
             .asked
@@ -68,6 +72,24 @@ const LIES: [(&str, Promise, Lie); 14] = [
             return true;
         }
         false
+    }),
+    ("two requests of a caller that both acted have one id", Promise::Ids, |record| {
+        let acted = |asked: &&mut Asked| asked.answer == Answer::Applied;
+        let mut applied: Vec<_> = record.asked.iter_mut().filter(acted).filter(|one| !is_replayed(one)).collect();
+        let Some(first) = applied.pop() else { return false };
+        let Some(second) = applied.iter_mut().find(|one| one.request.caller == first.request.caller) else {
+            return false;
+        };
+        let id = Some(uuid::Uuid::from_u128(7));
+        (first.request.request_id, second.request.request_id) = (id, id);
+        true
+    }),
+    ("a repeat is told of another request", Promise::Ids, |record| {
+        let other = record.asked.iter().filter(|one| one.answer == Answer::Applied && !is_replayed(one));
+        let other = other.map(|one| (one.request.request_id, one.about.clone())).next();
+        let Some((id, Some(about))) = other else { return false };
+        let repeat = record.asked.iter_mut().find(|one| is_replayed(one) && one.request.request_id != id);
+        repeat.map(|repeat| repeat.about = Some(About { is_replayed: true, ..about })).is_some()
     }),
     ("a call before its intent", Promise::Intent, |record| {
         record.calls.iter_mut().find(|seen| seen.is_change()).map(|seen| seen.trail_bytes = 0).is_some()

@@ -3,11 +3,13 @@
 //! All of it is drawn before anything runs, so that the same seed has the same plan whatever the gateway does.
 
 mod faults;
+mod ids;
 
 use std::time::Duration;
 
 use central_sandbox::Fault;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
+use uuid::Uuid;
 
 /// Milliseconds of simulated time.
 pub type Ms = u64;
@@ -97,6 +99,8 @@ pub struct Request {
     pub deadline: Option<Ms>,
     /// The caller drops the RPC so long after sending it.
     pub departs_after: Option<Ms>,
+    /// Other requests may have the same one: repeats of it, and whoever uses it for something else.
+    pub request_id: Option<Uuid>,
 }
 
 /// Whom it is about: names of customers.
@@ -152,7 +156,21 @@ impl Plan {
         for life in 0..count {
             lives.push(chance.life(&central, &gateway, &callers, &mut named, life + 1 == count));
         }
+        // Every other seed, so that the others stay what they were.
+        if !seed.is_multiple_of(2) {
+            chance.ids(&mut lives, callers.len());
+        }
         Self { seed, central, gateway, callers, lives }
+    }
+}
+
+/// By time, and never two in the same millisecond: which of two connections is read first is the kernel's to say.
+fn in_order(requests: &mut [Request]) {
+    requests.sort_by_key(|request| request.at);
+    let mut earliest = 0;
+    for request in requests {
+        request.at = request.at.max(earliest);
+        earliest = request.at + 1;
     }
 }
 
@@ -230,13 +248,7 @@ impl Chance {
                 requests.push(self.request(format!("r{named}"), at, central, callers, &favourite));
             }
         }
-        requests.sort_by_key(|request| request.at);
-        // Never two in the same millisecond: which of two connections is read first is the kernel's to say.
-        let mut earliest = 0;
-        for request in &mut requests {
-            request.at = request.at.max(earliest);
-            earliest = request.at + 1;
-        }
+        in_order(&mut requests);
         let mut events = Vec::new();
         for _ in 0..self.below(4) {
             events.push((self.from(0..5_000), self.event(callers.len(), central)));
@@ -279,7 +291,7 @@ impl Chance {
         let deadline = *self.of(&DEADLINES);
         let departs_after = self.once_in(7).then(|| self.from(0..1_500));
         let services = if self.once_in(4) { self.services() } else { favourite.to_vec() };
-        Request { name, caller, at, scope, services, bound, deadline, departs_after }
+        Request { name, caller, at, scope, services, bound, deadline, departs_after, request_id: None }
     }
 
     /// Some customers, now and then one that Central does not know.

@@ -27,8 +27,18 @@ pub struct Asked {
     /// The customers of the preview that it is bound to.
     pub shown: Option<BTreeSet<String>>,
     pub answer: Answer,
+    /// The operation that the answer is about.
+    pub about: Option<About>,
     /// When the answer came, or the caller left, or all ended.
     pub answered_at: Ms,
+}
+
+/// Which operation an answer is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    pub operation: String,
+    /// By its own word it is the recorded answer of an earlier request.
+    pub is_replayed: bool,
 }
 
 /// What a caller was told.

@@ -89,6 +89,9 @@ fn wish(request: &Request) -> String {
     if let Some(deadline) = request.deadline {
         let _ = write!(text, ", deadline {deadline} ms");
     }
+    if let Some(id) = request.request_id {
+        let _ = write!(text, ", id {}", &id.to_string()[..8]);
+    }
     if let Some(departs) = request.departs_after {
         let _ = write!(text, ", leaves after {departs} ms");
     }
@@ -96,7 +99,8 @@ fn wish(request: &Request) -> String {
 }
 
 fn heard(asked: &Asked) -> String {
-    match &asked.answer {
+    let replayed = if asked.about.as_ref().is_some_and(|about| about.is_replayed) { ", replayed" } else { "" };
+    let text = match &asked.answer {
         Answer::Applied => "is told: applied".to_owned(),
         Answer::Failed { reason, outcome, parts, .. } => {
             let parts = parts.as_ref().map(|parts| {
@@ -113,7 +117,8 @@ fn heard(asked: &Asked) -> String {
         Answer::Departed => "leaves".to_owned(),
         Answer::Cut => "loses its connection".to_owned(),
         Answer::Never => "was never answered".to_owned(),
-    }
+    };
+    text + replayed
 }
 
 fn content(seen: &Seen) -> String {

@@ -31,7 +31,7 @@ use tonic::transport::Channel;
 
 use self::gateway::Gateway;
 use crate::{
-    answers::{answer, told},
+    answers::{about, answer, told},
     plan::{Bound, End, Event, Life, Ms, PROBE, Plan, Request, SERVICES, Scope, customer},
     record::{Answer, Asked, Happened, Record, Seen, What, read_trail, trail_bytes},
 };
@@ -424,26 +424,27 @@ impl CallerSide {
             services,
             reason: request.name.clone(),
             etag,
+            request_id: request.request_id.map(|id| id.to_string()).unwrap_or_default(),
             ..UnassignLicensesRequest::default()
         };
         let place = {
             let mut notes = notes.open();
             let (at, life) = (notes.now(), notes.life);
             let answer = Answer::Never;
-            notes.asked.push(Asked { request: request.clone(), life, at, shown, answer, answered_at: Ms::MAX });
+            let (request, about) = (request.clone(), None);
+            notes.asked.push(Asked { request, life, at, shown, answer, about, answered_at: Ms::MAX });
             notes.asked.len() - 1
         };
         let rpc = client.unassign_licenses(gateway::by(&name, message, request.deadline));
-        let answer = match request.departs_after {
-            None => answer(rpc.await),
-            Some(after) => match timeout(Duration::from_millis(after), rpc).await {
-                Ok(result) => answer(result),
-                Err(_) => Answer::Departed,
-            },
+        let result = match request.departs_after {
+            None => Some(rpc.await),
+            Some(after) => timeout(Duration::from_millis(after), rpc).await.ok(),
         };
+        let about = result.as_ref().and_then(about);
+        let answer = result.map_or(Answer::Departed, answer);
         let mut notes = notes.open();
         let now = notes.now();
         let asked = &mut notes.asked[place];
-        (asked.answer, asked.answered_at) = (answer, now);
+        (asked.answer, asked.about, asked.answered_at) = (answer, about, now);
     }
 }

@@ -56,10 +56,10 @@ fn of(scope: Scope, services: &[&str]) -> Unassignment {
 fn alice() -> CallerRules {
     CallerRules {
         identity: WhichCaller::Named(ALICE.to_owned()),
-        rpcs: set(&[Rpc::UnassignLicenses, Rpc::ListServices]),
+        rpcs: set(&[RpcName::UnassignLicenses, RpcName::ListServices]),
         scopes: set(&[ScopeKind::Include]),
-        services: Names::Only(set(&[service("ap"), service("switch")])),
-        customers: Names::Only(set(&[id("a"), id("b"), id("c")])),
+        services: AllowedNames::Only(set(&[service("ap"), service("switch")])),
+        customers: AllowedNames::Only(set(&[id("a"), id("b"), id("c")])),
         max_customers_per_request: None,
         max_customers_per_hour: None,
         max_reads_per_hour: CallerRules::DEFAULT_READS_PER_HOUR,
@@ -109,10 +109,10 @@ fn each_request_is_allowed_or_denied_for_what_it_lacks() {
     use Method::{List, Preview, Unassign};
 
     let scopes = |scopes: &[ScopeKind]| scopes.iter().copied().collect();
-    let any_id = Names::<CustomerId>::Any;
+    let any_id = AllowedNames::<CustomerId>::Any;
     let per_request = |max| policy(vec![CallerRules { max_customers_per_request: Some(max), ..alice() }]);
     let per_hour = |max| policy(vec![CallerRules { max_customers_per_hour: Some(max), ..alice() }]);
-    let only = |rpcs: &[Rpc]| policy(vec![CallerRules { rpcs: set(rpcs), ..almighty() }]);
+    let only = |rpcs: &[RpcName]| policy(vec![CallerRules { rpcs: set(rpcs), ..almighty() }]);
     let read_only = |callers| Policy { read_only: true, callers };
     let anonymous = || CallerRules { identity: WhichCaller::Anonymous, ..alice() };
     let called_anonymous = || CallerRules { identity: WhichCaller::Named("anonymous".to_owned()), ..alice() };
@@ -155,10 +155,10 @@ fn each_request_is_allowed_or_denied_for_what_it_lacks() {
         (policy(vec![alice()]), me(), Unassign, a(), 0, &[]),
         (policy(vec![alice()]), me(), List, a(), 0, &[]),
         (policy(vec![alice()]), me(), Preview, a(), 0, &["the method PreviewUnassignLicenses"]),
-        (only(&[Rpc::ListServices]), me(), Unassign, a(), 0, &["the method UnassignLicenses"]),
-        (only(&[Rpc::UnassignLicenses]), me(), List, a(), 0, &["the method ListServices"]),
-        (only(&[Rpc::PreviewUnassignLicenses]), me(), Unassign, a(), 0, &["the method UnassignLicenses"]),
-        (only(&[Rpc::PreviewUnassignLicenses]), me(), Preview, a(), 0, &[]),
+        (only(&[RpcName::ListServices]), me(), Unassign, a(), 0, &["the method UnassignLicenses"]),
+        (only(&[RpcName::UnassignLicenses]), me(), List, a(), 0, &["the method ListServices"]),
+        (only(&[RpcName::PreviewUnassignLicenses]), me(), Unassign, a(), 0, &["the method UnassignLicenses"]),
+        (only(&[RpcName::PreviewUnassignLicenses]), me(), Preview, a(), 0, &[]),
         (only(&[]), me(), List, a(), 0, &["the method ListServices"]),
         // Customers.
         (policy(vec![alice()]), me(), Unassign, include(&["a", "b", "c"]), 0, &[]),
@@ -176,7 +176,7 @@ fn each_request_is_allowed_or_denied_for_what_it_lacks() {
         ),
         (policy(vec![CallerRules { customers: any_id.clone(), ..alice() }]), me(), Unassign, include(&["z"]), 0, &[]),
         (
-            policy(vec![CallerRules { customers: Names::Only(set(&[])), ..alice() }]),
+            policy(vec![CallerRules { customers: AllowedNames::Only(set(&[])), ..alice() }]),
             me(),
             Unassign,
             a(),
@@ -246,7 +246,7 @@ fn each_request_is_allowed_or_denied_for_what_it_lacks() {
         ),
         // A list of customers does not reach those that an open scope reaches.
         (
-            policy(vec![CallerRules { customers: Names::Only(set(&[id("a")])), ..almighty() }]),
+            policy(vec![CallerRules { customers: AllowedNames::Only(set(&[id("a")])), ..almighty() }]),
             me(),
             Unassign,
             exclude(),
@@ -324,8 +324,8 @@ fn each_request_is_allowed_or_denied_for_what_it_lacks() {
 fn a_refusal_names_nothing_of_other_callers() {
     let bob = CallerRules {
         identity: WhichCaller::Named("spiffe://msp.test/bob".to_owned()),
-        customers: Names::Only(set(&[id("bobs-customer")])),
-        services: Names::Only(set(&[service("bobs-service")])),
+        customers: AllowedNames::Only(set(&[id("bobs-customer")])),
+        services: AllowedNames::Only(set(&[service("bobs-service")])),
         ..alice()
     };
     let policy = policy(vec![bob, alice()]);
@@ -379,18 +379,18 @@ fn some_of<T: Clone + Eq + Hash + fmt::Debug + 'static>(all: Vec<T>) -> impl Str
     hash_set(proptest::sample::select(all), 0..=most)
 }
 
-fn names<T: Clone + Ord + Hash + fmt::Debug + 'static>(of: fn(&str) -> T) -> impl Strategy<Value = Names<T>> {
+fn names<T: Clone + Ord + Hash + fmt::Debug + 'static>(of: fn(&str) -> T) -> impl Strategy<Value = AllowedNames<T>> {
     let all: Vec<_> = SAMPLE_NAMES.iter().map(|name| of(name)).collect();
-    prop_oneof![1 => Just(Names::Any), 2 => some_of(all).prop_map(|some| Names::Only(some.into_iter().collect()))]
+    prop_oneof![1 => Just(AllowedNames::Any), 2 => some_of(all).prop_map(|some| AllowedNames::Only(some.into_iter().collect()))]
 }
 
 fn rules() -> impl Strategy<Value = CallerRules> {
     let rpcs = some_of(vec![
-        Rpc::UnassignLicenses,
-        Rpc::PreviewUnassignLicenses,
-        Rpc::ListServices,
-        Rpc::WatchRelease,
-        Rpc::ListCustomers,
+        RpcName::UnassignLicenses,
+        RpcName::PreviewUnassignLicenses,
+        RpcName::ListServices,
+        RpcName::WatchRelease,
+        RpcName::ListCustomers,
     ]);
     let scopes = some_of(vec![ScopeKind::Include, ScopeKind::Exclude, ScopeKind::All]);
     let who = prop_oneof![
@@ -469,32 +469,34 @@ fn by_the_book(policy: &Policy, identity: &Identity, method: Method, unassignmen
             continue;
         }
         let rpc = match method {
-            Method::List => return entry.rpcs.contains(&Rpc::ListServices),
-            Method::ListCustomers => return entry.rpcs.contains(&Rpc::ListCustomers),
-            Method::Watch => Rpc::WatchRelease,
-            Method::Preview => Rpc::PreviewUnassignLicenses,
-            Method::Unassign => Rpc::UnassignLicenses,
+            Method::List => return entry.rpcs.contains(&RpcName::ListServices),
+            Method::ListCustomers => return entry.rpcs.contains(&RpcName::ListCustomers),
+            Method::Watch => RpcName::WatchRelease,
+            Method::Preview => RpcName::PreviewUnassignLicenses,
+            Method::Unassign => RpcName::UnassignLicenses,
         };
         let is_change = matches!(method, Method::Unassign);
         let services_fit = unassignment.services.names().iter().all(|service| match &entry.services {
-            Names::Any => true,
-            Names::Only(names) => names.contains(service),
+            AllowedNames::Any => true,
+            AllowedNames::Only(names) => names.contains(service),
         });
         let limits = [entry.max_customers_per_request, entry.max_customers_per_hour.filter(|_| is_change)];
         let scope_fits = match &unassignment.scope {
             Scope::All(_) => {
-                entry.scopes.contains(&ScopeKind::All) && entry.customers == Names::Any && limits == [None, None]
+                entry.scopes.contains(&ScopeKind::All) && entry.customers == AllowedNames::Any && limits == [None, None]
             }
             Scope::Exclude(_) => {
-                entry.scopes.contains(&ScopeKind::Exclude) && entry.customers == Names::Any && limits == [None, None]
+                entry.scopes.contains(&ScopeKind::Exclude)
+                    && entry.customers == AllowedNames::Any
+                    && limits == [None, None]
             }
             Scope::Include(list) => {
                 let count = u32::try_from(list.count()).unwrap();
                 let had = u32::try_from(had).unwrap();
                 entry.scopes.contains(&ScopeKind::Include)
                     && list.ids().iter().all(|id| match &entry.customers {
-                        Names::Any => true,
-                        Names::Only(names) => names.contains(id),
+                        AllowedNames::Any => true,
+                        AllowedNames::Only(names) => names.contains(id),
                     })
                     && limits[0].is_none_or(|max| count <= max)
                     && limits[1].is_none_or(|max| had + count <= max)

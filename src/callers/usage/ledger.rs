@@ -22,7 +22,7 @@ const MOST_CALLERS: usize = 500;
 
 /// Every caller's hour.
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub(in crate::callers) struct Ledger {
     callers: BTreeMap<CallerKey, Hour>,
     now: SystemTime,
 }
@@ -34,7 +34,7 @@ pub(in crate::callers) struct CallerKey(String);
 
 /// Why a ledger cannot be used. It is left as it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Unusable {
+pub(in crate::callers) enum Unusable {
     /// It was damaged, or edited by hand.
     #[error("it is damaged or was edited by hand")]
     Damaged,
@@ -77,7 +77,7 @@ impl CallerKey {
 
 impl Ledger {
     /// What stands in the store, read at `now`. None: nobody was counted yet.
-    pub(super) fn read(text: Option<&[u8]>, now: SystemTime) -> Result<Self, Unusable> {
+    pub(in crate::callers) fn read(text: Option<&[u8]>, now: SystemTime) -> Result<Self, Unusable> {
         #[derive(Deserialize)]
         struct LedgerSchema {
             schema: u32,

@@ -14,7 +14,7 @@ use crate::{
     central::{
         Error,
         breaker::Change,
-        retry::{self, Attempts, Kind},
+        retry::{self, Attempts, CallKind},
         wire::Complaint,
     },
     chance,
@@ -58,7 +58,7 @@ impl Dispatch {
             .ask(began)
             .map_err(|retry_after| Refused { error: Error::Down { retry_after }, repeat_after: None })?;
         call.permit.spend();
-        let kind = if call.method == Method::GET { Kind::Read } else { Kind::Change };
+        let kind = if call.method == Method::GET { CallKind::Read } else { CallKind::Change };
         let request = Request {
             method: call.method,
             path: call.path,
@@ -70,7 +70,7 @@ impl Dispatch {
             on_behalf: OnBehalf::Members(call.origins),
         };
         let result = client.send(request).await;
-        if kind == Kind::Change {
+        if kind == CallKind::Change {
             failpoint("change: answered");
         }
         let now = Instant::now();
@@ -97,7 +97,7 @@ impl Dispatch {
     /// What came back, and what is to be learned from it.
     fn classify(
         &self,
-        kind: Kind,
+        kind: CallKind,
         result: Result<Answer, exchange::Error>,
         token: &AccessToken,
     ) -> Result<Answer, Error> {

@@ -16,7 +16,7 @@ fn page(ids: impl IntoIterator<Item = usize>, total: impl Into<Option<u64>>) -> 
 fn listed(pages: Vec<Page<usize, usize>>) -> Result<usize, Flaw> {
     let (mut listing, count) = (Numbers::new(), pages.len());
     for (index, page) in pages.into_iter().enumerate() {
-        if listing.take(page)? == Next::Done {
+        if listing.take(page)? == AfterPage::Done {
             assert_eq!(index + 1, count, "it ended before the last page");
             return Ok(listing.into_entries().len());
         }
@@ -181,8 +181,8 @@ impl Moving {
             let page = server.answer(&self.list, pages.received, pages.limit);
             let (at_the_end, is_still) = (self.list.iter().copied().collect(), began == self.changes);
             match pages.take(page) {
-                Ok(Next::More) => self.step(),
-                Ok(Next::Done) => {
+                Ok(AfterPage::More) => self.step(),
+                Ok(AfterPage::Done) => {
                     let ids = pages.into_entries();
                     return (Ok(ids), at_the_end, is_still);
                 }

@@ -6,7 +6,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::{Signal, Variables, has};
-use crate::config::text::{CERTIFICATE, PRIVATE_KEY, file_with};
+use crate::config::pem;
 
 /// Where a signal goes by OTLP. Each variable counts for all three signals, and for one of them with its name in it,
 /// as in `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, which comes first.
@@ -138,7 +138,13 @@ impl Variables {
 
     fn client_identity(&mut self, signal: Signal) -> Option<(PathBuf, PathBuf)> {
         match (self.file(signal, "CLIENT_CERTIFICATE"), self.file(signal, "CLIENT_KEY")) {
-            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (Some(certificate), Some(key)) => {
+                if !pem::is_pair(&certificate, &key) {
+                    let name = self.name_of(signal, "CLIENT_KEY");
+                    self.problem(&name, "names a file that holds the key of another certificate");
+                }
+                Some((certificate, key))
+            }
             (None, None) => None,
             (certificate, _) => {
                 let missing = if certificate.is_none() { "CLIENT_CERTIFICATE" } else { "CLIENT_KEY" };
@@ -153,8 +159,12 @@ impl Variables {
         let name = self.name_of(signal, what);
         let path = self.text(&name)?;
         // A file that holds something else would be trusted to hold nothing, and no export would ever work.
-        let wanted = if what == "CLIENT_KEY" { PRIVATE_KEY } else { CERTIFICATE };
-        if let Err(problem) = file_with(wanted, &path, "is not the PEM file wanted here") {
+        let checked = match what {
+            "CLIENT_KEY" => pem::private_key(&path),
+            "CLIENT_CERTIFICATE" => pem::certificates(&path),
+            _ => pem::authorities(&path),
+        };
+        if let Err(problem) = checked {
             self.problem(&name, &format!("names a file that {problem}"));
         }
         Some(path.into())

@@ -189,9 +189,10 @@ fn headers_are_decoded_and_not_printed() {
 fn certificate_files_are_checked() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).display().to_string();
-    fs::write(path("ca"), "-----BEGIN CERTIFICATE-----").unwrap();
-    fs::write(path("cert"), "-----BEGIN CERTIFICATE-----").unwrap();
-    fs::write(path("key"), "-----BEGIN PRIVATE KEY-----").unwrap();
+    let pair = rcgen::generate_simple_self_signed(["collector.test".to_owned()]).unwrap();
+    fs::write(path("ca"), pair.cert.pem()).unwrap();
+    fs::write(path("cert"), pair.cert.pem()).unwrap();
+    fs::write(path("key"), pair.signing_key.serialize_pem()).unwrap();
     let (ca, cert, key) = (path("ca"), path("cert"), path("key"));
     let telemetry = with(&[
         ("OTEL_EXPORTER_OTLP_CERTIFICATE", &ca),
@@ -212,10 +213,13 @@ fn certificate_files_are_checked() {
         ]
     );
     // The wrong way round.
-    let wrong = "names a file that is not the PEM file wanted here";
     assert_eq!(
         problems(&[("OTEL_EXPORTER_OTLP_CLIENT_KEY", &cert), ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", &key)]),
-        [format!("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE: {wrong}"), format!("OTEL_EXPORTER_OTLP_CLIENT_KEY: {wrong}"),]
+        [
+            "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE: names a file that holds no certificate; it must be a PEM file of \
+             certificates",
+            "OTEL_EXPORTER_OTLP_CLIENT_KEY: names a file that holds no private key; it must be a PEM file",
+        ]
     );
 }
 
@@ -260,12 +264,6 @@ fn batches_have_their_sizes_delays_and_bounds() {
     assert_eq!(logs.batch, BatchLimits { queue_size: 50, export_size: 5, delay: Duration::from_secs(1) });
     assert_eq!(logs.otlp.unwrap().timeout, Duration::from_secs(6));
     assert_eq!(telemetry.ignored, ["OTEL_BLRP_SCHEDULE_DELAY (must be more than 0)"]);
-    let telemetry =
-        with(&[("OTEL_BSP_MAX_QUEUE_SIZE", "99999999999999999"), ("OTEL_BLRP_MAX_EXPORT_BATCH_SIZE", "1000001")]);
-    assert_eq!((telemetry.traces.batch.queue_size, telemetry.logs.batch.export_size), (2048, 512));
-    let too_much = |name: &str| format!("{name} (must be at most 1000000)");
-    let names = ["OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE"];
-    assert_eq!(telemetry.ignored, names.map(too_much));
     let defaults = Telemetry::default();
     assert_eq!(
         defaults.traces.batch,
@@ -352,4 +350,28 @@ fn variables_that_nothing_listens_to_are_named() {
             "OTEL_METRICS_EXEMPLAR_FILTER",
         ]
     );
+}
+
+#[test]
+fn a_queue_that_no_memory_holds_is_ignored() {
+    for size in ["100001", "4000000000", "18446744073709551615"] {
+        for name in ["OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BLRP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"] {
+            let telemetry = all(&[(name, size)]).unwrap();
+            assert_eq!(telemetry.ignored, [format!("{name} (must be at most 100000)")]);
+            let (spans, logs) = (telemetry.traces.batch, telemetry.logs.batch);
+            assert_eq!((spans.queue_size, spans.export_size, logs.queue_size), (2048, 512, 2048), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_disabled_sdk_forgives_the_rest() {
+    let wrong = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://me:hunter2@collector"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere.pem"),
+        ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/nowhere.key"),
+    ];
+    assert!(all(&wrong).is_err());
+    let disabled = all(&[&wrong[..], &[("OTEL_SDK_DISABLED", "true")]].concat()).unwrap();
+    assert!(disabled.traces.otlp.is_none() && !disabled.metrics.served);
 }

@@ -33,7 +33,7 @@ fn with(policy: &str, files: &Files) -> String {
     format!("{policy}\n{}", files.minimal(""))
 }
 
-fn rules(identity: WhichCaller, rpcs: &[Rpc], scopes: &[ScopeKind]) -> CallerRules {
+fn rules(identity: WhichCaller, rpcs: &[RpcName], scopes: &[ScopeKind]) -> CallerRules {
     CallerRules {
         rpcs: rpcs.iter().copied().collect(),
         scopes: scopes.iter().copied().collect(),
@@ -47,24 +47,24 @@ fn policy_is_read_into_every_field() {
     let policy = valid(&with(EXAMPLE, &files), &[]).config.policy;
     let named = |name: &str| WhichCaller::Named(name.to_owned());
     let offboarding = CallerRules {
-        services: Names::Only([ServiceName::new("advanced_ap".to_owned()).unwrap()].into()),
-        customers: Names::Only(["c1", "c2"].map(|id| CustomerId::new(id.to_owned()).unwrap()).into()),
+        services: AllowedNames::Only([ServiceName::new("advanced_ap".to_owned()).unwrap()].into()),
+        customers: AllowedNames::Only(["c1", "c2"].map(|id| CustomerId::new(id.to_owned()).unwrap()).into()),
         max_customers_per_request: Some(5),
         max_customers_per_hour: Some(100),
         max_reads_per_hour: 50,
         ..rules(
             named("spiffe://msp.test/offboarding"),
-            &[Rpc::UnassignLicenses, Rpc::PreviewUnassignLicenses],
+            &[RpcName::UnassignLicenses, RpcName::PreviewUnassignLicenses],
             &[ScopeKind::Include],
         )
     };
     let anonymous = CallerRules {
-        services: Names::Only([].into()),
-        customers: Names::Only([].into()),
-        ..rules(WhichCaller::Anonymous, &[Rpc::ListServices], &[])
+        services: AllowedNames::Only([].into()),
+        customers: AllowedNames::Only([].into()),
+        ..rules(WhichCaller::Anonymous, &[RpcName::ListServices], &[])
     };
     let all = [ScopeKind::Include, ScopeKind::Exclude, ScopeKind::All];
-    let ops = rules(named("ops.msp.test"), &[Rpc::UnassignLicenses], &all);
+    let ops = rules(named("ops.msp.test"), &[RpcName::UnassignLicenses], &all);
     assert_eq!(policy, Policy { read_only: true, callers: vec![offboarding, anonymous, ops] });
 }
 

@@ -169,12 +169,12 @@ impl Drop for Held {
 
 /// A request that runs, until its answer is out.
 #[derive(Debug)]
-pub(super) struct Running {
+pub(super) struct CallRunning {
     peer: Arc<Peer>,
     number: u64,
 }
 
-impl Running {
+impl CallRunning {
     pub(super) fn begin(peer: &Arc<Peer>) -> Self {
         peer.running.fetch_add(1, Relaxed);
         peer.meter.active();
@@ -192,7 +192,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for CallRunning {
     fn drop(&mut self) {
         self.waits_for_answer();
         self.peer.meter.active();
@@ -203,19 +203,19 @@ impl Drop for Running {
 /// The body of an answer. HTTP/2 asks it for more when the peer has taken what was there: an answer that nobody takes
 /// shows by not being asked.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct AnswerBody {
     body: Body,
-    running: Running,
+    running: CallRunning,
 }
 
-impl Answer {
-    pub(super) fn new(body: Body, running: Running) -> Self {
+impl AnswerBody {
+    pub(super) fn new(body: Body, running: CallRunning) -> Self {
         running.waits_for_peer();
         Self { body, running }
     }
 }
 
-impl hyper::body::Body for Answer {
+impl hyper::body::Body for AnswerBody {
     type Data = Bytes;
     type Error = axum::Error;
 

@@ -20,7 +20,7 @@ use tower::ServiceExt as _;
 use super::{
     Bounds, Connections,
     meter::{Metered, Protocol},
-    peer::{Answer, Peer, Running},
+    peer::{AnswerBody, CallRunning, Peer},
     places::Place,
 };
 use crate::{chance::jitter, server::tls, telemetry::metrics::Closed};
@@ -98,7 +98,7 @@ async fn respond(
     router: Router,
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
-    let running = Running::begin(&peer);
+    let running = CallRunning::begin(&peer);
     if is_public {
         peer.asks_for_public();
     }
@@ -107,7 +107,7 @@ async fn respond(
     request.extensions_mut().insert(peer);
     let response = router.oneshot(request).await?;
     // It runs until its last byte is handed over.
-    Ok(response.map(|body| Body::new(Answer::new(body, running))))
+    Ok(response.map(|body| Body::new(AnswerBody::new(body, running))))
 }
 
 fn builder(protocol: Protocol, bounds: &Bounds) -> Builder<TokioExecutor> {

@@ -3,11 +3,13 @@
 //! A proxy or a mesh repeats UNAVAILABLE by default and reads no pushback. So only what surely changed nothing has this
 //! code; an answer that leaves it open is UNKNOWN.
 
+use std::time::Duration;
+
 use tonic::Code;
 
 use super::{
-    READS_PER_HOUR, SOON,
-    row::{Quota, Row},
+    READS_PER_HOUR, SOON, messages,
+    row::{QuotaDetail, Row},
 };
 use crate::{
     central::{Error, Failed, Parts},
@@ -101,7 +103,7 @@ const RECORDED: [&str; 28] = [
 ];
 
 /// The quota that a reason is about.
-fn quota(reason: &str) -> Option<Quota> {
+fn quota(reason: &str) -> Option<QuotaDetail> {
     match reason {
         "CENTRAL_RATE_LIMITED" => Some(CALLS_PER_SECOND),
         "CENTRAL_QUOTA_EXHAUSTED" => Some(CALLS_PER_DAY),
@@ -126,193 +128,90 @@ pub(super) fn read_row(error: &Error) -> Row {
 }
 
 /// The row of a change that failed as a whole.
-#[allow(clippy::too_many_lines)] // a table: splitting it would hide that it is one
 pub(super) fn row(error: &Error) -> Row {
-    let row = |code, reason, message: &str| Row {
-        http_status: error.http_status(),
-        ..Row::new(code, reason, error.outcome(), message)
-    };
-    match error {
-        Error::ArgumentRejected { .. } => row(
-            Code::InvalidArgument,
-            "CENTRAL_REJECTED_ARGUMENT",
-            "Central rejected the request: most likely a customer id or the name of a service is wrong",
-        ),
-        Error::CredentialsRejected { .. } => row(
-            Code::Internal,
-            "CENTRAL_CREDENTIALS_REJECTED",
-            "Central rejects the gateway's own credentials; an operator must look at the gateway",
-        ),
-        Error::TokenUnavailable { retry_after, .. } => row(
-            Code::Unavailable,
-            "CENTRAL_TOKEN_UNAVAILABLE",
-            "the gateway has no valid access token and cannot get one now",
-        )
-        .repeat_after((*retry_after).max(SOON)),
-        Error::PermissionDenied => row(
-            Code::PermissionDenied,
-            "CENTRAL_PERMISSION_DENIED",
-            "Central does not permit this to the gateway's account (it is not you who may not)",
-        ),
-        Error::CustomerNotFound => row(
-            Code::NotFound,
-            "CUSTOMER_NOT_FOUND",
-            "Central does not know a customer of the request; ids are those of Central (customer_id), not of GreenLake",
-        ),
-        Error::EndpointNotFound => row(
-            Code::Internal,
-            "CENTRAL_ENDPOINT_NOT_FOUND",
-            "Central's API gateway has no such operation; an operator must check central.base_url",
-        ),
-        Error::Conflict => row(
-            Code::Aborted,
-            "CENTRAL_CONFLICT",
-            "Central reports a conflict, most likely with other work on the same licences; look what it is before you try again",
-        ),
-        Error::TooLarge { .. } => row(
-            Code::InvalidArgument,
-            "SCOPE_TOO_LARGE",
-            "the scope is too large for Central and cannot be split; name fewer customers or services",
-        ),
-        Error::RateLimited { wait, .. } => row(
-            Code::ResourceExhausted,
-            "CENTRAL_RATE_LIMITED",
-            "Central's calls of this second are spent, and there is no time left to wait for the next one",
-        )
-        .quota(CALLS_PER_SECOND)
-        .repeat_after((*wait).max(SOON)),
-        Error::QuotaExhausted { wait, .. } => row(
-            Code::ResourceExhausted,
-            "CENTRAL_QUOTA_EXHAUSTED",
-            "Central's calls of this day are spent; there are new ones at 00:00 UTC",
-        )
-        .quota(CALLS_PER_DAY)
-        .repeat_after((*wait).max(SOON)),
-        Error::Internal { .. } => {
-            row(Code::Internal, "CENTRAL_INTERNAL", "Central failed; look whether it was done before you repeat it")
+    let unreliable;
+    let (code, reason, message) = match error {
+        Error::ArgumentRejected { .. } => {
+            (Code::InvalidArgument, "CENTRAL_REJECTED_ARGUMENT", messages::ARGUMENT_REJECTED)
         }
-        Error::Unimplemented => {
-            row(Code::Unimplemented, "CENTRAL_UNIMPLEMENTED", "Central does not implement this operation")
+        Error::CredentialsRejected { .. } => (Code::Internal, "CENTRAL_CREDENTIALS_REJECTED", messages::CREDENTIALS),
+        Error::TokenUnavailable { .. } => (Code::Unavailable, "CENTRAL_TOKEN_UNAVAILABLE", messages::TOKEN_UNAVAILABLE),
+        Error::PermissionDenied => (Code::PermissionDenied, "CENTRAL_PERMISSION_DENIED", messages::PERMISSION_DENIED),
+        Error::CustomerNotFound => (Code::NotFound, "CUSTOMER_NOT_FOUND", messages::CUSTOMER_NOT_FOUND),
+        Error::EndpointNotFound => (Code::Internal, "CENTRAL_ENDPOINT_NOT_FOUND", messages::ENDPOINT_NOT_FOUND),
+        Error::Conflict => (Code::Aborted, "CENTRAL_CONFLICT", messages::CONFLICT),
+        Error::TooLarge { .. } => (Code::InvalidArgument, "SCOPE_TOO_LARGE", messages::SCOPE_TOO_LARGE),
+        Error::RateLimited { .. } => (Code::ResourceExhausted, "CENTRAL_RATE_LIMITED", messages::RATE_LIMITED),
+        Error::QuotaExhausted { .. } => (Code::ResourceExhausted, "CENTRAL_QUOTA_EXHAUSTED", messages::QUOTA_EXHAUSTED),
+        Error::Internal { .. } => (Code::Internal, "CENTRAL_INTERNAL", messages::CENTRAL_FAILED),
+        Error::Unimplemented => (Code::Unimplemented, "CENTRAL_UNIMPLEMENTED", messages::UNIMPLEMENTED),
+        Error::Unavailable { .. } => (Code::Unknown, "CENTRAL_UNAVAILABLE", messages::UNAVAILABLE),
+        Error::Unexpected { status: ..400 } => (Code::Unknown, "CENTRAL_UNEXPECTED", messages::REDIRECTED),
+        Error::Unexpected { .. } => (Code::Internal, "CENTRAL_UNEXPECTED", messages::NOT_CENTRAL),
+        Error::Unreadable { .. } => (Code::Unknown, "CENTRAL_UNEXPECTED", messages::UNREADABLE),
+        Error::ReportedFailure { .. } => (Code::Internal, "CENTRAL_REPORTED_FAILURE", messages::REPORTED_FAILURE),
+        Error::Unreachable(_) => (Code::Unavailable, "CENTRAL_UNREACHABLE", messages::UNREACHABLE),
+        Error::Down { .. } => (Code::Unavailable, "CENTRAL_UNREACHABLE", messages::DOWN),
+        Error::Overloaded { .. } => (Code::ResourceExhausted, "GATEWAY_OVERLOADED", messages::TOO_MANY_WAIT),
+        Error::ListUnreliable { .. } => {
+            unreliable = error.to_string();
+            (Code::Internal, "CENTRAL_UNEXPECTED", &*unreliable)
         }
-        Error::Unavailable { .. } => row(
-            Code::Unknown,
-            "CENTRAL_UNAVAILABLE",
-            "Central is unavailable; it may have acted before it said so: look before you repeat it",
-        ),
-        Error::Unexpected { status: ..400 } => row(
-            Code::Unknown,
-            "CENTRAL_UNEXPECTED",
-            "Central's address answers with a redirect, which may follow a change that was made: look before you repeat \
-             it; an operator must check central.base_url",
-        ),
-        Error::Unexpected { .. } => row(
-            Code::Internal,
-            "CENTRAL_UNEXPECTED",
-            "the answer is not one of Central's: a proxy's, or central.base_url is wrong; an operator must check both",
-        ),
-        Error::Unreadable { .. } => row(
-            Code::Unknown,
-            "CENTRAL_UNEXPECTED",
-            "Central's answer is not what this operation returns; look whether it was done, and at the gateway's log",
-        ),
-        Error::ReportedFailure { .. } => row(
-            Code::Internal,
-            "CENTRAL_REPORTED_FAILURE",
-            "Central accepted the request and reports a failure in the same answer; look what was done",
-        ),
-        Error::Unreachable(_) => {
-            row(Code::Unavailable, "CENTRAL_UNREACHABLE", "Central cannot be reached; nothing was changed")
-                .repeat_after(SOON)
-        }
-        Error::Down { retry_after } => row(
-            Code::Unavailable,
-            "CENTRAL_UNREACHABLE",
-            "Central is down: the last calls to it failed, and no more are made for a while; nothing was changed",
-        )
-        .repeat_after((*retry_after).max(SOON)),
-        Error::Overloaded { retry_after } => row(
-            Code::ResourceExhausted,
-            "GATEWAY_OVERLOADED",
-            "more requests wait for Central than it takes in the time there is; nothing was changed",
-        )
-        .quota(REQUESTS_WAITING)
-        .repeat_after((*retry_after).max(SOON)),
-        Error::ListUnreliable { .. } => row(Code::Internal, "CENTRAL_UNEXPECTED", &error.to_string()),
-        Error::PreviewStale => row(
-            Code::Aborted,
-            "PREVIEW_STALE",
-            "other customers are in scope now than when it was previewed, or the etag is of another scope or other \
-             services; nothing was changed: preview it again, and look",
-        ),
+        Error::PreviewStale => (Code::Aborted, "PREVIEW_STALE", messages::PREVIEW_STALE),
         Error::Unresolved(read) => {
             let row = read_row(read);
-            Row {
-                message: format!("nothing was changed, for it is not known who is in scope now: {}", row.message),
-                ..row
-            }
+            let message = format!("nothing was changed, for it is not known who is in scope now: {}", row.message);
+            return Row { message, ..row };
         }
         // The caller's library must not try again on its own: a person has to make room, or mend a disk.
-        Error::AuditUnavailable => row(
-            Code::FailedPrecondition,
-            "AUDIT_UNAVAILABLE",
-            "the gateway cannot write its audit trail, and makes no change without it; an operator must look at the gateway",
-        ),
-        Error::OperationsUnavailable => row(
-            Code::Unavailable,
-            "OPERATIONS_UNAVAILABLE",
-            "the gateway cannot record operations now, and sends nothing without that; nothing was changed",
-        )
-        .repeat_after(SOON),
-        Error::Stopping => {
-            row(Code::Unavailable, "GATEWAY_DRAINING", "this gateway is stopping; use another one").repeat_after(SOON)
-        }
+        Error::AuditUnavailable => (Code::FailedPrecondition, "AUDIT_UNAVAILABLE", messages::AUDIT_UNAVAILABLE),
+        Error::OperationsUnavailable => (Code::Unavailable, "OPERATIONS_UNAVAILABLE", messages::OPERATIONS_UNAVAILABLE),
+        Error::Stopping => (Code::Unavailable, "GATEWAY_DRAINING", messages::DRAINING),
         // Seen only where a part of a request had been done before: the store has lost its first claim.
-        Error::HeldElsewhere { .. } => {
-            row(Code::Unavailable, "OPERATIONS_UNAVAILABLE", "another replica has an operation under this request_id")
-        }
-        Error::ConnectionLost(_) => row(
-            Code::Unknown,
-            "CENTRAL_CONNECTION_LOST",
-            "the connection to Central was lost after the request was sent; look whether it was done",
-        ),
-        Error::TimedOut(_) => row(
-            Code::DeadlineExceeded,
-            "CENTRAL_TIMEOUT",
-            "Central did not answer in time; look whether it was done before you repeat it",
-        ),
+        Error::HeldElsewhere { .. } => (Code::Unavailable, "OPERATIONS_UNAVAILABLE", messages::HELD_ELSEWHERE),
+        Error::ConnectionLost(_) => (Code::Unknown, "CENTRAL_CONNECTION_LOST", messages::CONNECTION_LOST),
+        Error::TimedOut(_) => (Code::DeadlineExceeded, "CENTRAL_TIMEOUT", messages::TIMED_OUT),
         Error::Deadline { nothing_was_sent: true } => {
-            row(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the deadline passed, and nothing was changed")
+            (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", messages::DEADLINE_BEFORE_SENDING)
         }
-        Error::Deadline { nothing_was_sent: false } => row(
-            Code::DeadlineExceeded,
-            "DEADLINE_EXCEEDED",
-            "the deadline passed while Central was at work; look whether it was done before you repeat it",
-        ),
-        Error::NotPermitted { why } => row(Code::PermissionDenied, "POLICY_DENIED", why),
-        Error::ReadsSpent { retry_after } => row(
-            Code::ResourceExhausted,
-            "CALLER_QUOTA_EXHAUSTED",
-            "your hourly quota of reads of Central is exhausted; nothing was changed",
-        )
-        .quota(READS_PER_HOUR)
-        .repeat_after((*retry_after).max(SOON)),
-        Error::Bug => row(
-            Code::Internal,
-            "GATEWAY_INTERNAL",
-            "the gateway failed; its log names the place under this operation id",
-        ),
+        Error::Deadline { nothing_was_sent: false } => {
+            (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", messages::DEADLINE_WHILE_AT_WORK)
+        }
+        Error::NotPermitted { why } => (Code::PermissionDenied, "POLICY_DENIED", &**why),
+        Error::ReadsSpent { .. } => (Code::ResourceExhausted, "CALLER_QUOTA_EXHAUSTED", messages::READS_SPENT),
+        Error::Bug => (Code::Internal, "GATEWAY_INTERNAL", messages::INTERNAL),
+    };
+    Row {
+        http_status: error.http_status(),
+        repeat_after: repeat_after(error),
+        quota: quota(reason),
+        ..Row::new(code, reason, error.outcome(), message)
     }
 }
 
-const CALLS_PER_SECOND: Quota = Quota {
+/// How long to wait before a repeat that may help. What is not named here must not be repeated.
+fn repeat_after(error: &Error) -> Option<Duration> {
+    match error {
+        Error::RateLimited { wait, .. }
+        | Error::QuotaExhausted { wait, .. }
+        | Error::TokenUnavailable { retry_after: wait, .. }
+        | Error::Down { retry_after: wait }
+        | Error::Overloaded { retry_after: wait }
+        | Error::ReadsSpent { retry_after: wait } => Some((*wait).max(SOON)),
+        Error::Unreachable(_) | Error::OperationsUnavailable | Error::Stopping => Some(SOON),
+        _ => None,
+    }
+}
+
+const CALLS_PER_SECOND: QuotaDetail = QuotaDetail {
     subject: "central: calls per second",
     description: "Central limits the calls per second of the whole account, all applications together",
 };
-const CALLS_PER_DAY: Quota = Quota {
+const CALLS_PER_DAY: QuotaDetail = QuotaDetail {
     subject: "central: calls per day",
     description: "Central limits the calls per day of the whole account, all applications together",
 };
-const REQUESTS_WAITING: Quota = Quota {
+const REQUESTS_WAITING: QuotaDetail = QuotaDetail {
     subject: "license-gateway: requests waiting",
     description: "the gateway lets no request wait longer than its caller or central.max_wait would",
 };

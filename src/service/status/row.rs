@@ -48,23 +48,23 @@ pub(super) struct Row {
     /// The status of Central's answer.
     pub(super) http_status: Option<u16>,
     /// The quota that is spent.
-    pub(super) quota: Option<Quota>,
+    pub(super) quota: Option<QuotaDetail>,
     /// The list that tells more; it is cut where it does not fit.
-    pub(super) list: Option<List>,
+    pub(super) list: Option<ListDetail>,
     /// Whether it is the recorded failure of an earlier request.
     pub(super) is_replayed: bool,
 }
 
 /// A limit that was reached.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Quota {
+pub(super) struct QuotaDetail {
     /// What is limited, and whose limit it is.
     pub(super) subject: &'static str,
     pub(super) description: &'static str,
 }
 
 #[derive(Debug)]
-pub(super) enum List {
+pub(super) enum ListDetail {
     Violations(Vec<Violation>),
     Parts(Parts),
 }
@@ -88,16 +88,16 @@ impl Row {
         Self { repeat_after: Some(wait), ..self }
     }
 
-    pub(super) fn quota(self, quota: Quota) -> Self {
+    pub(super) fn quota(self, quota: QuotaDetail) -> Self {
         Self { quota: Some(quota), ..self }
     }
 
     pub(super) fn violations(self, violations: &[Violation]) -> Self {
-        Self { list: Some(List::Violations(violations.to_vec())), ..self }
+        Self { list: Some(ListDetail::Violations(violations.to_vec())), ..self }
     }
 
     pub(super) fn parts(self, parts: &Parts) -> Self {
-        Self { list: Some(List::Parts(parts.clone())), ..self }
+        Self { list: Some(ListDetail::Parts(parts.clone())), ..self }
     }
 
     /// The status for a caller who waits until `deadline`.
@@ -110,8 +110,8 @@ impl Row {
         let room = (MOST_HEADER_BYTES - OTHER_BYTES).saturating_sub(encoded_len(&message)) / 4 * 3;
         let room = room.saturating_sub(status.encoded_len() + LIST_BYTES);
         status.details.extend(self.list.map(|list| match list {
-            List::Violations(violations) => detail("google.rpc.BadRequest", &bad_request(&violations, room)),
-            List::Parts(parts) => detail("central.licensing.v1.PartialOutcome", &partial_outcome(&parts, room)),
+            ListDetail::Violations(violations) => detail("google.rpc.BadRequest", &bad_request(&violations, room)),
+            ListDetail::Parts(parts) => detail("central.licensing.v1.PartialOutcome", &partial_outcome(&parts, room)),
         }));
 
         let mut trailers = MetadataMap::new();
@@ -145,7 +145,7 @@ impl Row {
             let retry_delay = prost_types::Duration::try_from(wait).ok();
             details.push(detail("google.rpc.RetryInfo", &pb::RetryInfo { retry_delay }));
         }
-        if let Some(Quota { subject, description }) = self.quota {
+        if let Some(QuotaDetail { subject, description }) = self.quota {
             let violation = pb::quota_failure::Violation {
                 subject: subject.to_owned(),
                 description: description.to_owned(),

@@ -19,7 +19,7 @@ const FLUSH_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Hands lines to the thread that writes them.
 #[derive(Debug, Clone)]
-pub(super) struct Writer {
+pub(super) struct LogWriter {
     queue: SyncSender<Message>,
     lost: Arc<AtomicU64>,
 }
@@ -31,7 +31,7 @@ enum Message {
     Flush(SyncSender<()>),
 }
 
-impl Writer {
+impl LogWriter {
     pub(super) fn start(out: impl Write + Send + 'static) -> std::io::Result<Self> {
         let (queue, lines) = sync_channel(MAX_LINES);
         let lost = Arc::new(AtomicU64::new(0));
@@ -117,7 +117,7 @@ mod tests {
     fn a_reader_that_stalls_stops_nobody_and_loses_lines_that_are_counted() {
         let (allow, allowed) = mpsc::channel();
         let written = Arc::new(Mutex::new(Vec::new()));
-        let writer = Writer::start(Slow { allowed, written: Arc::clone(&written) }).unwrap();
+        let writer = LogWriter::start(Slow { allowed, written: Arc::clone(&written) }).unwrap();
         let lines = MAX_LINES as u64 + 100;
         (0..lines).for_each(|_| writer.line("line\n"));
         writer.flush(Duration::from_millis(50));

@@ -367,3 +367,16 @@ fn row(metric: &names::Metric) -> DocumentedMetric {
         metric.meaning.to_owned(),
     ]
 }
+
+#[tokio::test]
+async fn no_attribute_of_the_resource_breaks_a_scrape() {
+    let attributes = ["2fa", "__name__", "__x", "_y", "a.b"].map(|name| (name.to_owned(), "v".to_owned()));
+    let settings = crate::config::Telemetry { resource: attributes.to_vec(), ..crate::config::Telemetry::default() };
+    let telemetry = crate::telemetry::Telemetry::start(&settings).unwrap();
+    let text = telemetry.tracing().metrics().render().unwrap();
+    let line = text.lines().find(|line| line.starts_with("target_info{")).unwrap();
+    for name in ["key_2fa", "key__name__", "key__x", "_y", "a_b"] {
+        assert!(line.contains(&format!("{name}=\"v\"")), "{name}: {line}");
+    }
+    assert!(!line.contains(",__") && !line.contains("{__") && !line.contains("{2"), "{line}");
+}

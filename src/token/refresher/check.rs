@@ -1,7 +1,7 @@
 //! What others did meanwhile: a person who put a seed in place, a process that shares the store, a store that went
 //! backwards. The refresh task checks every two seconds, whether or not anybody needs a token.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -9,36 +9,44 @@ use tracing::{info, warn};
 use super::{TokenRefresher, Trouble};
 use crate::token::{
     failpoints::failpoint,
+    journal::Journal,
     refresh,
     secret::Secret,
     seed,
-    store::{LoadedRecord, TokenRecord},
+    store::{self, LoadedRecord, TokenRecord, Version},
 };
 
 impl TokenRefresher {
     /// Adopts the refresh token in a seed file unless it was adopted before. Its fingerprint is stored before it is
     /// presented, so that a manifest applied again never presents a spent token.
     pub(super) async fn check_seeds(&mut self) {
+        self.seed_not_taken = None;
+        if self.no_seeds.is_cancelled() {
+            return;
+        }
         if let Some(mounted) = self.seed_file.clone() {
             self.check_seed(&mounted).await;
         }
-        for path in self.inbox.places() {
+        for path in self.inbox_places.clone() {
             if let Some(adopted) = self.check_seed(&path).await {
                 // Its fingerprint is in the record: the token itself need not lie about.
-                self.inbox.clear(&path, &adopted).await;
+                let _ = self.inbox.work(move |inbox| inbox.clear(&path, &adopted)).await;
             }
         }
     }
 
     /// The seed in a file, if there is one and the record knows it now.
     async fn check_seed(&mut self, path: &Path) -> Option<Secret> {
-        let seed = match seed::read(path).await {
+        let file = path.to_owned();
+        let looked = self.inbox.work(move |_| {
+            seed::read(&file).map_err(|problem| (problem, fs::metadata(&file).and_then(|found| found.modified()).ok()))
+        });
+        let seed = match looked.await.unwrap_or(Err(("the disk does not answer", None))) {
             Ok(seed) => {
                 self.malformed.remove(path);
                 seed?
             }
-            Err(problem) => {
-                let changed = tokio::fs::metadata(path).await.and_then(|found| found.modified()).ok();
+            Err((problem, changed)) => {
                 if self.malformed.insert(path.to_owned(), changed) != Some(changed) {
                     warn!(file = ?path, problem, "a file with a refresh token is not used");
                 }
@@ -46,16 +54,17 @@ impl TokenRefresher {
             }
         };
         failpoint("about to adopt a seed");
-        match seed::adopt(&self.store, &seed, self.memory.newest.as_ref()).await {
+        match seed::adopt(&self.store, &seed, &self.memory.central, self.memory.newest.as_ref()).await {
             Ok(seed::Adoption::AlreadyKnown) => {}
             Ok(seed::Adoption::Adopted(seeded)) => {
                 info!(generation = seeded.generation, seed = %seed.fingerprint(), "a new refresh token was adopted");
-                self.begin_anew(seeded);
+                self.begin_anew(seeded).await;
                 failpoint("adopted a seed");
             }
             Err(error) => {
+                let trouble = Trouble::store(refresh::backoff(self.failures + 1), error);
+                self.seed_not_taken = Some(trouble.error.clone());
                 if self.failure.is_none() {
-                    let trouble = Trouble::store(refresh::backoff(self.failures + 1), error);
                     self.fail(trouble);
                 }
                 return None;
@@ -70,7 +79,12 @@ impl TokenRefresher {
         if !self.is_saved {
             return; // a pair that is nowhere else comes first
         }
-        let Ok(LoadedRecord { record, .. }) = self.store.load().await else { return };
+        let record = match self.store.load().await {
+            Ok(LoadedRecord { record, .. }) => record,
+            Err(store::Error::Damaged { version, .. }) => return self.mend(version).await,
+            Err(_) => return,
+        };
+        self.damaged = None;
         self.store_works();
         if let Some(record) = &record {
             self.memory.note(record.generation, Instant::now());
@@ -82,12 +96,16 @@ impl TokenRefresher {
         } else if stored > known
             && let Some(record) = record
         {
-            if record.access_token.is_some() {
+            if record.access_token.is_some() && record.access_token == self.memory.refused_token {
+                // Somebody went back to the chain whose token Central has refused: a number is newer, no token is.
+                self.refused = self.refused.max(Some(record.generation));
+                self.memory.newest = Some(record);
+            } else if record.access_token.is_some() {
                 self.adopt(record);
                 self.failure = None;
                 self.failures = 0;
-            } else {
-                self.begin_anew(record);
+            } else if !self.no_seeds.is_cancelled() {
+                self.begin_anew(record).await;
             }
         }
     }
@@ -101,19 +119,32 @@ impl TokenRefresher {
         warn!(generation = newest.generation, "the token store went backwards; the newer pair is put back");
         self.is_saved = false;
         self.save().await;
-        if !self.is_saved {
-            self.write_journal(&newest);
+        self.is_journal_due = true;
+    }
+
+    /// The record is damaged: whoever holds the living pair puts it in its place. Among replicas at the second look only:
+    /// one that looked later may hold a newer pair, and this process has not seen it.
+    async fn mend(&mut self, version: Version) {
+        let is_known = self.damaged.replace(version.clone()) == Some(version);
+        let is_living = |newest: &TokenRecord| !newest.intent.as_ref().is_some_and(|intent| intent.refused);
+        let Some(living) = self.memory.newest.clone().filter(is_living) else { return };
+        if !self.memory.is_exclusive && !is_known {
+            return;
         }
+        warn!(generation = living.generation, "the token record is damaged; the pair that lives is put in its place");
+        self.is_saved = false;
+        self.save().await;
+        self.is_journal_due = true;
     }
 
     /// A new chain: whatever was wrong with the old one does not matter any more.
-    fn begin_anew(&mut self, seeded: TokenRecord) {
+    async fn begin_anew(&mut self, seeded: TokenRecord) {
         self.memory.newest = Some(seeded);
         self.is_saved = true;
         self.is_lost = false;
-        self.journal.clear();
         self.failure = None;
         self.failures = 0;
         self.renew_at = Instant::now();
+        let _ = self.journal.work(Journal::clear).await;
     }
 }

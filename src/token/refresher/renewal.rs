@@ -16,6 +16,7 @@ use crate::{
     token::{
         AccessToken, Error,
         failpoints::{failpoint, hurried, wall_clock},
+        journal::Journal,
         oauth::{Exchanged, Pair, THROTTLED_AT_MOST},
         refresh::{self, NextLogin, RefreshStep, SEND_WINDOW, Wanted},
         serves,
@@ -29,6 +30,8 @@ const SAVE_PATIENCE: Duration = Duration::from_secs(2);
 const WAIT_EVERY: Duration = Duration::from_millis(200);
 /// How long callers wait for another process's exchange before they are told that it takes long.
 const WAIT_PATIENCE: Duration = Duration::from_secs(10);
+/// By then a replica that holds a newer pair has looked at the store, reconnected if need be, and put the pair back.
+const OTHERS_PUT_BACK_WITHIN: Duration = Duration::from_secs(6);
 /// How long a wrong client id or secret keeps us from trying again: it does not pass by itself.
 const CLIENT_REFUSED_WAIT: Duration = Duration::from_mins(5);
 
@@ -46,8 +49,11 @@ impl TokenRefresher {
                 self.memory.note(record.generation, now);
             }
             match refresh::decide(record.as_ref(), &self.memory, wanted, now, wall, Uuid::new_v4()) {
-                RefreshStep::NeedsSeed => return Err(Trouble::lasting(hurried(CHECK_EVERY), Error::NeedsSeed)),
-                RefreshStep::Lost(record) => return self.heal(record, version).await,
+                RefreshStep::NeedsSeed => {
+                    let needs_seed = || Trouble::lasting(hurried(CHECK_EVERY), Error::NeedsSeed);
+                    return Err(self.seed_not_taken.as_ref().map_or_else(needs_seed, Trouble::seed_not_taken));
+                }
+                RefreshStep::Lost(record) => return self.lost(record, version).await,
                 RefreshStep::Adopt(record) => {
                     self.adopt(record);
                     return Ok(());
@@ -65,13 +71,23 @@ impl TokenRefresher {
                     }
                     sleep(WAIT_EVERY).await;
                 }
+                // After a failover, whoever holds what it lost gets the time to put that back.
+                RefreshStep::Claim(_) if !self.store.is_settled() => {
+                    if began.elapsed() >= WAIT_PATIENCE {
+                        return Err(Trouble::later(WAIT_EVERY, ServerChanged));
+                    }
+                    sleep(WAIT_EVERY).await;
+                }
+                RefreshStep::Claim(seeded) if seeded.access_token.is_none() && self.no_seeds.is_cancelled() => {
+                    return Err(Trouble::later(hurried(CHECK_EVERY), BeingReplaced));
+                }
                 RefreshStep::Claim(claimed) => {
                     failpoint("about to claim");
-                    let claiming = Instant::now();
+                    let claiming = since_boot();
                     let Some(version) = self.swap(version, claimed.clone()).await? else { continue };
                     failpoint("claimed");
                     // Counted from before the claim: a process that is paused at any moment of it must not send.
-                    if !self.memory.is_exclusive && claiming.elapsed() > hurried(SEND_WINDOW) {
+                    if !self.memory.is_exclusive && since_boot().saturating_sub(claiming) > hurried(SEND_WINDOW) {
                         self.forget_intent(claimed, version).await;
                         return Err(Trouble::later(refresh::backoff(self.failures + 1), TooSlow));
                     }
@@ -132,7 +148,7 @@ impl TokenRefresher {
                     intent.refused_by = Some(central);
                 });
                 match self.swap(version, dead.clone()).await? {
-                    Some(version) => self.heal(dead, version).await,
+                    Some(version) => self.lost(dead, version).await,
                     None => Err(Trouble::later(CONFLICT_PAUSE, OtherProcess)),
                 }
             }
@@ -149,17 +165,36 @@ impl TokenRefresher {
 
     /// A seed does not work: back to the chain that it was to replace.
     async fn go_back(&mut self, refused: &TokenRecord, version: Version) -> Result<(), Trouble> {
-        let Some(back) = refused.gone_back() else { return Err(Trouble::later(CONFLICT_PAUSE, SeedRefused)) };
+        let Some(back) = refused.gone_back(&self.memory.central) else {
+            return Err(Trouble::later(CONFLICT_PAUSE, SeedRefused));
+        };
         error!("Central refuses the new refresh token; going back to the chain of tokens that it was to replace");
         if self.swap(version, back.clone()).await?.is_none() {
             return Err(Trouble::later(CONFLICT_PAUSE, OtherProcess));
         }
-        if self.memory.remaining(&back, Instant::now(), wall_clock()).is_zero() {
+        let is_refused = back.access_token == self.memory.refused_token;
+        if is_refused || self.memory.remaining(&back, Instant::now(), wall_clock()).is_zero() {
             self.memory.newest = Some(back);
             return Err(Trouble::later(Duration::ZERO, SeedRefused));
         }
         self.adopt(back);
         Ok(())
+    }
+
+    /// Central refuses the refresh token. Among replicas that is not the end at once: after a failover that lost a write,
+    /// another one may hold the pair that came after it, and puts it back within seconds.
+    async fn lost(&mut self, dead: TokenRecord, version: Version) -> Result<(), Trouble> {
+        if let Some(error) = &self.seed_not_taken {
+            return Err(Trouble::seed_not_taken(error));
+        }
+        let since = match &self.refused_since {
+            Some((token, since)) if *token == dead.refresh_token => *since,
+            _ => self.refused_since.insert((dead.refresh_token.clone(), Instant::now())).1,
+        };
+        if !self.memory.is_exclusive && since.elapsed() < hurried(OTHERS_PUT_BACK_WITHIN) {
+            return Err(Trouble::later(hurried(CHECK_EVERY / 2), PerhapsElsewhere));
+        }
+        self.heal(dead, version).await
     }
 
     /// Heals a lost chain by a login, where that is configured and not yet used up.
@@ -173,12 +208,24 @@ impl TokenRefresher {
             NextLogin::Never => return Err(self.give_up(None)),
         };
         // Counted in the store before it is tried: neither restarts nor replicas make more of it.
-        if self.swap(version, counted.clone()).await?.is_none() {
+        let Some(version) = self.swap(version, counted.clone()).await? else {
             return Err(Trouble::later(CONFLICT_PAUSE, OtherProcess));
-        }
+        };
         self.memory.newest = Some(counted.clone());
         warn!("the chain of tokens is lost; logging in as credentials.username");
-        match self.endpoint.log_in(&login).await {
+        let answered = match self.endpoint.log_in(&login).await {
+            Ok(answered) => answered,
+            // Nothing has left this machine: Central has not counted it, and neither do we.
+            Err(error) => {
+                error!(error = &error as &(dyn StdError + 'static), "the login cannot be tried");
+                self.memory.newest = Some(lost.clone());
+                if let Err(error) = self.store.cas(version, lost).await {
+                    warn!(error = &error as &(dyn StdError + 'static), "a login that was not tried stays counted");
+                }
+                return Err(self.give_up(Some(refresh::backoff(self.failures + 1))));
+            }
+        };
+        match answered {
             Exchanged::Pair(pair) => {
                 let record = TokenRecord {
                     schema: RECORD_SCHEMA,
@@ -189,6 +236,7 @@ impl TokenRefresher {
                     lifetime: pair.lifetime,
                     refresh_token: pair.refresh_token,
                     consumed_seeds: counted.consumed_seeds,
+                    refused_seeds: counted.refused_seeds,
                     intent: None,
                     replaced: None,
                 };
@@ -231,15 +279,20 @@ impl TokenRefresher {
             warn!(generation = record.generation, "the token store is slow; the new pair is used before it is stored");
         }
         failpoint("kept");
-        if !self.is_saved {
-            self.write_journal(&record);
-        }
+        self.is_journal_due = true;
         self.publish(&record, lifetime.saturating_sub(received.elapsed()), replaced_a_refused_one);
         failpoint("published");
     }
 
-    pub(super) fn write_journal(&self, record: &TokenRecord) {
-        if let Err(error) = self.journal.write(record) {
+    /// Writes the newest pair beside the store where the store has not taken it. Once: what is there outlasts the process.
+    pub(super) async fn write_journal(&mut self) {
+        let (true, false, Some(record)) =
+            (std::mem::take(&mut self.is_journal_due), self.is_saved, self.memory.newest.clone())
+        else {
+            return;
+        };
+        let written = self.journal.work(move |journal| journal.write(&record)).await;
+        if let Err(error) = written.flatten() {
             error!(
                 error = &error as &(dyn StdError + 'static),
                 "the new pair of tokens cannot be written beside the store either; it is in memory only"
@@ -253,7 +306,11 @@ impl TokenRefresher {
         let Some(newest) = self.memory.newest.clone() else { return };
         let saved = async {
             loop {
-                let LoadedRecord { record, version } = self.store.load().await?;
+                let LoadedRecord { record, version } = match self.store.load().await {
+                    // Nothing that lives is in it, or this process holds what comes after it.
+                    Err(store::Error::Damaged { version, .. }) => LoadedRecord { record: None, version },
+                    loaded => loaded?,
+                };
                 let Some(to_save) = refresh::to_save(record, &newest, self.spent.as_ref()) else { return Ok(None) };
                 if let Swap::Stored(_) = self.store.cas(version, to_save.clone()).await? {
                     return Ok(Some(to_save));
@@ -269,7 +326,7 @@ impl TokenRefresher {
                     self.memory.newest = Some(stored);
                 }
                 self.store_works();
-                self.journal.clear();
+                let _ = self.journal.work(Journal::clear).await;
                 info!(generation = newest.generation, "a new pair of tokens is stored");
             }
             Err::<Option<TokenRecord>, store::Error>(error) => error!(
@@ -339,6 +396,12 @@ fn successor(claimed: TokenRecord, pair: Pair) -> TokenRecord {
     }
 }
 
+/// A clock that counts the time in which the machine is suspended too; `Instant` does not.
+fn since_boot() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.try_into().unwrap_or_default()
+}
+
 fn with_intent(mut record: TokenRecord, change: impl FnOnce(&mut store::RefreshIntent)) -> TokenRecord {
     if let Some(intent) = &mut record.intent {
         change(intent);
@@ -363,6 +426,23 @@ struct OtherProcess;
      is tried later. Not to wait for it, put a new refresh token into credentials.refresh_token_file"
 )]
 struct NotHealedYet;
+
+/// Central refuses the refresh token, and another replica may hold its successor.
+#[derive(Debug, thiserror::Error)]
+#[error("Central refuses the refresh token; whether another replica holds its successor shows within seconds")]
+struct PerhapsElsewhere;
+
+/// Another server answers under the store's name.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the token store is another server, or was restarted: nothing is presented until others had time to put back what it lost"
+)]
+struct ServerChanged;
+
+/// A seed is not presented by a process that is about to end.
+#[derive(Debug, thiserror::Error)]
+#[error("this process is being replaced: it presents no new refresh token")]
+struct BeingReplaced;
 
 /// A seed that was put in place does not work.
 #[derive(Debug, thiserror::Error)]

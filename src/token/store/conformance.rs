@@ -19,6 +19,7 @@ pub(in crate::token) fn record(generation: u64) -> TokenRecord {
         lifetime: Duration::from_hours(2),
         refresh_token: Secret::new(format!("refresh-{generation}")),
         consumed_seeds: vec![Secret::new("seed".to_owned()).fingerprint()],
+        refused_seeds: Vec::new(),
         intent: None,
         replaced: None,
     }

@@ -15,15 +15,16 @@ use std::{
     io::{self, Read as _, Seek as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
 };
 
+use data_encoding::HEXLOWER;
+use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
 use super::{Error, LoadedRecord, Swap, TokenRecord, Version, sealed::SealedRecord};
 use crate::{
     durable::{
-        self,
+        self, Files,
         fs::{self, File, OpenOptions, TryLockError},
     },
     token::failpoints::failpoint,
@@ -34,7 +35,10 @@ const RESERVED_BYTES: usize = 32 * 1024;
 
 /// The record in a directory.
 #[derive(Debug, Clone)]
-pub(crate) struct FileStore(Arc<Mutex<StoreDirectory>>);
+pub(crate) struct FileStore {
+    path: PathBuf,
+    files: Files<StoreDirectory>,
+}
 
 #[derive(Debug)]
 struct StoreDirectory {
@@ -61,7 +65,8 @@ impl FileStore {
                 return Err(Error::Io { action: "lock", path: lock_path, source });
             }
         }
-        Ok(Self(Arc::new(Mutex::new(StoreDirectory { path: path.to_owned(), lock }))))
+        let files = Files::new(StoreDirectory { path: path.to_owned(), lock });
+        Ok(Self { path: path.to_owned(), files })
     }
 
     /// The record of a directory, without taking hold of it: for a look while a gateway runs. A rename puts records in
@@ -77,7 +82,7 @@ impl FileStore {
 
     /// Where the record is, for people.
     pub(crate) fn place(&self) -> String {
-        Self::place_in(&self.0.lock().unwrap_or_else(PoisonError::into_inner).path)
+        Self::place_in(&self.path)
     }
 
     /// The record as it stands.
@@ -91,24 +96,12 @@ impl FileStore {
         self.blocking(move |directory| directory.cas(&version, &record)).await
     }
 
-    /// File systems block, and a sync takes tens of milliseconds: not on the runtime's workers.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&StoreDirectory) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let directory = Arc::clone(&self.0);
-        let task = tokio::task::spawn_blocking(move || {
-            // A panic half-way leaves files as a crash would, and those are safe at every step.
-            work(&directory.lock().unwrap_or_else(PoisonError::into_inner))
-        });
-        match task.await {
-            Ok(result) => result,
-            Err(error) => Err(Error::Io {
-                action: "finish its work in",
-                path: PathBuf::from("token_store.path"),
-                source: io::Error::other(error),
-            }),
-        }
+        let io = |source| Error::Io { action: "finish its work in", path: self.path.clone(), source };
+        self.files.work(work).await.map_err(io)?
     }
 }
 
@@ -132,14 +125,19 @@ impl StoreDirectory {
     }
 
     fn cas(&self, version: &Version, record: &TokenRecord) -> Result<Swap, Error> {
-        if self.load()?.version != *version {
+        let (found, previous) = match self.load() {
+            Ok(loaded) => (loaded.version, "token.previous.json"),
+            Err(Error::Damaged { version, .. }) => (version, "token.damaged.json"),
+            Err(error) => return Err(error),
+        };
+        if found != *version {
             return Ok(Swap::Conflict);
         }
         let serial = version.0.parse().unwrap_or(0_u64) + 1;
         let purpose = if record.intent.is_some() { "claim" } else { "save" };
         failpoint(format_args!("{purpose}: about to keep the previous record"));
         // For people only: not worth failing for, when the new record may be the only living pair.
-        if let Err(error) = self.keep_previous() {
+        if let Err(error) = self.keep_previous(previous) {
             warn!(error = &error as &(dyn std::error::Error + 'static), "the previous token record is not kept");
         }
         failpoint(format_args!("{purpose}: about to reserve space"));
@@ -153,8 +151,8 @@ impl StoreDirectory {
     }
 
     /// Keeps the record that is about to be replaced, for people: nothing reads it back on its own.
-    fn keep_previous(&self) -> Result<(), Error> {
-        let previous = self.path.join("token.previous.json");
+    fn keep_previous(&self, name: &str) -> Result<(), Error> {
+        let previous = self.path.join(name);
         match fs::remove_file(&previous) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 return Err(Error::Io { action: "remove", path: previous, source });
@@ -228,7 +226,11 @@ fn read(path: &Path) -> Result<LoadedRecord, Error> {
     }
     match SealedRecord::open(&bytes) {
         Ok((record, serial)) => Ok(LoadedRecord { record: Some(record), version: Version(serial.to_string()) }),
-        Err(problem) => Err(Error::Unusable { path: path.to_owned(), problem }),
+        Err(unreadable) => {
+            let version = Version(format!("damaged {}", HEXLOWER.encode(&Sha256::digest(&bytes))));
+            let unusable = Error::Unusable { path: path.to_owned(), problem: unreadable.problem.clone() };
+            Err(Error::of_record(unusable, &unreadable, version))
+        }
     }
 }
 
@@ -299,8 +301,19 @@ mod tests {
             let error = store.load().await.unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
             assert!(!error.contains("refresh-1"), "{error}");
-            store.cas(Version(String::new()), record(5)).await.unwrap_err();
+            let swap = store.cas(Version(String::new()), record(5)).await;
+            assert!(!matches!(swap, Ok(Swap::Stored(_))), "{swap:?}");
             assert_eq!(fs::read(&path).unwrap(), bytes, "left as it is");
+
+            // Whoever holds the living pair says so by the version; not over what another version of us wrote.
+            let Error::Damaged { version, .. } = store.load().await.unwrap_err() else {
+                assert_eq!(bytes, newer);
+                continue;
+            };
+            assert_ne!(bytes, newer);
+            assert!(matches!(store.cas(version, record(5)).await, Ok(Swap::Stored(_))));
+            assert_eq!(store.load().await.unwrap().record, Some(record(5)));
+            assert_eq!(fs::read(dir.path().join("token.damaged.json")).unwrap(), bytes, "kept for people");
         }
     }
 

@@ -10,11 +10,18 @@
 #[cfg(test)]
 #[path = "../../../tests/api/api_server.rs"]
 mod api_server;
+mod operations;
 #[cfg(test)]
 mod tests;
 mod usage;
 
-use std::{collections::BTreeMap, error::Error as StdError, fmt, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    error::Error as StdError,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use data_encoding::HEXLOWER;
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
@@ -34,14 +41,17 @@ use tokio::time::timeout;
 use tracing::{Dispatch, instrument::WithSubscriber as _};
 use uuid::Uuid;
 
+pub(super) use self::operations::KubernetesOperations;
 use super::{
-    Error, LoadedRecord, Swap, TokenRecord, Version,
+    Error, LoadedRecord, Swap, TokenRecord, Unreadable, Version,
     sealed::{CHECKSUM_DIFFERS, place, read_record},
 };
 use crate::config;
 
 /// The key in the Secret's data that holds the record.
 const RECORD_KEY: &str = "token.json";
+/// Where a damaged one is kept when another takes its place: for people only.
+const DAMAGED_KEY: &str = "token.damaged.json";
 /// An API server that is there accepts a connection at once.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// The API server's own bound on a write is longer, but a refresh waits for us.
@@ -56,16 +66,20 @@ pub(crate) struct KubernetesStore {
     namespace: String,
     name: String,
     answer_within: Duration,
+    /// What was read last: the write that follows need not read it again, for its time is short.
+    last: Arc<Mutex<Option<FoundSecret>>>,
 }
 
 /// The Secret as it was read.
-struct Found {
+#[derive(Clone)]
+struct FoundSecret {
     secret: Secret,
     resource_version: String,
-    entry: Option<FoundRecord>,
+    entry: Result<Option<FoundRecord>, Unreadable>,
 }
 
 /// A record that was read, and the writes around it.
+#[derive(Clone)]
 struct FoundRecord {
     record: TokenRecord,
     write: Uuid,
@@ -127,30 +141,41 @@ impl KubernetesStore {
             action: "be prepared",
             source: printable(error),
         })?;
-        Ok(Self { client, secrets, namespace, name, answer_within: API_ANSWER_WITHIN })
+        Ok(Self { client, secrets, namespace, name, answer_within: API_ANSWER_WITHIN, last: Arc::default() })
     }
 
     /// The record as it stands.
     pub(crate) async fn load(&self) -> Result<LoadedRecord, Error> {
         let found = self.find("be read").await?;
-        Ok(LoadedRecord { version: version(found.as_ref()), record: found.and_then(|found| Some(found.entry?.record)) })
+        let version = version(found.as_ref());
+        self.last().clone_from(&found);
+        match found.map_or(Ok(None), |found| found.entry) {
+            Ok(entry) => Ok(LoadedRecord { version, record: entry.map(|entry| entry.record) }),
+            Err(unreadable) => Err(self.unusable(&unreadable, version)),
+        }
     }
 
     /// Replaces the record if it is still the one of `version`. The Secret's other keys, its labels and annotations
     /// stay as they are.
     pub(crate) async fn cas(&self, version: Version, record: TokenRecord) -> Result<Swap, Error> {
         let action = "be written";
-        let found = self.find(action).await?;
+        let read = self.last().take().filter(|found| found.version() == version);
+        let found = if read.is_some() { read } else { self.find(action).await? };
         if self::version(found.as_ref()) != version {
             return Ok(Swap::Conflict);
         }
         let base = found.as_ref().map(|found| found.resource_version.clone());
-        let replaces = found.as_ref().and_then(Found::write);
+        let replaces = found.as_ref().and_then(FoundSecret::write);
+        if let Some(FoundSecret { entry: Err(unreadable), .. }) = &found
+            && !unreadable.is_damaged
+        {
+            return Err(self.unusable(unreadable, version));
+        }
         let write = Uuid::new_v4();
         let value = write_entry(write, replaces, &record);
         let (verb, sent) = match found {
-            None => ("create", self.create(value).await),
-            Some(found) => ("update", self.replace(found.secret, value).await),
+            None => ("create", self.create(value, &written_by_us()).await),
+            Some(found) => ("update", self.replace(found, value).await),
         };
         match sent {
             Ok(secret) => Ok(Swap::Stored(version_of(&resource_version(&secret)?, Some(write)))),
@@ -170,24 +195,42 @@ impl KubernetesStore {
         }
     }
 
-    async fn find(&self, action: &'static str) -> Result<Option<Found>, Error> {
+    /// Asks whether a write would be let in, and writes nothing.
+    pub(crate) async fn rehearse(&self) -> Result<(), Error> {
+        let action = "be written";
+        let dry = PostParams { dry_run: true, ..written_by_us() };
+        let (verb, sent) = match self.find(action).await? {
+            None => ("create", self.create(Vec::new(), &dry).await),
+            Some(FoundSecret { secret, .. }) => {
+                ("update", self.send(self.secrets.replace(&self.name, &dry, json(&secret))).await)
+            }
+        };
+        match sent {
+            // Somebody has just written it, so it can be written.
+            Err(ApiFault::Refused(answer)) if answer.is(409) => Ok(()),
+            Err(ApiFault::Refused(answer)) => Err(self.refused(action, verb, answer)),
+            Err(ApiFault::Unclear(cause)) => Err(self.unavailable(action, cause)),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<FoundSecret>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn find(&self, action: &'static str) -> Result<Option<FoundSecret>, Error> {
         let secret = match self.send(self.secrets.get(&self.name, &GetParams::default())).await {
             Ok(secret) => secret,
             Err(ApiFault::Refused(answer)) if answer.is(404) => return Ok(None),
             Err(ApiFault::Refused(answer)) => return Err(self.refused(action, "get", answer)),
             Err(ApiFault::Unclear(cause)) => return Err(self.unavailable(action, cause)),
         };
-        let entry = match secret.data.as_ref().and_then(|data| data.get(RECORD_KEY)) {
-            None => None,
-            Some(value) => Some(read_entry(&value.0).map_err(|problem| Error::Unusable {
-                path: PathBuf::from(format!("Secret {}/{}", self.namespace, self.name)),
-                problem,
-            })?),
-        };
-        Ok(Some(Found { resource_version: resource_version(&secret)?, secret, entry }))
+        let entry = secret.data.as_ref().and_then(|data| data.get(RECORD_KEY));
+        let entry = entry.map(|value| read_entry(&value.0)).transpose();
+        Ok(Some(FoundSecret { resource_version: resource_version(&secret)?, secret, entry }))
     }
 
-    async fn create(&self, value: Vec<u8>) -> Result<Secret, ApiFault> {
+    async fn create(&self, value: Vec<u8>, how: &PostParams) -> Result<Secret, ApiFault> {
         let text = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
         let labels = [
             ("app.kubernetes.io/managed-by", "license-gateway"),
@@ -208,12 +251,20 @@ impl KubernetesStore {
             type_: Some("Opaque".to_owned()),
             ..Secret::default()
         };
-        self.send(self.secrets.create(&written_by_us(), json(&secret))).await
+        self.send(self.secrets.create(how, json(&secret))).await
     }
 
     /// `secret` carries the `resourceVersion` that was read.
-    async fn replace(&self, mut secret: Secret, value: Vec<u8>) -> Result<Secret, ApiFault> {
-        secret.data.get_or_insert_default().insert(RECORD_KEY.to_owned(), ByteString(value));
+    async fn replace(
+        &self,
+        FoundSecret { mut secret, entry, .. }: FoundSecret,
+        value: Vec<u8>,
+    ) -> Result<Secret, ApiFault> {
+        let data = secret.data.get_or_insert_default();
+        let before = data.insert(RECORD_KEY.to_owned(), ByteString(value));
+        if let (Err(_), Some(damaged)) = (entry, before) {
+            data.insert(DAMAGED_KEY.to_owned(), damaged);
+        }
         self.send(self.secrets.replace(&self.name, &written_by_us(), json(&secret))).await
     }
 
@@ -257,6 +308,17 @@ impl KubernetesStore {
             401 => "the API server does not accept the gateway's credentials (401): in a pod, the service account's \
                     token must be mounted (automountServiceAccountToken: true) and the account must exist"
                 .to_owned(),
+            403 if denial.contains("exceeded quota") => format!(
+                "{denial}. No right is missing: raise that ResourceQuota of namespace {namespace:?}, or delete what is \
+                 not needed there; the gateway goes on by itself"
+            ),
+            403 if denial.ends_with("denied it") => format!(
+                "{denial}. No right is missing: whoever runs that admission policy must let the gateway write the Secret \
+                 {name:?} in namespace {namespace:?}"
+            ),
+            403 if denial.contains("is being terminated") => {
+                format!("{denial}. The namespace {namespace:?} is being deleted: the gateway needs another one")
+            }
             403 if verb == "create" => format!(
                 "{denial}. Grant the gateway's service account `create` on `secrets` in namespace {namespace:?} (it cannot \
                  be limited by resourceNames), or create an empty Secret {name:?} there and leave `create` out"
@@ -278,6 +340,11 @@ impl KubernetesStore {
     fn unavailable(&self, action: &'static str, source: BoxError) -> Error {
         Error::Unavailable { store: self.to_string(), action, source }
     }
+
+    fn unusable(&self, unreadable: &Unreadable, version: Version) -> Error {
+        let unusable = Error::UnusableSecret { secret: self.to_string(), problem: unreadable.problem.clone() };
+        Error::of_record(unusable, unreadable, version)
+    }
 }
 
 impl fmt::Debug for KubernetesStore {
@@ -295,9 +362,9 @@ impl fmt::Display for KubernetesStore {
     }
 }
 
-impl Found {
+impl FoundSecret {
     fn write(&self) -> Option<Uuid> {
-        self.entry.as_ref().map(|entry| entry.write)
+        self.entry.as_ref().ok()?.as_ref().map(|entry| entry.write)
     }
 
     fn version(&self) -> Version {
@@ -308,7 +375,7 @@ impl Found {
     /// nor ever will.
     fn excludes(&self, base: Option<&str>, replaces: Option<Uuid>) -> bool {
         let is_still_that_record = self.write() == replaces;
-        let took_its_place = self.entry.as_ref().is_some_and(|entry| entry.replaces == replaces);
+        let took_its_place = matches!(&self.entry, Ok(Some(entry)) if entry.replaces == replaces);
         if is_still_that_record { base != Some(&self.resource_version) } else { took_its_place }
     }
 }
@@ -349,8 +416,8 @@ async fn discover(name: &str) -> Result<Config, Error> {
     Err(Error::Unavailable { store: format!("Secret {name}"), action: "find its cluster", source: problem })
 }
 
-fn version(found: Option<&Found>) -> Version {
-    found.map_or_else(|| Version(String::new()), Found::version)
+fn version(found: Option<&FoundSecret>) -> Version {
+    found.map_or_else(|| Version(String::new()), FoundSecret::version)
 }
 
 /// The write's id too: a cluster restored from its own backup counts its versions a second time.
@@ -403,11 +470,11 @@ fn write_entry(write: Uuid, replaces: Option<Uuid>, record: &TokenRecord) -> Vec
 }
 
 /// The record and its writes, or what is wrong in words that hold nothing of the record.
-fn read_entry(bytes: &[u8]) -> Result<FoundRecord, String> {
+fn read_entry(bytes: &[u8]) -> Result<FoundRecord, Unreadable> {
     let SecretEntry { sha256, write, replaces, record } = serde_json::from_slice(bytes)
-        .map_err(|error| format!("its key {RECORD_KEY:?} is damaged at {}", place(&error)))?;
+        .map_err(|error| Unreadable::damaged(format!("its key {RECORD_KEY:?} is damaged at {}", place(&error))))?;
     if checksum(write, replaces, &record) != sha256 {
-        return Err(CHECKSUM_DIFFERS.to_owned());
+        return Err(Unreadable::damaged(CHECKSUM_DIFFERS.to_owned()));
     }
     Ok(FoundRecord { record: read_record(&record)?, write, replaces })
 }

@@ -16,7 +16,11 @@ mod operations;
 mod tests;
 mod usage;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use redis::{Cmd, FromRedisValue, aio::MultiplexedConnection};
 use serde::Serialize;
@@ -27,7 +31,7 @@ use uuid::Uuid;
 
 use self::{durability::ServerSettings, fault::RedisFault};
 use super::{Error, LoadedRecord, Swap, TokenRecord, Version, sealed::SealedRecord};
-use crate::config;
+use crate::{config, token::failpoints::hurried};
 
 /// `KEYS[1]`: the key. `ARGV[1]`: the SHA-1 of the value that was read, or nothing if there was none. `ARGV[2]`: the
 /// new value. `SET` also takes away a time to live that somebody may have given the key.
@@ -40,6 +44,8 @@ redis.call('SET', KEYS[1], ARGV[2])
 return 1
 ";
 
+/// How long a new server is left alone: replicas look every two seconds, and reconnect within as many.
+const OTHERS_PUT_BACK_WITHIN: Duration = Duration::from_secs(5);
 /// See [`RedisHandle::follow_name_every`]. A server that was moved is noticed within this, and what it lacks is put back.
 const FOLLOW_NAME_EVERY: Duration = Duration::from_mins(1);
 
@@ -51,17 +57,19 @@ struct RedisHandle {
     settings: config::RedisSettings,
     /// Where it is, for people: no secrets.
     name: String,
-    connection: Mutex<Option<Held>>,
+    connection: Mutex<Option<OpenConnection>>,
     /// For how long a connection is used. The name may point to another server meanwhile, and the old one may still take
     /// writes: so it is looked up again.
     follow_name_every: Duration,
+    /// Which server it was, and when another one answered in its place, or the same one after a restart.
+    server: std::sync::Mutex<(Option<String>, Option<Instant>)>,
     /// What was last said about the server's durability.
     warned: Mutex<Vec<String>>,
 }
 
 /// A connection, and when it was made or last found to be the best there is.
 #[derive(Clone)]
-struct Held {
+struct OpenConnection {
     connection: MultiplexedConnection,
     since: Instant,
 }
@@ -84,8 +92,16 @@ impl RedisStore {
             name: format!("in Redis at {}", client.get_connection_info().addr()),
             connection: Mutex::default(),
             follow_name_every: FOLLOW_NAME_EVERY,
+            server: std::sync::Mutex::default(),
             warned: Mutex::default(),
         })))
+    }
+
+    /// Whether the server has been the same one for a while: another one may lack the last write, and whoever holds what
+    /// it lacks puts it back at its next look.
+    pub(crate) fn is_settled(&self) -> bool {
+        let (_, changed) = *self.0.server.lock().unwrap_or_else(PoisonError::into_inner);
+        changed.is_none_or(|changed| changed.elapsed() >= hurried(OTHERS_PUT_BACK_WITHIN))
     }
 
     /// Where the record is, for people: no secrets.
@@ -146,7 +162,7 @@ impl RedisStore {
             Ok(loaded) if loaded.version == ours => Ok(Swap::Stored(ours)),
             // Ours can never be stored again, or was and has been replaced: there is another record to look at.
             Ok(loaded) if loaded.version != *before => Ok(Swap::Conflict),
-            Err(error @ Error::UnusableKey { .. }) => Err(error),
+            Err(error @ (Error::UnusableKey { .. } | Error::Damaged { .. })) => Err(error),
             Ok(_) | Err(_) => Err(self.0.unavailable("be written", fault)),
         }
     }
@@ -169,14 +185,14 @@ impl RedisHandle {
     /// The connection, made if needed. Whoever comes meanwhile waits for it.
     async fn connection(&self) -> Result<MultiplexedConnection, Error> {
         let mut held = self.connection.lock().await;
-        if let Some(Held { connection, since }) = &*held
+        if let Some(OpenConnection { connection, since }) = &*held
             && since.elapsed() < self.follow_name_every
         {
             return Ok(connection.clone());
         }
         match (self.connect().await, &mut *held) {
             (Ok(connection), _) => {
-                *held = Some(Held { connection: connection.clone(), since: Instant::now() });
+                *held = Some(OpenConnection { connection: connection.clone(), since: Instant::now() });
                 Ok(connection)
             }
             // What worked so far is better than nothing: if it has ended too, its next use says so.
@@ -196,8 +212,21 @@ impl RedisHandle {
         if settings.is_primary() == Some(false) {
             return Err(unreachable(RedisFault::Replica));
         }
+        self.note_server(settings.run_id.as_ref());
         self.warn(settings.warnings()).await;
         Ok(connection)
+    }
+
+    /// What a server does not say of itself is taken for no change.
+    fn note_server(&self, run_id: Option<&String>) {
+        let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(before), Some(now)) = (&server.0, run_id)
+            && before != now
+        {
+            warn!(store = self.name, "another server answers in place of the token store, or it was restarted");
+            server.1 = Some(Instant::now());
+        }
+        server.0 = run_id.cloned().or(server.0.take());
     }
 
     async fn disconnect(&self) {
@@ -220,7 +249,9 @@ impl RedisHandle {
         };
         match SealedRecord::open(&value) {
             Ok((record, serial)) => Ok(LoadedRecord { record: Some(record), version: version_of(serial, &value) }),
-            Err(problem) => Err(self.unusable(problem)),
+            Err(unreadable) => {
+                Err(Error::of_record(self.unusable(unreadable.problem.clone()), &unreadable, version_of(0, &value)))
+            }
         }
     }
 

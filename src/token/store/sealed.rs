@@ -33,13 +33,31 @@ impl SealedRecord {
     }
 
     /// The record and its serial number, or what is wrong in words that hold nothing of the bytes.
-    pub(in crate::token) fn open(bytes: &[u8]) -> Result<(TokenRecord, u64), String> {
-        let sealed: Self =
-            serde_json::from_slice(bytes).map_err(|error| format!("it is damaged at {}", place(&error)))?;
+    pub(in crate::token) fn open(bytes: &[u8]) -> Result<(TokenRecord, u64), Unreadable> {
+        let sealed: Self = serde_json::from_slice(bytes)
+            .map_err(|error| Unreadable::damaged(format!("it is damaged at {}", place(&error))))?;
         if checksum(sealed.serial, &sealed.record) != sealed.sha256 {
-            return Err(CHECKSUM_DIFFERS.to_owned());
+            return Err(Unreadable::damaged(CHECKSUM_DIFFERS.to_owned()));
         }
         Ok((read_record(&sealed.record)?, sealed.serial))
+    }
+}
+
+/// Why a record cannot be read, in words that hold nothing of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::token) struct Unreadable {
+    pub problem: String,
+    /// These are not the bytes that were written. Otherwise somebody meant them so: another version, say.
+    pub is_damaged: bool,
+}
+
+impl Unreadable {
+    pub(super) fn damaged(problem: String) -> Self {
+        Self { problem, is_damaged: true }
+    }
+
+    fn meant(problem: String) -> Self {
+        Self { problem, is_damaged: false }
     }
 }
 
@@ -47,17 +65,19 @@ impl SealedRecord {
 pub(super) const CHECKSUM_DIFFERS: &str = "its checksum does not fit: it is damaged or was edited by hand";
 
 /// A record's own JSON, read; a newer schema is refused.
-pub(super) fn read_record(text: &str) -> Result<TokenRecord, String> {
+pub(in crate::token) fn read_record(text: &str) -> Result<TokenRecord, Unreadable> {
     #[derive(Deserialize)]
     struct Schema {
         schema: u32,
     }
 
-    let Schema { schema } = serde_json::from_str(text).map_err(|_| "it has no schema".to_owned())?;
+    let Schema { schema } = serde_json::from_str(text).map_err(|_| Unreadable::meant("it has no schema".to_owned()))?;
     if schema != RECORD_SCHEMA {
-        return Err(format!("its schema is {schema} and this version knows {RECORD_SCHEMA}; a newer version wrote it"));
+        return Err(Unreadable::meant(format!(
+            "its schema is {schema} and this version knows {RECORD_SCHEMA}; a newer version wrote it"
+        )));
     }
-    serde_json::from_str(text).map_err(|error| format!("it makes no sense at {}", place(&error)))
+    serde_json::from_str(text).map_err(|error| Unreadable::meant(format!("it makes no sense at {}", place(&error))))
 }
 
 /// Where a parser stopped: it would quote the text, which is secret.

@@ -299,7 +299,7 @@ async fn a_token_decides_who_calls_whatever_the_certificate() {
         config.tls = Some(tls_files(dir.path()));
         config.jwt = Some(by_file(dir.path(), &[&key]));
         // The same name twice: two callers. Only she who bears the token may have the first customer.
-        let mine = |index| Names::Only([CustomerId::new(customer(&sandbox, index)).unwrap()].into());
+        let mine = |index| AllowedNames::Only([CustomerId::new(customer(&sandbox, index)).unwrap()].into());
         let by_certificate = CallerRules::everything(WhichCaller::Named(ALICE.to_owned()));
         config.policy.callers = vec![
             CallerRules { customers: mine(1), ..by_certificate },

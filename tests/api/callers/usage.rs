@@ -1,7 +1,7 @@
 //! The hourly quota of customers: over restarts, among replicas, and when the store is in trouble. However it is raced, no
 //! more of them reach Central than the policy says.
 
-use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
 use central_sandbox::{Fault, Operation};
 use license_gateway::proto::{UnassignLicensesRequest, licensing_service_client::LicensingServiceClient};
@@ -13,7 +13,7 @@ use tonic::{Request, transport::Channel};
 
 use super::*;
 #[cfg(feature = "kubernetes-store")]
-use crate::api_server::{ApiServer, BEARER};
+use crate::{api_server::ApiServer, support::kubeconfig};
 use crate::{
     callers::authority::{Authority, connect, somebody, uri},
     support::{of_service, unlimited},
@@ -114,19 +114,6 @@ async fn a_restart_does_not_begin_the_hour_anew_in_redis() {
     let more = [("LICENSE_GATEWAY__TOKEN_STORE__KIND", "redis"), ("LICENSE_GATEWAY__TOKEN_STORE__URL", url.as_str())];
     survives(&sandbox, dir.path(), &more).await;
     assert!(!dir.path().join("state/usage.json").exists());
-}
-
-#[cfg(feature = "kubernetes-store")]
-fn kubeconfig(api: &ApiServer, dir: &Path) -> PathBuf {
-    let path = dir.join("kubeconfig");
-    let text = serde_json::json!({
-        "apiVersion": "v1", "kind": "Config", "current-context": "here",
-        "clusters": [{"name": "here", "cluster": {"server": format!("http://{}", api.address)}}],
-        "users": [{"name": "person", "user": {"token": BEARER}}],
-        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "person", "namespace": "gateway"}}],
-    });
-    fs::write(&path, text.to_string()).unwrap();
-    path
 }
 
 #[cfg(feature = "kubernetes-store")]

@@ -45,6 +45,23 @@ async fn a_lost_chain_is_healed_by_one_login() {
     gateway.stop().await;
 }
 
+/// Central has not seen it, so there is no reason to wait half an hour.
+#[tokio::test]
+async fn a_login_that_never_left_is_not_counted() {
+    let (sandbox, state) = (sandbox().await, place());
+    let password = sandbox.settings().password;
+    let gateway = start(&sandbox, &state, &password).await;
+    gateway.ready().await;
+    fs::remove_file(state.path().join("password")).unwrap();
+    crate::support::another_tool_refreshes(&sandbox).await;
+    refused("no password", &gateway, &customer(&sandbox, 0), UNAVAILABLE).await;
+    assert_eq!(logins(&sandbox), 0);
+    fs::write(state.path().join("password"), &password).unwrap();
+    applied("healed by a login", &gateway, &customer(&sandbox, 0)).await;
+    assert_eq!(logins(&sandbox), 1);
+    gateway.stop().await;
+}
+
 fn is_oauth(operation: Operation) -> bool {
     matches!(operation, Operation::Token | Operation::Login | Operation::Authorize)
 }

@@ -8,10 +8,10 @@ use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use super::{
-    A_LOOK, REJECTED, applied, fingerprint, holds_the_living, place, presented, put_seed, refused, stop, unassign,
-    wait_for,
+    A_LOOK, REJECTED, UNAVAILABLE, applied, fingerprint, holds_the_living, place, presented, put_seed, refused, stop,
+    unassign, wait_for,
 };
-use crate::support::{Gateway, PATIENCE, Process, channel, customer, living, sandbox};
+use crate::support::{Gateway, PATIENCE, Process, channel, config_file, customer, living, sandbox};
 
 #[tokio::test]
 async fn a_seed_that_is_put_in_place_a_hundred_times_is_presented_once() {
@@ -125,21 +125,98 @@ async fn a_mistyped_seed_does_not_cost_a_living_chain() {
     gateway.stop().await;
 }
 
-/// Also while the chain lives, and not at every look.
+/// The verdict about a seed is that of the Central that gave it; the file with the seed stays where it is.
+#[tokio::test]
+async fn a_seed_that_was_tried_at_the_wrong_address_is_tried_again_at_the_right_one() {
+    let (right, wrong, state) = (sandbox().await, sandbox().await, place());
+    let gateway = Gateway::start_in(&right, Arc::clone(&state), |_| {}).await;
+    gateway.ready().await;
+    let new = operator_logs_in(&right).await;
+    gateway.stop().await;
+
+    let gateway = Gateway::start_in(&wrong, Arc::clone(&state), |_| {}).await;
+    put_seed(state.path(), &new);
+    wrong.until("the seed is refused", |counters, _| counters.by_status.contains_key(&400)).await;
+    sleep(A_LOOK).await;
+    gateway.stop().await;
+    assert_eq!(wrong.token_exchanges().len(), 1, "once at each place");
+
+    let gateway = Gateway::start_in(&right, Arc::clone(&state), |config| {
+        config.credentials.grant_placement = GrantPlacement::Query;
+    })
+    .await;
+    put_seed(state.path(), &new);
+    let is_tried = async || presented(&right).contains(&fingerprint(&new)).then_some(());
+    wait_for("the seed to be tried at the right address", PATIENCE, is_tried).await;
+    applied("the seed works", &gateway, &customer(&right, 0)).await;
+    gateway.stop().await;
+}
+
+/// A store that cannot be written is no missing seed.
+#[tokio::test]
+async fn a_seed_that_the_store_does_not_take_asks_nobody_for_another_one() {
+    let (sandbox, state) = (sandbox().await, place());
+    let next = super::store(state.path()).join("token.next");
+    fs::create_dir_all(&next).unwrap();
+    let gateway = Gateway::start_in(&sandbox, Arc::clone(&state), |_| {}).await;
+    for _ in 0..2 {
+        let failure = gateway.unassign(&customer(&sandbox, 0)).await.unwrap_err();
+        assert_eq!(failure.reason, UNAVAILABLE, "{failure:?}");
+        sleep(A_LOOK).await;
+    }
+    fs::remove_dir(&next).unwrap();
+    applied("the store takes it", &gateway, &customer(&sandbox, 0)).await;
+    gateway.stop().await;
+}
+
+/// Whoever takes its place may keep the tokens elsewhere.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_that_holds_no_seed_is_told_once_per_change() {
+async fn a_gateway_that_is_being_replaced_takes_no_seed() {
     let (sandbox, dir) = (sandbox().await, tempfile::tempdir().unwrap());
-    let process = Process::serve(&sandbox, dir.path(), &[]).await;
+    let mut process = Process::serve(&sandbox, dir.path(), &[]).await;
     let (connection, customer) = (channel(process.address).await, customer(&sandbox, 0));
     wait_for("a first token", PATIENCE, async || unassign(&connection, &customer).await.ok()).await;
-    for text in ["two words", "three more words"] {
+    let new = operator_logs_in(&sandbox).await;
+    sandbox.fault(Fault::hold("work").on(Operation::Unassign));
+    let work = tokio::spawn(async move { unassign(&connection, &customer).await });
+    sandbox.wait_for_held("work", 1).await;
+    process.terminate();
+    process.said("draining: no new requests, what runs is finished").await;
+    put_seed(dir.path(), &new);
+    sleep(2 * A_LOOK).await;
+    sandbox.release("work");
+    work.await.unwrap().expect("what runs is finished");
+    process.exit().await;
+    assert_eq!(sandbox.token_exchanges().len(), 0, "the seed was presented");
+    let record = fs::read_to_string(super::store(dir.path()).join("token.json")).unwrap();
+    assert!(!record.contains(&new), "the seed was taken");
+}
+
+/// Before the first seed, while the chain lives and after it is lost; and not at every look.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_holds_no_seed_is_told_once_per_change_whatever_the_state() {
+    let (sandbox, dir) = (sandbox().await, tempfile::tempdir().unwrap());
+    let file = config_file(&sandbox, dir.path());
+    put_seed(dir.path(), "two words");
+    let process = Process::serve_file(&file, &[]).await;
+    let (connection, customer) = (channel(process.address).await, customer(&sandbox, 0));
+    let asked = async || unassign(&connection, &customer).await;
+    assert!(asked().await.is_err(), "nothing was seeded");
+    sleep(2 * A_LOOK).await;
+    put_seed(dir.path(), &living(&sandbox));
+    wait_for("a first token", PATIENCE, async || asked().await.ok()).await;
+    for text in ["three more words", "and four more words"] {
         put_seed(dir.path(), text);
         sleep(2 * A_LOOK).await;
     }
+    crate::support::another_tool_refreshes(&sandbox).await;
+    wait_for("the loss", PATIENCE, async || (asked().await == Err(REJECTED.to_owned())).then_some(())).await;
+    put_seed(dir.path(), "which makes it five words");
+    sleep(2 * A_LOOK).await;
     drop(connection);
     let log = stop(process).await;
     let told = log.iter().filter(|line| line["message"] == "a file with a refresh token is not used").count();
-    assert_eq!(told, 2, "{log:#?}");
+    assert_eq!(told, 4, "{log:#?}");
 }
 
 /// The newest pair whose access token a licensing call carried.

@@ -251,6 +251,27 @@ async fn a_record_that_is_replaced_by_an_older_one_or_vanishes_is_put_back_at_on
     assert_eq!(sandbox.token_exchanges().len(), exchanges + 1, "nothing was presented for it");
 }
 
+/// The gateway holds the pair, so half a record is no reason to need anybody. Also with the access token at its end.
+#[tokio::test]
+async fn a_record_that_is_damaged_under_a_running_gateway_is_written_anew() {
+    let (sandbox, state) = (sandbox().await, place());
+    let gateway = Gateway::start_in(&sandbox, Arc::clone(&state), |_| {}).await;
+    gateway.ready().await;
+    let record = store(state.path()).join("token.json");
+    for damaged in ["", "half of a rec"] {
+        fs::write(&record, damaged).unwrap();
+        let is_back = async || holds_the_living(state.path(), &sandbox).then_some(());
+        wait_for("the pair to be written anew", Duration::from_secs(5), is_back).await;
+        assert_eq!(fs::read_to_string(store(state.path()).join("token.damaged.json")).unwrap(), damaged);
+    }
+    let exchanges = sandbox.token_exchanges().len();
+    fs::write(&record, "damaged").unwrap();
+    sandbox.revoke_access_token();
+    applied("after the damage", &gateway, &customer(&sandbox, 0)).await;
+    assert_eq!(sandbox.token_exchanges().len(), exchanges + 1);
+    nothing_was_lost(gateway, &sandbox).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_must_stop_before_the_store_works_leaves_the_pair_in_the_journal() {
     let sandbox = sandbox().await;

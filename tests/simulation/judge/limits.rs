@@ -20,7 +20,7 @@ pub fn quota(record: &Record, broken: &mut Vec<Broken>) {
     let central = &record.plan.central;
     let mut seconds: BTreeMap<(usize, &str), usize> = BTreeMap::new();
     let day_of = |at: Ms| (central.second_of_day * 1_000 + at) / 86_400_000;
-    let (mut day, mut used, mut beyond) = (0, 0, BTreeMap::<usize, usize>::new());
+    let (mut jumped, mut day, mut used, mut beyond) = (0, 0, 0, BTreeMap::<usize, usize>::new());
     let mut events = record.happened.iter().peekable();
     for seen in record.calls.iter().filter(|seen| !is_oauth(seen)) {
         let second = &seen.call.at[..19.min(seen.call.at.len())];
@@ -30,15 +30,17 @@ pub fn quota(record: &Record, broken: &mut Vec<Broken>) {
             let text = format!("more than {} calls in the second {second}", central.per_second);
             broken.push(break_of(Promise::Quota, seen.at, text));
         }
-        if day != day_of(seen.at) {
-            (day, used) = (day_of(seen.at), 0);
-        }
         while let Some(it) = events.next_if(|it| it.at <= seen.at) {
-            if let What::Event(Event::DayLeft(left)) = it.what
-                && day_of(it.at) == day
-            {
-                used = central.per_day.saturating_sub(left);
+            match &it.what {
+                What::Event(Event::ClockJumps(by)) => jumped += Ms::try_from(by.as_millis()).unwrap_or_default(),
+                What::Event(Event::DayLeft(left)) => {
+                    (day, used) = (day_of(it.at + jumped), central.per_day.saturating_sub(*left));
+                }
+                _ => {}
             }
+        }
+        if day != day_of(seen.at + jumped) {
+            (day, used) = (day_of(seen.at + jumped), 0);
         }
         if used >= central.per_day {
             let calls = beyond.entry(seen.life).or_default();

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use central_sandbox::Operation;
 
 use super::{
-    Broken, Matched, Promise, asked, break_of,
+    Broken, Matched, Promise, asked, break_of, ids,
     matching::{Member, is_all_done},
     named, words,
 };
@@ -27,7 +27,9 @@ fn calls(matched: &Matched<'_>, name: &str) -> String {
 /// Every answer agrees with what Central did, or says `unknown`.
 pub fn told(record: &Record, matched: &Matched<'_>, broken: &mut Vec<Broken>) {
     for asked in &record.asked {
-        let name = &asked.request.name;
+        // What a repeat is told is about the request that acted. Where there is none, its id has been judged.
+        let Some(acting) = ids::acting(record, matched, asked) else { continue };
+        let name = &acting.request.name;
         let calls_of = matched.calls_of(name);
         let mut lie = |promise, text: String| broken.push(break_of(promise, asked.answered_at, text));
         match &asked.answer {
@@ -43,11 +45,13 @@ pub fn told(record: &Record, matched: &Matched<'_>, broken: &mut Vec<Broken>) {
                 );
             }
             Answer::Failed { outcome, parts, .. } if outcome != "unknown" => {
-                if let Some(lie_told) = contradiction(record, matched, asked, outcome, parts.as_ref()) {
+                if let Some(lie_told) = contradiction(record, matched, acting, outcome, parts.as_ref()) {
                     lie(Promise::Told, format!("{name} was told {outcome}, but {lie_told} ({})", calls(matched, name)));
                 }
             }
-            Answer::Failed { outcome, .. } if outcome == "unknown" && calls_of.is_empty() => {
+            Answer::Failed { outcome, .. }
+                if outcome == "unknown" && calls_of.is_empty() && !ids::may_be_unsent(record, asked) =>
+            {
                 lie(Promise::Known, format!("{name} was told unknown, but no call was made for it"));
             }
             Answer::Bare(text) if !is_ending(record, asked) => {

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use central_sandbox::{Fault, Operation, RateHeaders, Reply};
+use central_sandbox::{Ending, Fault, Operation, RateHeaders, Reply};
 
-use super::{Broken, Matched, Promise, asked, break_of};
+use super::{Broken, Matched, Promise, asked, break_of, ids};
 use crate::{
     plan::{Bound, Event, Ms, Scope},
     record::{Answer, Asked, Record, Seen, What},
@@ -37,7 +37,7 @@ pub fn deadlines(record: &Record, broken: &mut Vec<Broken>) {
 
 /// Bounded overtaking. A request is looked at that names customers, is not bound, and is its caller's only one when it comes.
 /// From then to its first call, at most [`OVERTAKING`] first calls are made for requests of any one other caller that
-/// came later, and at most as many reads for each other caller.
+/// came later, and at most as many reads for each other caller; as often again for each call of the caller's own in between.
 pub fn fairness(record: &Record, matched: &Matched<'_>, broken: &mut Vec<Broken>) {
     for waits in record.asked.iter().filter(|asked| is_alone(record, asked)) {
         let name = &waits.request.name;
@@ -45,12 +45,15 @@ pub fn fairness(record: &Record, matched: &Matched<'_>, broken: &mut Vec<Broken>
         let Some((first, _)) = calls.first() else { continue };
         let is_between = |at: Ms| waits.at < at && at < first.at;
         let mut overtakers: BTreeMap<usize, usize> = BTreeMap::new();
-        for (seen, place) in matched.changes.iter().filter(|(seen, _)| is_between(seen.at) && seen.life == waits.life) {
+        let mut own = 0;
+        for (_, place) in matched.changes.iter().filter(|(seen, _)| is_between(seen.at) && seen.life == waits.life) {
             let members = place.map_or(&[][..], |place| &matched.groups[place].members);
             let later =
                 members.iter().filter(|member| member.number == 1).filter_map(|member| asked(record, &member.request));
-            let later = later.filter(|asked| asked.at > waits.at && asked.request.caller != waits.request.caller);
-            let _ = seen;
+            let later: Vec<_> = later.filter(|asked| asked.at > waits.at).collect();
+            // Two that wait for the list of services together join the queue in any order.
+            own += usize::from(later.iter().any(|asked| asked.request.caller == waits.request.caller));
+            let later = later.iter().filter(|asked| asked.request.caller != waits.request.caller);
             for caller in later.map(|asked| asked.request.caller).collect::<std::collections::BTreeSet<_>>() {
                 *overtakers.entry(caller).or_default() += 1;
             }
@@ -64,7 +67,11 @@ pub fn fairness(record: &Record, matched: &Matched<'_>, broken: &mut Vec<Broken>
             |operation| matches!(operation, Operation::Customers | Operation::Devices | Operation::AutoLicense);
         // While every slot is taken by calls that hang, a change waits for one of them, and reads go on.
         let has_slot = |at: Ms| {
-            let is_open = |seen: &&Seen| seen.at < at && seen.ended_at.is_none_or(|ended| ended >= at);
+            // Central is done with a call that it never answers; the gateway waits for it.
+            let timeout = record.plan.gateway.timeout;
+            let is_awaited = |seen: &Seen| seen.call.ending == Ending::Silent && at <= seen.at + timeout;
+            let is_open =
+                |seen: &&Seen| seen.at < at && (is_awaited(seen) || seen.ended_at.is_none_or(|ended| ended >= at));
             matched.changes.iter().map(|(seen, _)| *seen).filter(is_open).count() < record.plan.gateway.max_in_flight
         };
         let reads = record
@@ -72,7 +79,7 @@ pub fn fairness(record: &Record, matched: &Matched<'_>, broken: &mut Vec<Broken>
             .iter()
             .filter(|seen| is_read(seen.call.operation) && is_between(seen.at) && has_slot(seen.at))
             .count();
-        if reads > OVERTAKING * (record.plan.callers.len() - 1) {
+        if reads > OVERTAKING * (record.plan.callers.len() - 1) * (1 + own) {
             let text = format!("{name} waited for {reads} reads of others, {} ms", first.at - waits.at);
             broken.push(break_of(Promise::Fairness, first.at, text));
         }
@@ -92,6 +99,7 @@ fn is_alone(record: &Record, asked: &Asked) -> bool {
     };
     let reads = |it: &crate::plan::Request| it.caller == request.caller && it.bound != Bound::No;
     is_plain
+        && !ids::is_repeat(record, asked)
         && !record.asked.iter().any(|other| is_before(&other))
         && !record.plan.lives[asked.life].requests.iter().any(reads)
 }
@@ -149,6 +157,19 @@ fn is_day_in_doubt(record: &Record) -> bool {
     record.plan.central.per_day < 5_000
         || record.happened.iter().any(|it| event(&it.what))
         || record.plan.lives.iter().flat_map(|life| &life.faults).any(says_so)
+        || is_killed_in_an_exchange(record)
+}
+
+/// Whether a gateway was killed between Central's taking a refresh token and the answer: the one loss that nobody can help.
+fn is_killed_in_an_exchange(record: &Record) -> bool {
+    record.happened.iter().filter(|it| matches!(it.what, What::Crashed)).any(|killed| {
+        record.calls.iter().any(|seen| {
+            seen.call.operation == Operation::Token
+                && seen.life == killed.life
+                && seen.at <= killed.at
+                && seen.ended_at.is_none_or(|ended| ended >= killed.at)
+        })
+    })
 }
 
 /// Gateways start, and end in time.

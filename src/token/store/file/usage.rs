@@ -5,10 +5,10 @@
 
 use std::{
     io::{self, Read as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
-use super::{FileStore, PoisonError, StoreDirectory, fs::File};
+use super::{FileStore, StoreDirectory, fs::File};
 use crate::{
     durable,
     token::{
@@ -22,8 +22,7 @@ use crate::{
 
 impl FileStore {
     pub(in crate::token::store) fn usage_place(&self) -> String {
-        let directory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        format!("file {}", directory.usage_path().display())
+        format!("file {}", usage_path(&self.path).display())
     }
 
     pub(in crate::token::store) async fn usage(&self) -> Result<StoredUsage, Error> {
@@ -44,7 +43,7 @@ impl FileStore {
 impl StoreDirectory {
     pub(super) fn usage(&self) -> Result<Option<Vec<u8>>, Error> {
         self.check_place()?;
-        let path = self.usage_path();
+        let path = usage_path(&self.path);
         let mut text = Vec::new();
         match File::open(&path).and_then(|mut file| file.read_to_end(&mut text)) {
             Ok(_) => Ok(Some(text)),
@@ -57,13 +56,13 @@ impl StoreDirectory {
         if self.usage()?.as_deref() != before {
             return Ok(UsageWrite::Conflict);
         }
-        let (next, path) = (self.path.join("usage.next"), self.usage_path());
+        let (next, path) = (self.path.join("usage.next"), usage_path(&self.path));
         let io = |source| Error::Io { action: "write", path: path.clone(), source };
         durable::write_new(&next, text).map_err(io)?;
         Ok(durable::rename(&next, &path).map_or_else(|error| UsageWrite::Unclear(io(error)), |()| UsageWrite::Stored))
     }
+}
 
-    fn usage_path(&self) -> PathBuf {
-        self.path.join("usage.json")
-    }
+fn usage_path(directory: &Path) -> PathBuf {
+    directory.join("usage.json")
 }

@@ -30,7 +30,7 @@ fn cluster(address: std::net::SocketAddr) -> Config {
     config
 }
 
-fn store(server: &ApiServer) -> KubernetesStore {
+pub(super) fn store(server: &ApiServer) -> KubernetesStore {
     store_in(server, None)
 }
 
@@ -226,9 +226,59 @@ async fn a_record_that_cannot_be_understood_is_refused_and_left_alone() {
         let error = with_causes(&store.load().await.unwrap_err());
         assert!(error.contains(expected) && error.contains("Secret gateway/license-gateway-token"), "{error}");
         assert!(!error.contains("refresh-1"), "{error}");
-        store.cas(Version(String::new()), record(5)).await.unwrap_err();
+        let swap = store.cas(Version(String::new()), record(5)).await;
+        assert!(!matches!(swap, Ok(Swap::Stored(_))), "{swap:?}");
         assert_eq!(server.cluster.secret("gateway", NAME), before, "left as it is");
+
+        // Whoever holds the living pair says so by the version; not over what another version of us wrote.
+        let Error::Damaged { version, .. } = store.load().await.unwrap_err() else {
+            assert_eq!(bytes, newer);
+            continue;
+        };
+        assert_ne!(bytes, newer);
+        let Ok(Swap::Stored(version)) = store.cas(version, record(5)).await else { panic!("it is written anew") };
+        assert_eq!(store.load().await.unwrap(), LoadedRecord { record: Some(record(5)), version });
+        let kept = &server.cluster.secret("gateway", NAME).unwrap()["data"][DAMAGED_KEY];
+        assert_eq!(*kept, serde_json::to_value(ByteString(bytes.to_vec())).unwrap(), "kept for people");
     }
+}
+
+/// The time between a claim and its token is short.
+#[tokio::test]
+async fn what_was_just_read_is_not_read_again_for_the_write() {
+    let server = ApiServer::start().await;
+    let store = store(&server);
+    swap(&store, record(1)).await;
+    let before = server.cluster.requests().len();
+    swap(&store, record(2)).await;
+    assert_eq!(server.cluster.requests()[before..], ["get", "update"]);
+}
+
+/// Each refusal has its own remedy, and none of these is a missing right.
+#[tokio::test]
+async fn what_is_refused_although_it_is_allowed_says_what_to_do() {
+    let server = ApiServer::start().await;
+    let store = store(&server);
+    let quota = "secrets \"license-gateway-token\" is forbidden: exceeded quota: few, requested: count/secrets=1, \
+                 used: count/secrets=5, limited: count/secrets=5";
+    let policy = "admission webhook \"policy.example\" denied the request: refresh-1 is no good";
+    let end = "secrets \"license-gateway-token\" is forbidden: unable to create new content in namespace gateway \
+               because it is being terminated";
+    for (words, said) in
+        [(quota, "raise that ResourceQuota"), (policy, "whoever runs that admission policy"), (end, "is being deleted")]
+    {
+        server.cluster.next("create", Trouble::Answer(403, "Forbidden", words));
+        let error = with_causes(&store.rehearse().await.unwrap_err());
+        assert!(error.contains(said) && !error.contains("Grant") && !error.contains("refresh-1"), "{error}");
+    }
+    store.rehearse().await.unwrap();
+    assert_eq!(server.cluster.secret("gateway", NAME), None, "nothing was written");
+    swap(&store, record(1)).await;
+    let before = server.cluster.secret("gateway", NAME);
+    store.rehearse().await.unwrap();
+    server.cluster.forbid("update");
+    assert!(with_causes(&store.rehearse().await.unwrap_err()).contains("`update` is missing"));
+    assert_eq!(server.cluster.secret("gateway", NAME), before);
 }
 
 #[tokio::test]
@@ -304,7 +354,7 @@ async fn nothing_that_was_sent_or_received_is_printed() {
 /// The client library prints what it cannot read, at a level that is not filtered.
 #[test]
 fn the_client_library_logs_nothing() {
-    let logged = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let logged = Arc::new(Mutex::new(Vec::new()));
     let subscriber = tracing_subscriber::registry::Registry::default();
     let subscriber = tracing_subscriber::layer::SubscriberExt::with(subscriber, Listener(Arc::clone(&logged)));
     // With one subscriber alone, a place that is first met in silence would be taken for silent for ever.
@@ -328,7 +378,7 @@ fn the_client_library_logs_nothing() {
 }
 
 /// Notes who logs.
-struct Listener(Arc<std::sync::Mutex<Vec<String>>>);
+struct Listener(Arc<Mutex<Vec<String>>>);
 
 impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Listener {
     fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {

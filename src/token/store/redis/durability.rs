@@ -12,6 +12,8 @@ use super::fault::RedisFault;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct ServerSettings {
     role: Option<String>,
+    /// Differs for every start of every server.
+    pub(super) run_id: Option<String>,
     appendonly: Option<String>,
     appendfsync: Option<String>,
     no_appendfsync_on_rewrite: Option<String>,
@@ -23,12 +25,15 @@ impl ServerSettings {
     pub(super) async fn read(connection: &mut MultiplexedConnection) -> Result<Self, RedisFault> {
         let role: Option<Vec<Value>> = ask(connection, &["ROLE"]).await?;
         let role = role.and_then(|role| role.into_iter().next()).and_then(|role| String::from_redis_value(role).ok());
+        let server: Option<String> = ask(connection, &["INFO", "server"]).await?;
+        let run_id = server.as_deref().and_then(|server| find(server, "run_id"));
         // One pattern at a time: Redis 6 takes no more.
         let journal: Option<HashMap<String, String>> = ask(connection, &["CONFIG", "GET", "*append*"]).await?;
         let memory: Option<HashMap<String, String>> = ask(connection, &["CONFIG", "GET", "maxmemory-policy"]).await?;
         if let (Some(mut journal), Some(mut memory)) = (journal, memory) {
             return Ok(Self {
                 role,
+                run_id,
                 appendonly: journal.remove("appendonly"),
                 appendfsync: journal.remove("appendfsync"),
                 no_appendfsync_on_rewrite: journal.remove("no-appendfsync-on-rewrite"),
@@ -37,13 +42,11 @@ impl ServerSettings {
         }
         let persistence: Option<String> = ask(connection, &["INFO", "persistence"]).await?;
         let memory: Option<String> = ask(connection, &["INFO", "memory"]).await?;
-        Ok(Self::from_info(role, &persistence.unwrap_or_default(), &memory.unwrap_or_default()))
+        let known = Self::from_info(role, &persistence.unwrap_or_default(), &memory.unwrap_or_default());
+        Ok(Self { run_id, ..known })
     }
 
     fn from_info(role: Option<String>, persistence: &str, memory: &str) -> Self {
-        let find = |text: &str, name: &str| {
-            text.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim().to_owned()))
-        };
         let appendonly = find(persistence, "aof_enabled").map(|on| if on == "1" { "yes" } else { "no" }.to_owned());
         let maxmemory_policy = find(memory, "maxmemory_policy");
         Self { role, appendonly, maxmemory_policy, ..Self::default() }
@@ -108,6 +111,11 @@ impl ServerSettings {
     }
 }
 
+/// A line of what `INFO` says.
+fn find(text: &str, name: &str) -> Option<String> {
+    text.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim().to_owned()))
+}
+
 /// The answer, or none if the server refuses to say.
 async fn ask<T: FromRedisValue>(
     connection: &mut MultiplexedConnection,
@@ -128,6 +136,7 @@ mod tests {
         let known = |text: &str| (text != "?").then(|| text.to_owned());
         ServerSettings {
             role: Some("master".to_owned()),
+            run_id: None,
             appendonly: known(appendonly),
             appendfsync: known(appendfsync),
             no_appendfsync_on_rewrite: known(on_rewrite),

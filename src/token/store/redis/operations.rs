@@ -1,7 +1,8 @@
 //! Operations in Redis: a key for each with a time to live, a key for each id of a request, and a sorted list of ids for
 //! each caller. Each step is one Lua script.
 //!
-//! The id of a request holds `h` and the operation that holds it, or `f` and the last operation that has freed it.
+//! The id of a request holds `h` and the operation that holds it, `d` and the one that holds it and is done, or `f` and the
+//! last one that has freed it.
 
 use redis::FromRedisValue;
 use uuid::Uuid;
@@ -17,8 +18,10 @@ for i = 1, #KEYS / 3 do
   local request, operation, list = KEYS[3 * i - 2], KEYS[3 * i - 1], KEYS[3 * i]
   local id, text = ARGV[2 * i + 1], ARGV[2 * i + 2]
   local held = redis.call('GET', request)
-  if held and string.sub(held, 1, 1) == 'h' and held ~= 'h' .. id then
+  if held and string.sub(held, 1, 1) ~= 'f' and held ~= 'h' .. id then
     holders[i] = string.sub(held, 2)
+  elseif held ~= 'h' .. id and redis.call('EXISTS', operation) == 1 then
+    holders[i] = id -- it is over: this claim was late
   else
     redis.call('SET', request, 'h' .. id, 'PX', ARGV[1])
     redis.call('SET', operation, text, 'PX', ARGV[1])
@@ -31,14 +34,23 @@ end
 return holders
 ";
 
-/// `KEYS`: of each operation its request's and its own. `ARGV`: of each its id, its text, and whether it frees the id.
+/// `KEYS`: of each operation its request's and its own. `ARGV`: the time to live; of each its id, its text, and how it
+/// leaves the id: `f`, free, and such a one is put there in any case, for a claim that is still on its way; `d`, held; `s`,
+/// held, unless it has ended already.
 const END: &str = "\
 for i = 1, #KEYS / 2 do
   local request, operation = KEYS[2 * i - 1], KEYS[2 * i]
-  local id, text, free = ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]
-  if redis.call('EXISTS', operation) == 1 then redis.call('SET', operation, text, 'KEEPTTL') end
-  if free == '1' and redis.call('GET', request) == 'h' .. id then
-    redis.call('SET', request, 'f' .. id, 'KEEPTTL')
+  local id, text, leaves = ARGV[3 * i - 1], ARGV[3 * i], ARGV[3 * i + 1]
+  local held = redis.call('GET', request)
+  if leaves ~= 's' or held == 'h' .. id then
+    if redis.call('EXISTS', operation) == 1 then
+      redis.call('SET', operation, text, 'KEEPTTL')
+    elseif leaves == 'f' then
+      redis.call('SET', operation, text, 'PX', ARGV[1])
+    end
+    if held == 'h' .. id or held == 'd' .. id then
+      redis.call('SET', request, (leaves == 'f' and 'f' or 'd') .. id, 'KEEPTTL')
+    end
   end
 end
 return 1
@@ -87,14 +99,24 @@ impl RedisStore {
         }
     }
 
-    pub(in crate::token::store) async fn end_operations(&self, operations: &[StoredOperation]) -> Result<(), Error> {
+    pub(in crate::token::store) async fn end_operations(
+        &self,
+        operations: &[StoredOperation],
+        remembered_ms: u64,
+    ) -> Result<(), Error> {
         let mut end = redis::cmd("EVAL");
         end.arg(END).arg(operations.len() * 2);
         for StoredOperation { owner, request_id, operation_id, .. } in operations {
             end.arg(self.request_key(owner, *request_id)).arg(self.operation_key(owner, *operation_id));
         }
-        for StoredOperation { operation_id, is_free, text, .. } in operations {
-            end.arg(operation_id.to_string()).arg(text).arg(u8::from(*is_free));
+        end.arg(remembered_ms);
+        for StoredOperation { operation_id, is_free, is_surmised, text, .. } in operations {
+            let leaves = match (is_free, is_surmised) {
+                (true, _) => "f",
+                (false, true) => "s",
+                (false, false) => "d",
+            };
+            end.arg(operation_id.to_string()).arg(text).arg(leaves);
         }
         let _: u64 = self.answer(self.0.ask(&end).await?, "be written").await?;
         Ok(())

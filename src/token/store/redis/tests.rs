@@ -28,6 +28,7 @@ use super::{connect::ANSWER_TIMEOUT, *};
 use crate::token::store::{
     TokenStore,
     conformance::{self, record},
+    operations,
 };
 
 const KEY: &str = "license-gateway:token";
@@ -83,6 +84,13 @@ async fn it_conforms() {
 }
 
 #[tokio::test]
+async fn its_operations_conform() {
+    let server = RedisServer::start();
+    let store = TokenStore::Redis(open(&server)).operations().expect("replicas share it");
+    operations::conformance::holds(&store).await;
+}
+
+#[tokio::test]
 async fn a_server_that_is_down_is_told_at_once_and_used_when_it_is_up() {
     let mut server = RedisServer::prepare(&[]);
     let store = open(&server);
@@ -131,13 +139,20 @@ async fn a_value_that_cannot_be_understood_is_refused_and_left_alone() {
     for (value, expected) in table {
         let () = admin(&server, &["SET", KEY, value]);
         let error = store.load().await.unwrap_err();
-        assert!(matches!(error, Error::UnusableKey { .. }), "{error:?}");
+        assert!(matches!(error, Error::UnusableKey { .. } | Error::Damaged { .. }), "{error:?}");
         assert!(error.to_string().contains(expected) && error.to_string().contains(KEY), "{error}");
         assert!(!chain(&error).contains("refresh-"), "{error}");
         for version in [before.clone(), Version(String::new())] {
             assert_eq!(store.cas(version, record(5)).await.unwrap(), Swap::Conflict);
         }
         assert_eq!(admin::<String>(&server, &["GET", KEY]), value, "left as it is");
+
+        // Whoever holds the living pair says so by the version; not over what another version of us wrote.
+        assert_eq!(matches!(error, Error::Damaged { .. }), value != newer);
+        if let Error::Damaged { version, .. } = error {
+            assert!(matches!(store.cas(version, record(5)).await, Ok(Swap::Stored(_))));
+            assert_eq!(store.load().await.unwrap().record, Some(record(5)));
+        }
     }
     let () = admin(&server, &["DEL", KEY]);
     let () = admin(&server, &["HSET", KEY, "a", "b"]);

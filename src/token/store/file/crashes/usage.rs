@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
-use super::{FileStore, MakeDisk, PLACE, PoisonError, strict, turmoil};
+use super::{FileStore, MakeDisk, PLACE, strict, turmoil};
 use crate::{
     durable::disk::{self, Machine, Planted},
     token::store::UsageWrite,
@@ -25,7 +25,7 @@ fn losses(disk: MakeDisk, planted: Planted) -> usize {
             let is_over = !disk::is_without_power();
             disk::lose_power();
             let found = FileStore::open(Path::new(PLACE)).and_then(|store| {
-                let directory = store.0.lock().unwrap_or_else(PoisonError::into_inner);
+                let directory = store.files.now();
                 directory.usage()
             });
             losses += usize::from(!found.is_ok_and(|found| found == acknowledged || found == underway));
@@ -44,7 +44,7 @@ fn write(
     underway: &mut Option<Vec<u8>>,
 ) -> Result<(), super::Error> {
     let store = FileStore::open(Path::new(PLACE))?;
-    let directory = store.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let directory = store.files.now();
     for _ in 0..WRITES {
         let text: Vec<u8> = (0..rng.random_range(100..2_000)).map(|_| rng.random_range(b'a'..=b'z')).collect();
         *underway = Some(text.clone());
