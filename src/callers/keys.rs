@@ -125,11 +125,10 @@ impl Keys {
         let mut reads = self.reads.subscribe();
         let arrived = *reads.borrow_and_update();
         let needed = match self.verify(token) {
-            // One that has begun may have been answered before the key was there.
-            Err(Unverified::Token(TokenError::UnknownKey)) => arrived.begun + 1,
             // Whatever the one under way finds is newer.
             Err(Unverified::NoKeys) if arrived.begun > arrived.ended => arrived.begun,
-            Err(Unverified::NoKeys) => arrived.begun + 1,
+            // One that has begun may have been answered before the key was there.
+            Err(Unverified::NoKeys | Unverified::Token(TokenError::UnknownKey)) => arrived.begun + 1,
             known => return known,
         };
         let Ok(_place) = self.waiting.try_acquire() else { return Err(Unverified::NoKeys) };
