@@ -50,7 +50,7 @@ use crate::{config, license::Outcome, telemetry::metrics::Metrics};
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// More than are ever in the gateway at once would be asked for together.
-const MOST_AT_ONCE: usize = 4_096;
+const MOST_RECORDS_AT_ONCE: usize = 4_096;
 
 /// Where records go. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -209,7 +209,7 @@ impl Writer {
     async fn run(mut self, mut received: mpsc::UnboundedReceiver<AuditOrder>) {
         loop {
             let mut orders = Vec::new();
-            let more = received.recv_many(&mut orders, MOST_AT_ONCE);
+            let more = received.recv_many(&mut orders, MOST_RECORDS_AT_ONCE);
             if self.owed.is_empty() {
                 more.await;
             } else {

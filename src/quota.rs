@@ -88,6 +88,7 @@ struct Ticket {
 pub struct Permit {
     quota: Quota,
     taken: Option<TakenPermit>,
+    taken_at: Instant,
 }
 
 /// How things stand, for people and machines that watch.
@@ -142,7 +143,7 @@ impl Quota {
                     match state.pace.ask(purpose, now) {
                         Availability::Now(taken) => {
                             drop(state);
-                            return Ok(Permit { quota: self.clone(), taken: Some(taken) });
+                            return Ok(Permit { quota: self.clone(), taken: Some(taken), taken_at: now });
                         }
                         Availability::At(at) if at > give_up => return Err(NoPermit::TooLate { wait: at - now }),
                         Availability::At(at) => at,
@@ -206,7 +207,16 @@ impl Quota {
     }
 }
 
+/// How long a permit is good for the moment that it was given for. Those that pile up while a store or a disk is slow
+/// would all be used in the same moment.
+const PERMIT_HOLDS: Duration = Duration::from_millis(300);
+
 impl Permit {
+    /// Whether it was taken so long ago that another one is to be waited for. Drop it before: it is given back then.
+    pub fn is_stale(&self, now: Instant) -> bool {
+        now.duration_since(self.taken_at) > PERMIT_HOLDS
+    }
+
     /// The call is made.
     pub fn spend(mut self) {
         self.taken = None;

@@ -22,7 +22,6 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status};
-use uuid::Uuid;
 
 use self::{
     operations::Begun,
@@ -36,7 +35,7 @@ use crate::{
     central::{self, Accepted, Asker, Catalogue, CentralClient, Directory, Failed, Member, Rights, SentMark, Unsent},
     deadline::within,
     license::{Caller, OperationId, Outcome, Scope, Unassignment},
-    operations::{Claimed, Operations, RequestDigest},
+    operations::{Claimed, Operations},
     proto::{
         AutoLicensingPolicy, GetOperationRequest, GetOperationResponse, ListCustomersRequest, ListCustomersResponse,
         ListOperationsRequest, ListOperationsResponse, ListServicesRequest, ListServicesResponse,
@@ -146,7 +145,7 @@ impl Licensing {
         if rpc.is_repeated && request_id.is_none() {
             return Err(Failure::RepeatedByProxy);
         }
-        let operation = Arc::new(operation(rpc, unassignment, request_id, refuses_auto_licensing));
+        let operation = Arc::new(operations::operation(rpc, unassignment, request_id, refuses_auto_licensing));
         let mut is_second_round = false;
         loop {
             let claimed = match self.claim(rpc, &operation).await? {
@@ -384,25 +383,6 @@ impl Rpc {
     fn respond<T>(&self, result: Result<T, Failure>) -> Result<Response<T>, Status> {
         let respond = |failure: Failure| status::respond(&failure, self.operation_id, self.patience, Instant::now());
         result.map(Response::new).map_err(respond)
-    }
-}
-
-/// What is asked for, as the audit trail and the record of operations tell of it.
-fn operation(
-    rpc: &Rpc,
-    unassignment: Unassignment,
-    request_id: Option<Uuid>,
-    refuses_auto_licensing: bool,
-) -> Operation {
-    Operation {
-        id: rpc.operation_id,
-        request_id: request_id.unwrap_or_else(|| rpc.operation_id.as_uuid()),
-        request_digest: RequestDigest::of(&unassignment, refuses_auto_licensing).text(),
-        caller: caller(&rpc.identity, rpc.from),
-        identified_by: rpc.identity.proved_by(),
-        from: rpc.from,
-        unassignment,
-        trace_id: Origin::current().trace_id(),
     }
 }
 

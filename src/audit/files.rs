@@ -17,7 +17,7 @@ use super::{
 /// The last record that is known to be durable: its number, 20 digits, and its hash.
 pub(super) const HEAD_FILE: &str = "head";
 /// How long the head is.
-pub(super) const HEAD_BYTES: usize = 20 + 1 + 64 + 1;
+pub(super) const HEAD_FILE_BYTES: usize = 20 + 1 + 64 + 1;
 
 /// A file of the audit trail.
 #[derive(Debug, Clone)]
@@ -56,7 +56,7 @@ pub(super) fn head_line(chain: &HashChain) -> String {
 }
 
 pub(super) fn parse_head(bytes: &[u8]) -> Option<HashChain> {
-    let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() == HEAD_BYTES)?;
+    let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() == HEAD_FILE_BYTES)?;
     let (seq, hash) = text.strip_suffix('\n')?.split_once(' ')?;
     Some(HashChain { seq: seq.parse().ok()?, hash: hash.to_owned() })
 }

@@ -163,6 +163,24 @@ pub struct Operation {
     pub trace_id: Option<String>,
 }
 
+#[cfg(test)]
+impl Operation {
+    /// For tests: a request of this caller, with an id of its own.
+    pub(crate) fn of_test(caller: &str, unassignment: Unassignment) -> Self {
+        let id = OperationId::new();
+        Self {
+            id,
+            request_id: id.as_uuid(),
+            request_digest: String::new(),
+            caller: Caller::new(caller),
+            identified_by: "connection",
+            from: None,
+            unassignment,
+            trace_id: None,
+        }
+    }
+}
+
 impl Operation {
     /// What its call of this number is meant to do, for a part of its customers or all of them. `resolved`: how many
     /// were in scope when that was looked up.

@@ -17,7 +17,7 @@ use super::{
 
 /// One operation, put together from its records: what is shown of it, so that many take little memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Shown {
+pub(crate) struct ShownOperation {
     pub(crate) operation_id: Uuid,
     /// When its first call was about to be made; none where that file is not here.
     pub(crate) at: Option<Timestamp>,
@@ -45,7 +45,7 @@ pub(crate) struct Filter {
 }
 
 /// The operations of a directory's audit trail, in the order of their first records.
-pub(crate) fn read(directory: &Path, filter: &Filter) -> Result<Vec<Shown>, OpenError> {
+pub(crate) fn read(directory: &Path, filter: &Filter) -> Result<Vec<ShownOperation>, OpenError> {
     let mut shown = Vec::new();
     let mut places = HashMap::new();
     each(directory, |record, _| {
@@ -95,11 +95,11 @@ fn operation_id(record: &AuditRecord) -> Option<Uuid> {
     }
 }
 
-fn gather(shown: &mut Vec<Shown>, places: &mut HashMap<Uuid, usize>, record: AuditRecord, filter: &Filter) {
+fn gather(shown: &mut Vec<ShownOperation>, places: &mut HashMap<Uuid, usize>, record: AuditRecord, filter: &Filter) {
     let Some(operation_id) = operation_id(&record) else { return };
     let place = *places.entry(operation_id).or_insert_with(|| {
         let (at, first, ended) = (None, None, None);
-        shown.push(Shown { operation_id, at, first, customers: 0, calls: 0, ended, is_hit: false });
+        shown.push(ShownOperation { operation_id, at, first, customers: 0, calls: 0, ended, is_hit: false });
         shown.len() - 1
     });
     let operation = &mut shown[place];
@@ -121,7 +121,7 @@ fn gather(shown: &mut Vec<Shown>, places: &mut HashMap<Uuid, usize>, record: Aud
 }
 
 impl Filter {
-    fn takes(&self, operation: &Shown) -> bool {
+    fn takes(&self, operation: &ShownOperation) -> bool {
         let named = |prefix: &String| operation.operation_id.to_string().starts_with(&prefix.to_lowercase());
         self.operation.as_ref().is_none_or(named)
             && (self.customer.is_none() || operation.is_hit)
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn every_filter_narrows_what_is_shown() {
         let at = |second| Timestamp::from_second(second).unwrap();
-        let operation = Shown {
+        let operation = ShownOperation {
             operation_id: Uuid::from_u128(0xab << 120),
             at: Some(at(100)),
             first: None,

@@ -245,7 +245,8 @@ impl Keys {
     fn log_state(&self, state: &KeysState) {
         let from = match &self.source {
             KeySource::File(path) => path.display().to_string(),
-            KeySource::Url(url) => url.url.to_string(),
+            // A query may hold a key.
+            KeySource::Url(url) => url.url.as_str().split('?').next().unwrap_or_default().to_owned(),
         };
         match state {
             KeysState::Held(_) => {

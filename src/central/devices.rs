@@ -15,7 +15,7 @@ use super::{
 use crate::license::{CustomerId, Resolved, Scope, Services, Unassignment};
 
 /// Lists devices with their services.
-pub(super) const INVENTORY: &str = "/platform/device_inventory/v1/devices";
+const INVENTORY: &str = "/platform/device_inventory/v1/devices";
 /// So many customers are asked about one by one. A call or more for each of them costs less than all devices of the
 /// account, a call for every hundred; for more customers, or an open scope, it is the other way round.
 const FEW: usize = 10;
@@ -63,6 +63,20 @@ impl Dispatch {
         tally: &mut DeviceTally<'_>,
         reads: &mut Reads<'_>,
     ) -> Result<bool, Error> {
+        let mut pages = Pages::of_devices(PAGE);
+        let is_whole = self.read_devices(tenant, &mut pages, reads).await;
+        // Those of a list that was not read to its end were there too.
+        pages.into_entries().iter().for_each(|device| tally.take(device, tenant));
+        is_whole
+    }
+
+    /// Reads the devices of a customer, or of the account. False: the calls were spent before the list's end.
+    pub(super) async fn read_devices(
+        &self,
+        tenant: Option<&CustomerId>,
+        pages: &mut Pages<String, ListedDevice>,
+        reads: &mut Reads<'_>,
+    ) -> Result<bool, Error> {
         let headers: Vec<_> = tenant.map(|id| ("TenantID", id.as_str())).into_iter().collect();
         let list = List {
             name: "devices",
@@ -71,11 +85,7 @@ impl Dispatch {
             headers: &headers,
             parse: listings::device_page,
         };
-        let mut pages = Pages::of_devices(PAGE);
-        let is_whole = self.read_list(&list, &mut pages, reads).await;
-        // Those of a list that was not read to its end were there too.
-        pages.into_entries().iter().for_each(|device| tally.take(device, tenant));
-        is_whole
+        self.read_list(&list, pages, reads).await
     }
 }
 

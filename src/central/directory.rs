@@ -13,7 +13,7 @@ use super::{Asker, CentralClient, Error, dispatch::Reads};
 use crate::{license::Customer, quota::Purpose};
 
 /// How long a list is given out as it is. Reading it costs a call for every 100 customers.
-const FRESH_FOR: Duration = Duration::from_mins(5);
+const CUSTOMERS_FRESH_FOR: Duration = Duration::from_mins(5);
 /// How long an older list is given out while Central has none to give.
 const USABLE_FOR: Duration = Duration::from_hours(24);
 /// After a failure, how long an older list is given out without trying.
@@ -54,7 +54,7 @@ impl Directory {
     pub async fn list(&self, asker: &Asker) -> Result<Arc<CustomerList>, Arc<Error>> {
         let began = Instant::now();
         let mut state = self.state.lock().await;
-        if let Some(list) = state.younger_than(FRESH_FOR) {
+        if let Some(list) = state.younger_than(CUSTOMERS_FRESH_FOR) {
             return Ok(list);
         }
         let usable = state.younger_than(USABLE_FOR);

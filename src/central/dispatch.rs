@@ -46,6 +46,9 @@ const UNASSIGN_ALL: &str = "/platform/licensing/v1/msp/subscriptions/devices/all
 /// The longest that a caller who was refused is asked to stay away: by then, things look different.
 const LONGEST_RETRY: Duration = Duration::from_mins(1);
 
+/// How long the answer of a pre-send check is believed: a store or a disk that is slow must not make it old.
+const CHECK_HOLDS: Duration = Duration::from_secs(1);
+
 /// A request without a deadline is repeated for so many times `central.max_wait` at most.
 const MOST_WAITS: u32 = 6;
 
@@ -251,10 +254,13 @@ impl Dispatch {
         // For callers without a deadline, who would else wait for as long as Central throttles.
         let last_repeat = Instant::now() + self.max_wait * MOST_WAITS;
         loop {
+            let mut checked_at = None;
             let (slot, permit) = if batch.is_bound() {
                 drop(first.take()); // what is read takes permits of its own, and no slot
                 // Again for every repeat and every part: each of them would act on the customers of that moment.
-                (self.confirmed_slot(batch).await?, None)
+                let slot = self.confirmed_slot(batch).await?;
+                checked_at = Some(Instant::now());
+                (slot, None)
             } else {
                 match first.take() {
                     Some((slot, permit)) => (slot, Some(permit)),
@@ -265,7 +271,7 @@ impl Dispatch {
             if let Err(retry_after) = lock(&self.breaker).look(Instant::now()) {
                 return Err(Error::Down { retry_after });
             }
-            self.depart(batch).await?;
+            let Some(permit) = self.depart(batch, permit, checked_at).await? else { continue };
             let Some(scope) = batch.scope() else { return Err(Error::Deadline { nothing_was_sent: true }) };
             let body = Body::Json(wire::unassign_body(&scope, batch.services()));
             let origins = batch.origins();
@@ -325,8 +331,13 @@ impl Dispatch {
 
     /// Records what is about to be sent, and sends it off in the same moment. Requests that may not be sent any more stay
     /// behind; where one leaves while the record is written, it is written anew: what stands in the audit trail before a
-    /// call is the call.
-    async fn depart(&self, batch: &mut Batch) -> Result<(), Error> {
+    /// call is the call. None: it took so long that the pre-send check is to be made again.
+    async fn depart(
+        &self,
+        batch: &mut Batch,
+        mut permit: Permit,
+        checked_at: Option<Instant>,
+    ) -> Result<Option<Permit>, Error> {
         loop {
             batch.leave_if_refused(Instant::now());
             // Durable before anything is sent: among the replicas, so that no id runs twice, and in the audit trail.
@@ -335,7 +346,7 @@ impl Dispatch {
             batch.leave_held(&held.map_err(|_| Error::OperationsUnavailable)?);
             failpoint("change: claimed");
             if batch.is_empty() {
-                return Ok(());
+                return Ok(Some(permit));
             }
             self.trail.intend(batch.intents()).await.map_err(|_| Error::AuditUnavailable)?;
             failpoint("change: intended");
@@ -343,9 +354,17 @@ impl Dispatch {
                 return Err(Error::Stopping);
             }
             let recorded = batch.count();
-            batch.depart(Instant::now());
+            if permit.is_stale(Instant::now()) {
+                drop(permit);
+                permit = self.quota.permit(Purpose::Again, self.give_up(batch)).await?;
+            }
+            let now = Instant::now();
+            if checked_at.is_some_and(|at| now.duration_since(at) > CHECK_HOLDS) {
+                return Ok(None);
+            }
+            batch.depart(now);
             if batch.count() == recorded {
-                return Ok(());
+                return Ok(Some(permit));
             }
             batch.was_not_sent();
         }

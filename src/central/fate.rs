@@ -382,7 +382,7 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::license::{OperationId, Reason, Scope, ServiceName, Services, Unassignment};
+    use crate::license::{Reason, Scope, ServiceName, Services, Unassignment};
 
     fn customers(ids: std::ops::Range<usize>) -> Customers {
         Customers::new(ids.map(|id| CustomerId::new(format!("c{id}")).unwrap()).collect()).unwrap()
@@ -398,18 +398,7 @@ mod tests {
             reason: Reason::default(),
             etag: None,
         };
-        let (id, caller) = (OperationId::new(), Caller::new("a"));
-        let operation = Operation {
-            id,
-            request_id: id.as_uuid(),
-            request_digest: String::new(),
-            caller,
-            identified_by: "connection",
-            from: None,
-            unassignment,
-            trace_id: None,
-        };
-        Member::new(Arc::new(operation), deadline, rights, SentMark::default())
+        Member::new(Arc::new(Operation::of_test("a", unassignment)), deadline, rights, SentMark::default())
     }
 
     fn halves(piece: Piece) -> (Piece, Piece) {

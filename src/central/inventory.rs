@@ -7,9 +7,8 @@ use std::collections::HashSet;
 
 use super::{
     Error, HeldDevice,
-    devices::INVENTORY,
     dispatch::{Dispatch, Read, Reads},
-    list::{List, Pages},
+    list::Pages,
     wire::listings,
 };
 use crate::license::{CustomerId, Services};
@@ -42,20 +41,12 @@ impl Dispatch {
         page: &mut usize,
         reads: &mut Reads<'_>,
     ) -> Result<Option<Vec<HeldDevice>>, Error> {
-        let headers: Vec<_> = tenant.map(|id| ("TenantID", id.as_str())).into_iter().collect();
-        let list = List {
-            name: "devices",
-            path: INVENTORY,
-            query: &[("sku_type", "all")],
-            headers: &headers,
-            parse: listings::device_page,
-        };
         let mut pages = Pages::of_devices(*page);
-        let is_whole = match self.read_list(&list, &mut pages, reads).await {
+        let is_whole = match self.read_devices(tenant, &mut pages, reads).await {
             Err(Error::ArgumentRejected { .. }) if *page > SHORT_PAGE => {
                 *page = SHORT_PAGE;
                 pages = Pages::of_devices(*page);
-                self.read_list(&list, &mut pages, reads).await?
+                self.read_devices(tenant, &mut pages, reads).await?
             }
             result => result?,
         };

@@ -27,7 +27,7 @@ const MOST_PAGES: u32 = 100;
 /// How often a list is begun that moves while it is read.
 const MOST_ROUNDS: u32 = 3;
 /// What reading a list may cost, repeats and new beginnings included.
-pub(super) const MOST_CALLS: u32 = 120;
+pub(super) const MOST_LIST_CALLS: u32 = 120;
 
 /// Why a list cannot be relied on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -50,7 +50,7 @@ pub enum Flaw {
     #[error("it changed each of the {MOST_ROUNDS} times that it was read")]
     Unsettled,
     /// It does not end.
-    #[error("it has more than {MOST_PAGES} pages, or takes more than {MOST_CALLS} calls")]
+    #[error("it has more than {MOST_PAGES} pages, or takes more than {MOST_LIST_CALLS} calls")]
     TooLong,
     /// It is empty, and an account without customers cannot be told from a list that failed.
     #[error("it is empty")]
@@ -122,7 +122,7 @@ pub(super) struct Pages<Id, T> {
     restarts: u32,
     /// How many entries to ask for at first.
     page: usize,
-    most_pages: u32,
+    most: u32,
 }
 
 /// What a page means.
@@ -144,7 +144,7 @@ impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
         Self::bounded(page, u32::MAX)
     }
 
-    fn bounded(page: usize, most_pages: u32) -> Self {
+    fn bounded(page: usize, most: u32) -> Self {
         Self {
             entries: Vec::new(),
             seen: HashSet::new(),
@@ -156,7 +156,7 @@ impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
             count: 0,
             restarts: 0,
             page,
-            most_pages,
+            most,
         }
     }
 
@@ -217,7 +217,7 @@ impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
             None if length == 0 => return Ok(AfterPage::Done),
             _ => {}
         }
-        if self.count == self.most_pages { Err(Flaw::TooLong) } else { Ok(AfterPage::More) }
+        if self.count == self.most { Err(Flaw::TooLong) } else { Ok(AfterPage::More) }
     }
 
     fn is_counted(&self) -> bool {
@@ -229,7 +229,7 @@ impl<Id: Clone + Eq + Hash, T> Pages<Id, T> {
         if self.restarts + 1 == MOST_ROUNDS {
             return Err(flaw);
         }
-        *self = Self { restarts: self.restarts + 1, ..Self::bounded(self.page, self.most_pages) };
+        *self = Self { restarts: self.restarts + 1, ..Self::bounded(self.page, self.most) };
         Ok(AfterPage::More)
     }
 }

@@ -25,13 +25,13 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     changes: Lanes<Batch>,
-    reads: Lanes<Reader>,
+    reads: Lanes<PermitSender>,
     /// Whether the last permit went to a read.
     was_read: bool,
 }
 
 /// Where the permit for a read goes.
-pub(super) type Reader = oneshot::Sender<Result<Permit, NoPermit>>;
+pub(super) type PermitSender = oneshot::Sender<Result<Permit, NoPermit>>;
 
 /// What gets a permit.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub(super) enum Next {
     /// A call that changes something.
     Change(Batch),
     /// A read.
-    Read(Reader),
+    Read(PermitSender),
 }
 
 /// What the callers wait for, in the order of their turns. No lane is empty.
@@ -104,7 +104,7 @@ impl Queue {
     }
 
     /// Takes in somebody who wants to read. `is_next`: before everything else in their own lane.
-    pub(super) fn join_reads(&mut self, caller: &Caller, reader: Reader, is_next: bool) {
+    pub(super) fn join_reads(&mut self, caller: &Caller, reader: PermitSender, is_next: bool) {
         let lane = self.reads.lane(caller);
         if is_next { lane.push_front(reader) } else { lane.push_back(reader) }
     }
@@ -240,7 +240,7 @@ mod tests {
     use crate::{
         audit::Operation,
         central::{Accepted, Failed, Member, Rights, SentMark, batch::AfterRefusal, fate::Settlement},
-        license::{CustomerId, Customers, MAX_CUSTOMERS, OperationId, Outcome, Reason, Scope, ServiceName, Services},
+        license::{CustomerId, Customers, MAX_CUSTOMERS, Outcome, Reason, Scope, ServiceName, Services},
     };
 
     type Answer = oneshot::Receiver<Result<Accepted, Failed>>;
@@ -262,23 +262,9 @@ mod tests {
         Unassignment { scope, services: services(names), reason: Reason::default(), etag: None }
     }
 
-    fn operation(caller: &str, unassignment: Unassignment) -> Arc<Operation> {
-        let (id, caller) = (OperationId::new(), Caller::new(caller));
-        Arc::new(Operation {
-            id,
-            request_id: id.as_uuid(),
-            request_digest: String::new(),
-            caller,
-            identified_by: "connection",
-            from: None,
-            unassignment,
-            trace_id: None,
-        })
-    }
-
     fn piece(caller: &str, wanted: Unassignment, deadline: Option<Instant>) -> (Arc<Member>, Piece, Answer) {
         let (member, mut piece, answered) =
-            Member::new(operation(caller, wanted), deadline, Rights::default(), SentMark::default());
+            Member::new(Arc::new(Operation::of_test(caller, wanted)), deadline, Rights::default(), SentMark::default());
         piece.patience = Some(Instant::now() + Duration::from_secs(10));
         (member, piece, answered)
     }

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use crate::license::{CustomerId, Etag, Scope, Services};
 
 /// The first pause between two rounds; each pause is twice the one before.
-const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const FIRST_ROUND_PAUSE: Duration = Duration::from_secs(5);
 /// The longest pause: Central's work takes minutes for large customers.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// How often a round is skipped in a row because the sign stands still: others may assign as much as is released.
@@ -162,7 +162,7 @@ impl WatchProgress {
             ends_at: deadline.map_or(ends_at, |deadline| deadline.min(ends_at)),
             phase: Phase::Begin,
             reads_account,
-            next_pause: FIRST_PAUSE,
+            next_pause: FIRST_ROUND_PAUSE,
             sign: Sign::default(),
             held: BTreeMap::new(),
             released: HashSet::new(),
@@ -540,14 +540,18 @@ mod tests {
         let mut watch = watch(include(&["a"]), &["a"], now, None);
         watch.saw_sign(Some(3), now);
         watch.could_not_read(now);
-        assert_eq!(watch.next(now, 9), Step::Wait(now + FIRST_PAUSE));
-        assert_eq!(watch.next(now + FIRST_PAUSE, 9), Step::Sign);
-        watch.saw_sign(Some(3), now + FIRST_PAUSE);
-        assert_eq!(watch.next(now + FIRST_PAUSE, 9), Step::Devices(Some(id("a"))), "nothing was read at that sign");
+        assert_eq!(watch.next(now, 9), Step::Wait(now + FIRST_ROUND_PAUSE));
+        assert_eq!(watch.next(now + FIRST_ROUND_PAUSE, 9), Step::Sign);
+        watch.saw_sign(Some(3), now + FIRST_ROUND_PAUSE);
+        assert_eq!(
+            watch.next(now + FIRST_ROUND_PAUSE, 9),
+            Step::Devices(Some(id("a"))),
+            "nothing was read at that sign"
+        );
         // The last look too.
         watch.saw_customer(&id("a"), Vec::new());
-        let last = now + FIRST_PAUSE + SETTLE;
-        assert_eq!(watch.next(now + FIRST_PAUSE, 9), Step::Wait(last));
+        let last = now + FIRST_ROUND_PAUSE + SETTLE;
+        assert_eq!(watch.next(now + FIRST_ROUND_PAUSE, 9), Step::Wait(last));
         assert_eq!(watch.next(last, 9), Step::Devices(Some(id("a"))));
         watch.could_not_read(last);
         let Step::Wait(again) = watch.next(last, 9) else { panic!("a pause") };

@@ -17,7 +17,7 @@ use crate::{
     audit::{
         OpenError,
         record::{Intent, RecordedScope},
-        show::{self, Filter, Shown},
+        show::{self, Filter, ShownOperation},
         verify::{self, Remembered, Verification},
     },
     config::{self, AuditPlace, Config},
@@ -240,7 +240,7 @@ fn report_text(report: &Verification) -> String {
     format!("{headline}\n{}", print::list(&rows))
 }
 
-fn row(operation: &Shown) -> [String; 10] {
+fn row(operation: &ShownOperation) -> [String; 10] {
     let first = operation.first.as_ref();
     let ended = operation.ended.as_ref();
     let scope = first.map(|intent| match intent.scope {

@@ -4,19 +4,19 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
-use tonic::{Request, Status, service::interceptor::InterceptedService, transport::Channel};
+use tonic::Request;
 
 use super::{
     Exit,
-    client::{Bearer, ConnectError, Gateway},
-    failure::FailedCall,
+    client::Gateway,
+    failure::{CallError, FailedCall},
     preview::CustomerJson,
     print,
     services::time,
 };
 use crate::{
     license::Outcome,
-    proto::{ListCustomersRequest, ListCustomersResponse, licensing_service_client::LicensingServiceClient},
+    proto::{ListCustomersRequest, licensing_service_client::LicensingServiceClient},
 };
 
 /// Lists the customers of the account that you may work on.
@@ -51,7 +51,7 @@ Examples:
   license-gateway customers --name hotel --json | jq -r '.customers[].id' > customers.txt";
 
 /// As much as the gateway gives at once.
-const PAGE: u32 = 500;
+const PAGE_OF_CUSTOMERS: u32 = 500;
 
 /// Success. Serialized, it is the `--json` output, whose keys are stable.
 #[derive(Serialize)]
@@ -64,37 +64,29 @@ struct CustomerListJson {
 
 impl CustomersCommand {
     pub(super) async fn run(self) -> Exit {
-        let failure = match self.gateway.connect(self.timeout).await {
-            Ok(channel) => match self.list(LicensingServiceClient::new(channel)).await {
-                Ok(list) => {
-                    self.print(&list);
-                    return Exit::Clean;
-                }
-                // Reading changes nothing.
-                Err(status) => FailedCall::of_status(&status, Outcome::NotApplied),
-            },
-            Err(ConnectError::Usage(message)) => {
-                print::error(&message);
-                return Exit::Usage;
+        match self.list().await {
+            Ok(list) => {
+                self.print(&list);
+                Exit::Clean
             }
-            Err(ConnectError::Failed(message)) => FailedCall::not_connected(message),
-        };
-        failure.print(self.json);
-        Exit::Failure
+            Err(error) => error.print(self.json),
+        }
     }
 
-    /// All pages.
-    async fn list(
-        &self,
-        mut client: LicensingServiceClient<InterceptedService<Channel, Bearer>>,
-    ) -> Result<CustomerListJson, Status> {
+    /// All pages. Reading changes nothing.
+    async fn list(&self) -> Result<CustomerListJson, CallError> {
+        let mut client = LicensingServiceClient::new(self.gateway.connect(self.timeout).await?);
         let mut list = CustomerListJson { ok: true, customers: Vec::new(), fetched_at: None };
         let mut page_token = String::new();
         loop {
-            let mut request =
-                Request::new(ListCustomersRequest { page_size: PAGE, page_token, name_contains: self.name.clone() });
+            let mut request = Request::new(ListCustomersRequest {
+                page_size: PAGE_OF_CUSTOMERS,
+                page_token,
+                name_contains: self.name.clone(),
+            });
             request.set_timeout(self.timeout);
-            let page: ListCustomersResponse = client.list_customers(request).await?.into_inner();
+            let page = client.list_customers(request).await;
+            let page = page.map_err(|status| FailedCall::of_status(&status, Outcome::NotApplied))?.into_inner();
             list.customers.extend(page.customers.into_iter().map(|one| CustomerJson { id: one.id, name: one.name }));
             list.fetched_at = page.fetched_at.and_then(time);
             if page.next_page_token.is_empty() {

@@ -9,7 +9,7 @@ use tonic_types::StatusExt as _;
 
 use super::{
     Exit,
-    client::chain,
+    client::{ConnectError, chain},
     print::{self, BAD, UNSURE, clean},
 };
 use crate::{license::Outcome, proto, telemetry::rpc};
@@ -37,6 +37,37 @@ pub(super) enum CallError {
     Usage(String),
     /// It failed.
     Failed(Box<FailedCall>),
+}
+
+impl CallError {
+    /// For a command that only reads.
+    pub(super) fn print(&self, json: bool) -> Exit {
+        match self {
+            Self::Usage(message) => {
+                print::error(message);
+                Exit::Usage
+            }
+            Self::Failed(failure) => {
+                failure.print(json);
+                Exit::Failure
+            }
+        }
+    }
+}
+
+impl From<ConnectError> for CallError {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Usage(message) => Self::Usage(message),
+            ConnectError::Failed(message) => FailedCall::not_connected(message).into(),
+        }
+    }
+}
+
+impl From<FailedCall> for CallError {
+    fn from(failure: FailedCall) -> Self {
+        Self::Failed(Box::new(failure))
+    }
 }
 
 /// What the gateway says about a repeat.

@@ -39,11 +39,11 @@ impl Health {
         let (word, exit) = match tokio::time::timeout(self.timeout, self.check()).await {
             Ok(Ok(ServingStatus::Serving)) => ("SERVING".to_owned(), Exit::Clean),
             Ok(Ok(status)) => (status.as_str_name().to_owned(), Exit::Failure),
-            Ok(Err(CheckError::Usage(message))) => {
+            Ok(Err(ConnectError::Usage(message))) => {
                 print::error(&message);
                 return Exit::Usage;
             }
-            Ok(Err(CheckError::Failed(message))) => (message, Exit::Failure),
+            Ok(Err(ConnectError::Failed(message))) => (message, Exit::Failure),
             Err(_) => (format!("no answer within {}", humantime::format_duration(self.timeout)), Exit::Failure),
         };
         let word = print::clean(&word);
@@ -55,21 +55,13 @@ impl Health {
         exit
     }
 
-    async fn check(&self) -> Result<ServingStatus, CheckError> {
-        let channel = self.gateway.connect(self.timeout).await.map_err(|error| match error {
-            ConnectError::Usage(message) => CheckError::Usage(message),
-            ConnectError::Failed(message) => CheckError::Failed(message),
-        })?;
+    async fn check(&self) -> Result<ServingStatus, ConnectError> {
+        let channel = self.gateway.connect(self.timeout).await?;
         let request = Request::new(HealthCheckRequest { service: self.service.clone() });
         match HealthClient::new(channel).check(request).await {
             Ok(response) => Ok(response.into_inner().status()),
             Err(status) if status.code() == Code::NotFound => Ok(ServingStatus::ServiceUnknown),
-            Err(status) => Err(CheckError::Failed(format!("no answer: {}", status.message()))),
+            Err(status) => Err(ConnectError::Failed(format!("no answer: {}", status.message()))),
         }
     }
-}
-
-enum CheckError {
-    Usage(String),
-    Failed(String),
 }

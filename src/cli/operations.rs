@@ -88,7 +88,7 @@ Examples:
   license-gateway operations show --request-id 0f8fad5b-d9cb-469f-a165-70867728950e --json";
 
 /// As much as the gateway gives at once.
-const PAGE: u32 = 500;
+const PAGE_OF_OPERATIONS: u32 = 500;
 
 /// An operation in the `--json` output, whose keys are stable.
 #[derive(Serialize)]
@@ -202,7 +202,8 @@ impl OperationsCommand {
         let (mut operations, mut page_token) = (Vec::new(), String::new());
         loop {
             let left = self.limit.saturating_sub(u32::try_from(operations.len()).unwrap_or(self.limit));
-            let request = self.asking.timed(ListOperationsRequest { page_size: left.min(PAGE), page_token });
+            let request =
+                self.asking.timed(ListOperationsRequest { page_size: left.min(PAGE_OF_OPERATIONS), page_token });
             let page = client.list_operations(request).await?.into_inner();
             operations.extend(page.operations.into_iter().map(|one| Told::of(one, false)));
             if page.next_page_token.is_empty() || operations.len() >= self.limit as usize {

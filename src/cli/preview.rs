@@ -8,7 +8,7 @@ use tonic::Request;
 
 use super::{
     Exit,
-    client::{ConnectError, Gateway},
+    client::Gateway,
     failure::{CallError, FailedCall},
     print::{self, HEADING, UNSURE},
     scope::{self, ScopeArguments},
@@ -92,14 +92,7 @@ impl PreviewCommand {
                 }
                 Exit::Clean
             }
-            Err(CallError::Usage(message)) => {
-                print::error(&message);
-                Exit::Usage
-            }
-            Err(CallError::Failed(failure)) => {
-                failure.print(self.json);
-                Exit::Failure
-            }
+            Err(error) => error.print(self.json),
         }
     }
 }
@@ -114,10 +107,7 @@ pub(super) async fn fetch(
     max_device_calls: u32,
     timeout: Duration,
 ) -> Result<PreviewReport, CallError> {
-    let channel = gateway.connect(timeout).await.map_err(|error| match error {
-        ConnectError::Usage(message) => CallError::Usage(message),
-        ConnectError::Failed(message) => CallError::Failed(Box::new(FailedCall::not_connected(message))),
-    })?;
+    let channel = gateway.connect(timeout).await?;
     let mut request = Request::new(request(scope, services, max_device_calls));
     request.set_timeout(timeout);
     let mut client = LicensingServiceClient::new(channel);
@@ -130,7 +120,7 @@ pub(super) async fn fetch(
         },
         Ok(()) = tokio::signal::ctrl_c() => FailedCall::interrupted(Outcome::NotApplied),
     };
-    Err(CallError::Failed(Box::new(failure)))
+    Err(failure.into())
 }
 
 /// The preview of an unassignment.

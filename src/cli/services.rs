@@ -8,8 +8,8 @@ use tonic::Request;
 
 use super::{
     Exit,
-    client::{ConnectError, Gateway},
-    failure::FailedCall,
+    client::Gateway,
+    failure::{CallError, FailedCall},
     print,
 };
 use crate::{
@@ -54,32 +54,27 @@ struct ServiceListJson {
 
 impl ServicesCommand {
     pub(super) async fn run(self) -> Exit {
-        let failure = match self.gateway.connect(self.timeout).await {
-            Ok(channel) => {
-                let mut request = Request::new(ListServicesRequest {});
-                request.set_timeout(self.timeout);
-                match LicensingServiceClient::new(channel).list_services(request).await {
-                    Ok(response) => {
-                        let response = response.into_inner();
-                        self.print(&ServiceListJson {
-                            ok: true,
-                            services: response.services.into_iter().map(|service| service.name).collect(),
-                            fetched_at: response.fetched_at.and_then(time),
-                        });
-                        return Exit::Clean;
-                    }
-                    // Reading changes nothing.
-                    Err(status) => FailedCall::of_status(&status, Outcome::NotApplied),
-                }
+        match self.list().await {
+            Ok(list) => {
+                self.print(&list);
+                Exit::Clean
             }
-            Err(ConnectError::Usage(message)) => {
-                print::error(&message);
-                return Exit::Usage;
-            }
-            Err(ConnectError::Failed(message)) => FailedCall::not_connected(message),
-        };
-        failure.print(self.json);
-        Exit::Failure
+            Err(error) => error.print(self.json),
+        }
+    }
+
+    /// Reading changes nothing.
+    async fn list(&self) -> Result<ServiceListJson, CallError> {
+        let mut client = LicensingServiceClient::new(self.gateway.connect(self.timeout).await?);
+        let mut request = Request::new(ListServicesRequest {});
+        request.set_timeout(self.timeout);
+        let list = client.list_services(request).await;
+        let list = list.map_err(|status| FailedCall::of_status(&status, Outcome::NotApplied))?.into_inner();
+        Ok(ServiceListJson {
+            ok: true,
+            services: list.services.into_iter().map(|service| service.name).collect(),
+            fetched_at: list.fetched_at.and_then(time),
+        })
     }
 
     fn print(&self, list: &ServiceListJson) {

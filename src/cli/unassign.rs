@@ -11,7 +11,7 @@ use tonic::{Request, Status};
 
 use super::{
     Exit,
-    client::{ConnectError, Gateway},
+    client::Gateway,
     failure::{CallError, FailedCall},
     preview::{self, DEVICE_CALLS},
     print::{self, GOOD},
@@ -197,22 +197,19 @@ impl Unassign {
         if let Some(expected) = self.expect
             && expected != report.customer_count
         {
-            return Err(CallError::Failed(Box::new(FailedCall::unexpected_count(expected, report.customer_count))));
+            return Err(FailedCall::unexpected_count(expected, report.customer_count).into());
         }
         if asks {
             print::err(&report.text());
             if !confirmed(report.customer_count, &mut io::stdin().lock(), &mut anstream::stderr()) {
-                return Err(CallError::Failed(Box::new(FailedCall::declined())));
+                return Err(FailedCall::declined().into());
             }
         }
         Ok(self.etag.clone().unwrap_or(report.etag))
     }
 
     async fn call(&self, message: UnassignLicensesRequest) -> Result<UnassignLicensesResponse, CallError> {
-        let channel = self.gateway.connect(self.timeout).await.map_err(|error| match error {
-            ConnectError::Usage(message) => CallError::Usage(message),
-            ConnectError::Failed(message) => CallError::Failed(Box::new(FailedCall::not_connected(message))),
-        })?;
+        let channel = self.gateway.connect(self.timeout).await?;
         let mut request = Request::new(message);
         request.set_timeout(self.timeout);
         let mut client = LicensingServiceClient::new(channel);
@@ -225,7 +222,7 @@ impl Unassign {
             // The gateway finishes what it has begun: leaving does not undo it.
             Ok(()) = tokio::signal::ctrl_c() => FailedCall::interrupted(Outcome::Unknown),
         };
-        Err(CallError::Failed(Box::new(failure)))
+        Err(failure.into())
     }
 
     fn failed(&self, failure: &FailedCall) -> Exit {

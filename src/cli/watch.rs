@@ -9,7 +9,7 @@ use tonic::Request;
 
 use super::{
     Exit,
-    client::{ConnectError, Gateway},
+    client::Gateway,
     failure::{CallError, FailedCall},
     print::{self, BAD, GOOD, UNSURE},
     scope::ScopeArguments,
@@ -112,14 +112,7 @@ impl WatchCommand {
                 }
                 report.exit()
             }
-            Err(CallError::Usage(message)) => {
-                print::error(&message);
-                Exit::Usage
-            }
-            Err(CallError::Failed(failure)) => {
-                failure.print(self.json);
-                Exit::Failure
-            }
+            Err(error) => error.print(self.json),
         }
     }
 }
@@ -140,10 +133,7 @@ pub(super) async fn follow(
     message: WatchReleaseRequest,
     timeout: Duration,
 ) -> Result<ReleaseReport, CallError> {
-    let channel = gateway.connect(timeout).await.map_err(|error| match error {
-        ConnectError::Usage(message) => CallError::Usage(message),
-        ConnectError::Failed(message) => CallError::Failed(Box::new(FailedCall::not_connected(message))),
-    })?;
+    let channel = gateway.connect(timeout).await?;
     let mut request = Request::new(message);
     request.set_timeout(timeout);
     let mut client = LicensingServiceClient::new(channel);
@@ -167,7 +157,7 @@ pub(super) async fn follow(
         Ok(()) = tokio::signal::ctrl_c() => Err(FailedCall::interrupted(Outcome::NotApplied)),
     };
     bar.finish_and_clear();
-    result.map_err(|failure| CallError::Failed(Box::new(failure)))
+    result.map_err(CallError::from)
 }
 
 /// On standard error, and on a terminal alone.

@@ -29,16 +29,16 @@ const LINK_ENDS: [&str; 15] = [
 ];
 
 /// What our names begin with, as far as letters go.
-const NAME: &str = "LICENSEGATEWAY";
+const OUR_PREFIX: &str = "LICENSEGATEWAY";
 /// So many letters may be wrong, missing or too many: `LICENCE_GATWAY`.
 const MOST_WRONG_LETTERS: usize = 3;
 
 /// Whether somebody meant one of our variables by this one.
 pub(super) fn is_meant_for_us(variable: &str) -> bool {
     let letters = letters(variable);
-    let lengths = NAME.len() - MOST_WRONG_LETTERS..=NAME.len() + MOST_WRONG_LETTERS;
+    let lengths = OUR_PREFIX.len() - MOST_WRONG_LETTERS..=OUR_PREFIX.len() + MOST_WRONG_LETTERS;
     let starts = lengths.filter_map(|length| letters.get(..length));
-    let begins_like_ours = starts.map(|start| strsim::damerau_levenshtein(start, NAME)).min();
+    let begins_like_ours = starts.map(|start| strsim::damerau_levenshtein(start, OUR_PREFIX)).min();
     begins_like_ours.is_some_and(|wrong| wrong <= MOST_WRONG_LETTERS) && !is_known(variable)
 }
 

@@ -14,9 +14,10 @@ use crate::{
     callers::policy::Asked,
     central::{Accepted, Failed},
     deadline::within,
-    license::Outcome,
+    license::{Outcome, Unassignment},
     operations::{
-        Claim, Claimed, Finished, MOST_ON_A_PAGE, OperationEnd, OperationRecord, Owner, Unavailable, now_ms,
+        Claim, Claimed, Finished, MOST_ON_A_PAGE, OperationEnd, OperationRecord, Owner, RequestDigest, Unavailable,
+        now_ms,
         record::{Names, RecordedOutcome},
     },
     proto::{
@@ -24,7 +25,10 @@ use crate::{
         OperationFailure, OperationOutcome, OperationState, ScopeKind, UnassignLicensesResponse,
         get_operation_request::Id,
     },
-    telemetry::rpc::{self, RpcOutcome},
+    telemetry::{
+        Origin,
+        rpc::{self, RpcOutcome},
+    },
 };
 
 /// How many operations are on a page whose size nobody says.
@@ -163,6 +167,25 @@ pub(super) fn end(result: &Result<Accepted, Failed>) -> (OperationEnd, Option<u3
             let (outcome, calls) = (failed.outcome.into(), failed.calls);
             (OperationEnd { outcome, at, calls, failure: Some(status::told(failed)), parts }, None)
         }
+    }
+}
+
+/// What is asked for, as the audit trail and the record of operations tell of it.
+pub(super) fn operation(
+    rpc: &Rpc,
+    unassignment: Unassignment,
+    request_id: Option<Uuid>,
+    refuses_auto_licensing: bool,
+) -> Operation {
+    Operation {
+        id: rpc.operation_id,
+        request_id: request_id.unwrap_or_else(|| rpc.operation_id.as_uuid()),
+        request_digest: RequestDigest::of(&unassignment, refuses_auto_licensing).text(),
+        caller: caller(&rpc.identity, rpc.from),
+        identified_by: rpc.identity.proved_by(),
+        from: rpc.from,
+        unassignment,
+        trace_id: Origin::current().trace_id(),
     }
 }
 

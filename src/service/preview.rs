@@ -38,7 +38,8 @@ impl Licensing {
 
         // In a task of its own: a call that was begun is finished, so that it is known whether Central is well. None is
         // begun for a caller who has gone.
-        let (member, _never_sent) = self.request(rpc, &Arc::new(super::operation(rpc, wanted, None, false)));
+        let (member, _never_sent) =
+            self.request(rpc, &Arc::new(super::operations::operation(rpc, wanted, None, false)));
         let _leave = GiveUpOnDrop(Arc::clone(&member));
         let work = self.work.spawn(Origin::current().run({
             let (central, member, room) = (Arc::clone(&self.central), Arc::clone(&member), rpc.room.clone());

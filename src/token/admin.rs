@@ -30,7 +30,7 @@ const HAND_OVER_WITHIN: Duration = Duration::from_secs(10);
 /// A seed that was taken back may already have been read: how long until that would show.
 const SETTLE: Duration = Duration::from_secs(3);
 /// How often the record is read meanwhile.
-const READ_EVERY: Duration = Duration::from_millis(200);
+const ANSWER_READ_EVERY: Duration = Duration::from_millis(200);
 
 /// What a store holds, without its secrets.
 #[derive(Debug)]
@@ -121,7 +121,10 @@ pub(crate) async fn place(config: &config::TokenStore) -> Result<String, store::
 pub(crate) async fn status(config: &config::TokenStore, now: SystemTime) -> Result<Status, store::Error> {
     let (store, record, warnings, unwritable) = match config.kind {
         // Not opened: that would take hold of it, and a gateway that starts at this moment would find it held.
-        StoreKind::File => (FileStore::place_in(&config.path), FileStore::peek(&config.path)?, Vec::new(), None),
+        StoreKind::File => {
+            let record = FileStore::peek(&config.path)?;
+            (FileStore::place_in(&config.path), record, Vec::new(), FileStore::write_problem(&config.path))
+        }
         StoreKind::Redis(_) | StoreKind::Kubernetes(_) => {
             let store = TokenStore::open(config).await?;
             let record = store.load().await?.record;
@@ -284,7 +287,7 @@ async fn hand_over(directory: &Path, seed: &Secret) -> Result<SeedOutcome, SeedE
     seed::hand_over(directory, seed).map_err(failed)?;
     let deadline = Instant::now() + HAND_OVER_WITHIN;
     while Instant::now() < deadline {
-        sleep(READ_EVERY).await;
+        sleep(ANSWER_READ_EVERY).await;
         if is_taken()? {
             return Ok(SeedOutcome::TakenByGateway);
         }

@@ -4,6 +4,7 @@
 //! is the new token used. What to do at each moment is decided by the pure functions of [`super::refresh`]; here are
 //! the effects, in the order in which they happen.
 
+mod causes;
 mod check;
 mod renewal;
 
@@ -93,15 +94,10 @@ pub(super) struct TokenRefresher {
     is_saved: bool,
     /// The newest pair is to be written beside the store, which does not take it.
     is_journal_due: bool,
-    /// The last failure, and when it is worth trying again: shared by all requests until then.
-    failure: Option<(Error, Instant)>,
-    failures: u32,
-    /// The last failure was the store's.
-    is_store_failing: bool,
+    /// What went wrong last; none: the last attempt went well.
+    setback: Option<Setback>,
     /// The newest generation that Central answered with 401: worth replacing also when nobody waits any more.
     refused: Option<u64>,
-    /// Central refuses the refresh token, and no login has healed that so far.
-    is_lost: bool,
     /// The damaged record of the last look.
     damaged: Option<Version>,
     /// How often the refresh task failed by a bug.
@@ -110,18 +106,33 @@ pub(super) struct TokenRefresher {
     renew_at: Instant,
 }
 
+/// Attempts that ended without a token.
+struct Setback {
+    /// How the last of them ended: shared by all requests until the next one.
+    error: Error,
+    not_before: Instant,
+    /// How many there were in a row.
+    count: u32,
+    /// See [`Trouble`].
+    is_the_stores: bool,
+    /// The chain is lost, whatever went wrong since then.
+    is_lost: bool,
+}
+
 /// Why an attempt ended without a token, and when the next one is worth while.
 struct Trouble {
     error: Error,
     wait: Duration,
     /// It is the store's: worth trying again as soon as the store works.
     is_the_stores: bool,
+    /// Central refuses the refresh token, and no login has healed that so far.
+    is_lost: bool,
 }
 
 impl Trouble {
     /// It may work after a while.
     fn later(wait: Duration, cause: impl StdError + Send + Sync + 'static) -> Self {
-        Self { error: Error::unavailable(wait, cause), wait, is_the_stores: false }
+        Self::lasting(wait, Error::unavailable(wait, cause))
     }
 
     /// The same with a store that cannot be used.
@@ -131,12 +142,12 @@ impl Trouble {
 
     /// A seed is there, and the store does not take it.
     fn seed_not_taken(error: &Error) -> Self {
-        Self { error: error.clone(), wait: hurried(CHECK_EVERY), is_the_stores: true }
+        Self { is_the_stores: true, ..Self::lasting(hurried(CHECK_EVERY), error.clone()) }
     }
 
     /// It does not pass by itself.
     fn lasting(wait: Duration, error: Error) -> Self {
-        Self { error, wait, is_the_stores: false }
+        Self { error, wait, is_the_stores: false, is_lost: false }
     }
 }
 
@@ -180,11 +191,8 @@ impl TokenRefresher {
             no_seeds: handle.no_seeds.clone(),
             seed_not_taken: None,
             refused_since: None,
-            failure: None,
-            failures: 0,
-            is_store_failing: false,
+            setback: None,
             refused: None,
-            is_lost: false,
             damaged: None,
             panics: 0,
             renew_at: Instant::now(),
@@ -242,7 +250,7 @@ impl TokenRefresher {
             }
         }
         loop {
-            let next_try = self.failure.as_ref().map_or(self.renew_at, |(_, not_before)| *not_before);
+            let next_try = self.setback.as_ref().map_or(self.renew_at, |setback| setback.not_before);
             let next_save = if self.is_saved { next_try } else { Instant::now() + SAVE_EVERY };
             tokio::select! {
                 biased; // the end goes first: requests that still come must not begin an exchange
@@ -265,10 +273,7 @@ impl TokenRefresher {
             if self.is_due(waiting) {
                 let (wanted, origins) = self.wanted(waiting);
                 match self.attempt(wanted, &origins).await {
-                    Ok(()) => {
-                        self.failure = None;
-                        self.failures = 0;
-                    }
+                    Ok(()) => self.setback = None,
                     Err(Trouble { error: Error::Stopping, .. }) => break,
                     Err(trouble) => self.fail(trouble),
                 }
@@ -308,9 +313,9 @@ impl TokenRefresher {
     /// Whether it is time to do something about the token.
     fn is_due(&self, waiting: &[TokenRequest]) -> bool {
         let now = Instant::now();
-        match &self.failure {
+        match &self.setback {
             // What failed is tried again, also when those who asked for it have gone.
-            Some((_, not_before)) => *not_before <= now,
+            Some(setback) => setback.not_before <= now,
             None => {
                 self.renew_at <= now
                     || waiting.iter().any(|request| !self.is_served(request) && !self.is_hopeless(request))
@@ -346,27 +351,38 @@ impl TokenRefresher {
         (due.max(self.refused).map_or(Wanted::Valid, Wanted::NewerThan), origins)
     }
 
-    fn fail(&mut self, Trouble { error, wait, is_the_stores }: Trouble) {
-        self.failures += 1;
-        self.is_store_failing = is_the_stores;
+    /// How long to wait after the next failure in this row.
+    fn next_backoff(&self) -> Duration {
+        refresh::backoff(self.setback.as_ref().map_or(0, |setback| setback.count) + 1)
+    }
+
+    fn fail(&mut self, Trouble { error, wait, is_the_stores, is_lost }: Trouble) {
+        let before = self.setback.take();
         // By all that is said of it: two causes may share their outermost words.
-        if self.failure.as_ref().is_none_or(|(before, _)| with_causes(before) != with_causes(&error)) {
+        if before.as_ref().is_none_or(|before| with_causes(&before.error) != with_causes(&error)) {
             error!(
                 error = &error as &(dyn StdError + 'static),
                 has_valid_token = self.has_valid_token(),
                 "no new access token"
             );
         }
-        self.failure = Some((error, Instant::now() + wait));
+        let (count, was_lost) = before.map_or((0, false), |before| (before.count, before.is_lost));
+        self.setback = Some(Setback {
+            error,
+            not_before: Instant::now() + wait,
+            count: count + 1,
+            is_the_stores,
+            is_lost: is_lost || was_lost,
+        });
     }
 
     /// The store works: what it made fail is tried again now, not when the wait is over.
     fn store_works(&mut self) {
-        if std::mem::take(&mut self.is_store_failing)
-            && let Some((_, not_before)) = &mut self.failure
+        if let Some(setback) = &mut self.setback
+            && std::mem::take(&mut setback.is_the_stores)
         {
-            *not_before = Instant::now();
-            self.failures = 0;
+            setback.not_before = Instant::now();
+            setback.count = 0;
         }
     }
 
@@ -379,14 +395,16 @@ impl TokenRefresher {
         let now = Instant::now();
         for request in waiting.drain(..) {
             let current = self.current.load_full().filter(|token| serves(token, request.refused));
-            let result = match (current, &self.failure) {
+            let result = match (current, &self.setback) {
                 (Some(token), _) => Ok(token),
                 (None, _) if self.is_hopeless(&request) => Err(Error::FreshTokenRefused),
-                (None, Some((Error::Unavailable { cause, .. }, not_before))) => Err(Error::Unavailable {
-                    retry_after: not_before.saturating_duration_since(now),
-                    cause: cause.clone(),
-                }),
-                (None, Some((error, _))) => Err(error.clone()),
+                (None, Some(Setback { error: Error::Unavailable { cause, .. }, not_before, .. })) => {
+                    Err(Error::Unavailable {
+                        retry_after: not_before.saturating_duration_since(now),
+                        cause: cause.clone(),
+                    })
+                }
+                (None, Some(setback)) => Err(setback.error.clone()),
                 (None, None) => Err(Error::FreshTokenRefused),
             };
             // The caller may have gone; the token is there for the next one.
@@ -397,7 +415,7 @@ impl TokenRefresher {
     fn show_condition(&self) {
         let condition = if self.has_valid_token() {
             Condition::Valid
-        } else if self.is_lost || matches!(self.failure, Some((Error::NeedsSeed, _))) {
+        } else if self.setback.as_ref().is_some_and(|it| it.is_lost || matches!(it.error, Error::NeedsSeed)) {
             Condition::NeedsSeed
         } else {
             Condition::Failing

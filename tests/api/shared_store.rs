@@ -175,7 +175,12 @@ async fn a_pair_that_redis_does_not_take_stands_in_the_journal_of_its_node() {
     server.kill();
     sandbox.release("exchange");
     call.await.unwrap().expect("served from memory");
-    let journal = fs::read_to_string(gateway.state.path().join("state/unsaved.json")).expect("a journal");
-    assert!(journal.contains(&living(&sandbox)));
+    // Those who wait are answered first.
+    let journal = gateway.state.path().join("state/unsaved.json");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !fs::read_to_string(&journal).is_ok_and(|text| text.contains(&living(&sandbox))) {
+        assert!(Instant::now() < deadline, "it is not written");
+        sleep(Duration::from_millis(20)).await;
+    }
     server.run();
 }

@@ -264,6 +264,37 @@ async fn a_store_in_kubernetes_is_looked_at_and_seeded() {
     assert!(process.exit().await.0.success());
 }
 
+/// Needs the right to mount a tmpfs.
+#[test]
+fn a_store_that_cannot_be_written_is_not_called_usable() {
+    let place = Place::new();
+    assert_eq!(place.seed("hunter3").code, 0);
+    let record = fs::read(place.record()).unwrap();
+    let state = place.record().parent().unwrap().to_owned();
+    let over = crate::custody::storage::Mounted::over(&state, "size=512k");
+    for name in ["token.json", "lock"] {
+        fs::write(state.join(name), &record).unwrap();
+    }
+    let remounted = Command::new("mount").args(["-o", "remount,ro"]).arg(&over.0).status();
+    assert!(remounted.unwrap().success());
+    let status = place.status();
+    assert_eq!(status.code, 1, "{}", status.out);
+    assert!(status.out.starts_with("The store cannot be written: no token is refreshed"), "{}", status.out);
+    assert!(status.out.contains("Read-only file system"), "{}", status.out);
+    let (code, json) = place.json();
+    assert_eq!((code, &json["usable"], json["unwritable"].is_string()), (1, &json!(false), true), "{json}");
+}
+
+#[test]
+fn a_seed_for_another_kind_of_store_is_not_read() {
+    let place = Place::new();
+    let config = place.0.path().join("gateway.toml").display().to_string();
+    let ran = run_with_input(&["token", "seed", "--store", "kubernetes", "--config", &config], "hunter3");
+    assert_eq!((ran.code, ran.out.as_str()), (64, ""));
+    assert!(ran.err.contains("keeps its tokens in a file store, not in a kubernetes one"), "{}", ran.err);
+    assert!(!place.record().exists());
+}
+
 #[test]
 fn a_wrong_configuration_is_told() {
     for arguments in [["token", "status"], ["token", "seed"]] {

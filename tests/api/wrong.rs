@@ -149,6 +149,7 @@ fn check_config_warns_of_what_will_hurt() {
         ),
         ("CENTRAL__CA_FILE={dir}/soon.pem", "central.ca_file holds a certificate that expires at "),
         ("SERVER__DRAIN_TIMEOUT=5s", "server.drain_timeout is 5s and central.timeout 30s: "),
+        ("SERVER__MAX_DEADLINE=5s", "server.max_deadline is 5s and central.timeout 30s: "),
         ("QUOTA__REPLICAS=100", "central.max_wait is 10s, and by quota.per_second and quota.replicas two calls are 16"),
         (
             "CENTRAL__BASE_URL=https://global.api.greenlake.hpe.com",

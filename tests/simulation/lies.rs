@@ -81,14 +81,14 @@ const LIES: [(&str, Promise, Lie); 16] = [
             return false;
         };
         let id = Some(uuid::Uuid::from_u128(7));
-        (first.request.request_id, second.request.request_id) = (id, id);
+        (first.request.id, second.request.id) = (id, id);
         true
     }),
     ("a repeat is told of another request", Promise::Ids, |record| {
         let other = record.asked.iter().filter(|one| one.answer == Answer::Applied && !is_replayed(one));
-        let other = other.map(|one| (one.request.request_id, one.about.clone())).next();
+        let other = other.map(|one| (one.request.id, one.about.clone())).next();
         let Some((id, Some(about))) = other else { return false };
-        let repeat = record.asked.iter_mut().find(|one| is_replayed(one) && one.request.request_id != id);
+        let repeat = record.asked.iter_mut().find(|one| is_replayed(one) && one.request.id != id);
         repeat.map(|repeat| repeat.about = Some(About { is_replayed: true, ..about })).is_some()
     }),
     ("a call before its intent", Promise::Intent, |record| {

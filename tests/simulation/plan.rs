@@ -100,7 +100,7 @@ pub struct Request {
     /// The caller drops the RPC so long after sending it.
     pub departs_after: Option<Ms>,
     /// Other requests may have the same one: repeats of it, and whoever uses it for something else.
-    pub request_id: Option<Uuid>,
+    pub id: Option<Uuid>,
 }
 
 /// Whom it is about: names of customers.
@@ -291,7 +291,7 @@ impl Chance {
         let deadline = *self.of(&DEADLINES);
         let departs_after = self.once_in(7).then(|| self.from(0..1_500));
         let services = if self.once_in(4) { self.services() } else { favourite.to_vec() };
-        Request { name, caller, at, scope, services, bound, deadline, departs_after, request_id: None }
+        Request { name, caller, at, scope, services, bound, deadline, departs_after, id: None }
     }
 
     /// Some customers, now and then one that Central does not know.

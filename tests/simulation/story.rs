@@ -89,7 +89,7 @@ fn wish(request: &Request) -> String {
     if let Some(deadline) = request.deadline {
         let _ = write!(text, ", deadline {deadline} ms");
     }
-    if let Some(id) = request.request_id {
+    if let Some(id) = request.id {
         let _ = write!(text, ", id {}", &id.to_string()[..8]);
     }
     if let Some(departs) = request.departs_after {

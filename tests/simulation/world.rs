@@ -424,7 +424,7 @@ impl CallerSide {
             services,
             reason: request.name.clone(),
             etag,
-            request_id: request.request_id.map(|id| id.to_string()).unwrap_or_default(),
+            request_id: request.id.map(|id| id.to_string()).unwrap_or_default(),
             ..UnassignLicensesRequest::default()
         };
         let place = {

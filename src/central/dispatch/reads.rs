@@ -83,7 +83,7 @@ impl<'a> Reads<'a> {
             gone: member.gone().clone(),
             may_read: Some(member.read_right()),
             purpose: Purpose::Change,
-            left: list::MOST_CALLS,
+            left: list::MOST_LIST_CALLS,
             made: 0,
         }
     }
@@ -97,7 +97,7 @@ impl<'a> Reads<'a> {
             gone: asker.gone.clone(),
             may_read: Some(&*asker.may_read),
             purpose: Purpose::Preview,
-            left: list::MOST_CALLS,
+            left: list::MOST_LIST_CALLS,
             made: 0,
         }
     }

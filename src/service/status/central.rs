@@ -170,7 +170,7 @@ pub(super) fn row(error: &Error) -> Row {
         // Seen only where a part of a request had been done before: the store has lost its first claim.
         Error::HeldElsewhere { .. } => (Code::Unavailable, "OPERATIONS_UNAVAILABLE", messages::HELD_ELSEWHERE),
         Error::ConnectionLost(_) => (Code::Unknown, "CENTRAL_CONNECTION_LOST", messages::CONNECTION_LOST),
-        Error::TimedOut(_) => (Code::DeadlineExceeded, "CENTRAL_TIMEOUT", messages::TIMED_OUT),
+        Error::TimedOut(_) => (Code::DeadlineExceeded, "CENTRAL_TIMEOUT", messages::CALL_TIMED_OUT),
         Error::Deadline { nothing_was_sent: true } => {
             (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", messages::DEADLINE_BEFORE_SENDING)
         }

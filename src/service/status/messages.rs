@@ -75,5 +75,5 @@ pub(super) const AUDIT_UNAVAILABLE: &str = "the gateway cannot write its audit t
     an operator must look at the gateway";
 pub(super) const CONNECTION_LOST: &str =
     "the connection to Central was lost after the request was sent; look whether it was done";
-pub(super) const TIMED_OUT: &str = "Central did not answer in time; look whether it was done before you repeat it";
+pub(super) const CALL_TIMED_OUT: &str = "Central did not answer in time; look whether it was done before you repeat it";
 pub(super) const READS_SPENT: &str = "your hourly quota of reads of Central is exhausted; nothing was changed";

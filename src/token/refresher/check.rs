@@ -10,7 +10,6 @@ use super::{TokenRefresher, Trouble};
 use crate::token::{
     failpoints::failpoint,
     journal::Journal,
-    refresh,
     secret::Secret,
     seed,
     store::{self, LoadedRecord, TokenRecord, Version},
@@ -62,9 +61,9 @@ impl TokenRefresher {
                 failpoint("adopted a seed");
             }
             Err(error) => {
-                let trouble = Trouble::store(refresh::backoff(self.failures + 1), error);
+                let trouble = Trouble::store(self.next_backoff(), error);
                 self.seed_not_taken = Some(trouble.error.clone());
-                if self.failure.is_none() {
+                if self.setback.is_none() {
                     self.fail(trouble);
                 }
                 return None;
@@ -102,8 +101,7 @@ impl TokenRefresher {
                 self.memory.newest = Some(record);
             } else if record.access_token.is_some() {
                 self.adopt(record);
-                self.failure = None;
-                self.failures = 0;
+                self.setback = None;
             } else if !self.no_seeds.is_cancelled() {
                 self.begin_anew(record).await;
             }
@@ -141,9 +139,7 @@ impl TokenRefresher {
     async fn begin_anew(&mut self, seeded: TokenRecord) {
         self.memory.newest = Some(seeded);
         self.is_saved = true;
-        self.is_lost = false;
-        self.failure = None;
-        self.failures = 0;
+        self.setback = None;
         self.renew_at = Instant::now();
         let _ = self.journal.work(Journal::clear).await;
     }

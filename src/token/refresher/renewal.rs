@@ -10,7 +10,12 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use super::{CHECK_EVERY, TokenRefresher, Trouble};
+use super::{
+    CHECK_EVERY, TokenRefresher, Trouble,
+    causes::{
+        BeingReplaced, NotHealedYet, OtherProcess, PerhapsElsewhere, SeedRefused, ServerChanged, Throttled, TooSlow,
+    },
+};
 use crate::{
     telemetry::Origin,
     token::{
@@ -66,18 +71,10 @@ impl TokenRefresher {
                     if self.memory.foreign_intent.is_none_or(|(seen, _)| seen != nonce) {
                         self.memory.foreign_intent = Some((nonce, now));
                     }
-                    if began.elapsed() >= WAIT_PATIENCE {
-                        return Err(Trouble::later(WAIT_EVERY, OtherProcess));
-                    }
-                    sleep(WAIT_EVERY).await;
+                    wait_for_others(began, OtherProcess).await?;
                 }
                 // After a failover, whoever holds what it lost gets the time to put that back.
-                RefreshStep::Claim(_) if !self.store.is_settled() => {
-                    if began.elapsed() >= WAIT_PATIENCE {
-                        return Err(Trouble::later(WAIT_EVERY, ServerChanged));
-                    }
-                    sleep(WAIT_EVERY).await;
-                }
+                RefreshStep::Claim(_) if !self.store.is_settled() => wait_for_others(began, ServerChanged).await?,
                 RefreshStep::Claim(seeded) if seeded.access_token.is_none() && self.no_seeds.is_cancelled() => {
                     return Err(Trouble::later(hurried(CHECK_EVERY), BeingReplaced));
                 }
@@ -89,7 +86,7 @@ impl TokenRefresher {
                     // Counted from before the claim: a process that is paused at any moment of it must not send.
                     if !self.memory.is_exclusive && since_boot().saturating_sub(claiming) > hurried(SEND_WINDOW) {
                         self.forget_intent(claimed, version).await;
-                        return Err(Trouble::later(refresh::backoff(self.failures + 1), TooSlow));
+                        return Err(Trouble::later(self.next_backoff(), TooSlow));
                     }
                     // The time that is kept for an exchange counts from the stop: one that begins later may outlast it.
                     if self.stop.is_cancelled() {
@@ -123,11 +120,11 @@ impl TokenRefresher {
             }
             Exchanged::NotSent(error) => {
                 self.forget_intent(claimed, version).await;
-                Err(Trouble::later(refresh::backoff(self.failures + 1), error))
+                Err(Trouble::later(self.next_backoff(), error))
             }
             Exchanged::Throttled { wait } => {
                 self.forget_intent(claimed, version).await;
-                let wait = wait.max(refresh::backoff(self.failures + 1)).min(THROTTLED_AT_MOST);
+                let wait = wait.max(self.next_backoff()).min(THROTTLED_AT_MOST);
                 Err(Trouble::later(wait, Throttled))
             }
             Exchanged::ClientRefused => {
@@ -222,7 +219,7 @@ impl TokenRefresher {
                 if let Err(error) = self.store.cas(version, lost).await {
                     warn!(error = &error as &(dyn StdError + 'static), "a login that was not tried stays counted");
                 }
-                return Err(self.give_up(Some(refresh::backoff(self.failures + 1))));
+                return Err(self.give_up(Some(self.next_backoff())));
             }
         };
         match answered {
@@ -258,15 +255,15 @@ impl TokenRefresher {
     /// The chain is lost, and there is no login, or none before a while. A person is needed; callers are told to come
     /// back where a login may still heal it.
     fn give_up(&mut self, next_login: Option<Duration>) -> Trouble {
-        self.is_lost = true;
         // Central has refused it, and nothing will make it good: not one call more with it.
         if self.current.load().as_ref().is_some_and(|token| !serves(token, self.refused)) {
             self.current.store(None);
         }
-        match next_login {
+        let trouble = match next_login {
             Some(wait) => Trouble::later(wait, NotHealedYet),
             None => Trouble::lasting(hurried(CHECK_EVERY), Error::Lost),
-        }
+        };
+        Trouble { is_lost: true, ..trouble }
     }
 
     /// A new pair: stored, then used. If the store does not take it, it is used all the same: it is the only one that
@@ -347,7 +344,6 @@ impl TokenRefresher {
         let Some(secret) = record.access_token.clone() else { return };
         let now = Instant::now();
         self.renew_at = refresh::renew_at(now, remaining, record.lifetime, crate::chance::jitter());
-        self.is_lost = false;
         self.current.store(Some(Arc::new(AccessToken {
             secret,
             generation: record.generation,
@@ -359,7 +355,7 @@ impl TokenRefresher {
     }
 
     async fn load(&self) -> Result<LoadedRecord, Trouble> {
-        self.store.load().await.map_err(|error| Trouble::store(refresh::backoff(self.failures + 1), error))
+        self.store.load().await.map_err(|error| Trouble::store(self.next_backoff(), error))
     }
 
     /// The new version; none after a conflict.
@@ -370,7 +366,7 @@ impl TokenRefresher {
                 sleep(CONFLICT_PAUSE).await;
                 Ok(None)
             }
-            Err(error) => Err(Trouble::store(refresh::backoff(self.failures + 1), error)),
+            Err(error) => Err(Trouble::store(self.next_backoff(), error)),
         }
     }
 
@@ -396,6 +392,15 @@ fn successor(claimed: TokenRecord, pair: Pair) -> TokenRecord {
     }
 }
 
+/// Lets a moment pass, unless callers have waited long enough.
+async fn wait_for_others(began: Instant, cause: impl StdError + Send + Sync + 'static) -> Result<(), Trouble> {
+    if began.elapsed() >= WAIT_PATIENCE {
+        return Err(Trouble::later(WAIT_EVERY, cause));
+    }
+    sleep(WAIT_EVERY).await;
+    Ok(())
+}
+
 /// A clock that counts the time in which the machine is suspended too; `Instant` does not.
 fn since_boot() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
@@ -408,48 +413,3 @@ fn with_intent(mut record: TokenRecord, change: impl FnOnce(&mut store::RefreshI
     }
     record
 }
-
-/// Central's answer to too many exchanges.
-#[derive(Debug, thiserror::Error)]
-#[error("Central throttles the token endpoint (HTTP 429)")]
-struct Throttled;
-
-/// Somebody else's intent stands in the record.
-#[derive(Debug, thiserror::Error)]
-#[error("another process is exchanging the refresh token")]
-struct OtherProcess;
-
-/// The chain is lost, and a login may still heal it.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "Central refuses the refresh token, so the chain of tokens is lost, and the last login did not heal it; another one \
-     is tried later. Not to wait for it, put a new refresh token into credentials.refresh_token_file"
-)]
-struct NotHealedYet;
-
-/// Central refuses the refresh token, and another replica may hold its successor.
-#[derive(Debug, thiserror::Error)]
-#[error("Central refuses the refresh token; whether another replica holds its successor shows within seconds")]
-struct PerhapsElsewhere;
-
-/// Another server answers under the store's name.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "the token store is another server, or was restarted: nothing is presented until others had time to put back what it lost"
-)]
-struct ServerChanged;
-
-/// A seed is not presented by a process that is about to end.
-#[derive(Debug, thiserror::Error)]
-#[error("this process is being replaced: it presents no new refresh token")]
-struct BeingReplaced;
-
-/// A seed that was put in place does not work.
-#[derive(Debug, thiserror::Error)]
-#[error("Central refuses the new refresh token")]
-struct SeedRefused;
-
-/// Too much time went by between claiming and sending.
-#[derive(Debug, thiserror::Error)]
-#[error("the token store took too long; the refresh token was not presented")]
-struct TooSlow;

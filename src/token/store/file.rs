@@ -75,6 +75,16 @@ impl FileStore {
         read(&record_path(path)).map(|loaded| loaded.record)
     }
 
+    /// Why nothing can be written in a directory; none: it can be, as far as can be told without writing.
+    pub(crate) fn write_problem(path: &Path) -> Option<Error> {
+        match OpenOptions::new().write(true).open(path.join("lock")) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Some(Error::Io { action: "write in", path: path.to_owned(), source })
+            }
+            _ => None,
+        }
+    }
+
     /// Where the record of a directory is, for people.
     pub(crate) fn place_in(path: &Path) -> String {
         format!("file {}", record_path(path).display())

@@ -45,7 +45,7 @@ return 1
 ";
 
 /// How long a new server is left alone: replicas look every two seconds, and reconnect within as many.
-const OTHERS_PUT_BACK_WITHIN: Duration = Duration::from_secs(5);
+const LEFT_ALONE_FOR: Duration = Duration::from_secs(5);
 /// See [`RedisHandle::follow_name_every`]. A server that was moved is noticed within this, and what it lacks is put back.
 const FOLLOW_NAME_EVERY: Duration = Duration::from_mins(1);
 
@@ -101,7 +101,7 @@ impl RedisStore {
     /// it lacks puts it back at its next look.
     pub(crate) fn is_settled(&self) -> bool {
         let (_, changed) = *self.0.server.lock().unwrap_or_else(PoisonError::into_inner);
-        changed.is_none_or(|changed| changed.elapsed() >= hurried(OTHERS_PUT_BACK_WITHIN))
+        changed.is_none_or(|changed| changed.elapsed() >= hurried(LEFT_ALONE_FOR))
     }
 
     /// Where the record is, for people: no secrets.

@@ -88,3 +88,30 @@ pub(super) fn place(error: &serde_json::Error) -> String {
 fn checksum(serial: u64, record: &str) -> String {
     HEXLOWER.encode(&Sha256::digest(format!("{serial} {record}").as_bytes()))
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// As the first version wrote it, in the middle of an exchange: without what came later.
+    pub(in crate::token::store) const FIRST: &str = concat!(
+        r#"{"schema":1,"family":"6f0c4a52-6a0b-4c7e-9d3b-0a5c1c7c2d11","generation":7,"access_token":"access-7","#,
+        r#""received_at":{"secs_since_epoch":1700000000,"nanos_since_epoch":123456789},"#,
+        r#""lifetime":{"secs":7200,"nanos":0},"refresh_token":"refresh-7","consumed_seeds":["19b25856e1c150ca"],"#,
+        r#""intent":{"generation":7,"nonce":"6f0c4a52-6a0b-4c7e-9d3b-0a5c1c7c2d12","#,
+        r#""owner":"6f0c4a52-6a0b-4c7e-9d3b-0a5c1c7c2d13","suspect":false,"tries":1}}"#
+    );
+
+    /// Of a file; a value in Redis has the write's id before it.
+    #[test]
+    fn what_the_first_version_wrote_is_read() {
+        let sha256 = "ecba91eb839bad95718fceca74cf02902dcb3e105e30cfa3ed37d845e2d6ee45";
+        for write_id in ["", r#""write_id":"6f0c4a52-6a0b-4c7e-9d3b-0a5c1c7c2d14","#] {
+            let record = serde_json::to_string(FIRST).unwrap();
+            let stored = format!(r#"{{{write_id}"sha256":"{sha256}","serial":3,"record":{record}}}"#);
+            let (record, serial) = SealedRecord::open(stored.as_bytes()).unwrap();
+            assert_eq!((record.generation, record.refresh_token.expose(), serial), (7, "refresh-7", 3));
+            assert_eq!(record.intent.map(|intent| (intent.tries, intent.refused)), Some((1, false)));
+        }
+    }
+}

@@ -295,8 +295,10 @@ async fn a_process_that_must_stop_before_the_store_works_leaves_the_pair_in_the_
     sandbox.release("answer");
     assert_eq!(caller.await.unwrap(), Ok(()), "the call that waited is applied");
     assert!(!holds_the_living(dir.path(), &sandbox));
-    let written = fs::read_to_string(&journal).expect("a journal");
-    assert!(written.contains(&sandbox.credentials().refresh_token.unwrap()), "it holds the living pair");
+    // Those who wait are answered first.
+    let living = living(&sandbox);
+    let is_written = async || fs::read_to_string(&journal).is_ok_and(|text| text.contains(&living)).then_some(());
+    wait_for("the living pair in the journal", STORED_WITHIN, is_written).await;
     assert_eq!(fs::metadata(&journal).unwrap().permissions().mode() & 0o777, 0o600);
     drop(connection);
     let log = stop(process).await;

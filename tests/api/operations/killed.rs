@@ -66,3 +66,66 @@ async fn a_kill_at_every_moment_around_the_send_leaves_at_most_one_call_and_a_tr
         }
     }
 }
+
+/// A replica on a store is killed around its send. What `other`, a replica on the same store, says to a repeat, while the
+/// first is dead and when it is back; and that nobody sends it twice.
+pub(super) async fn one_of_two(
+    sandbox: &Sandbox,
+    other: &LicensingServiceClient<tonic::transport::Channel>,
+    store: &[(&str, &str)],
+) {
+    let dir = tempfile::tempdir().unwrap();
+    let moment_file = dir.path().join("moment");
+    let moment_setting = [("LICENSE_GATEWAY_FAILPOINTS_MOMENT_FILE", moment_file.to_str().unwrap())];
+    let settings = [store, &moment_setting].concat();
+    // What the other one answers while the first is dead, and when it is back.
+    let moments = [
+        ("change: about to claim", "applied", "applied"),
+        ("change: claimed", "waits", "waits"),
+        ("change: intended", "waits", "GATEWAY_CRASHED"),
+        ("change: answered", "waits", "GATEWAY_CRASHED"),
+        ("change: recorded", "waits", "applied"),
+    ];
+    for (moment, dead, back) in moments {
+        sandbox.clear_calls();
+        let (id, who) = (new_id(), customer(sandbox, 0));
+        std::fs::write(&moment_file, moment).unwrap();
+        let mut process = Process::serve(sandbox, dir.path(), &settings).await;
+        let mut client = LicensingServiceClient::new(channel(process.address).await);
+        let request = with_id(&id, &[&who]);
+        let call = tokio::spawn(async move { client.unassign_licenses(request).await });
+        process.said("stopped at a failpoint").await;
+        process.kill().await;
+        call.abort();
+        std::fs::remove_file(&moment_file).unwrap();
+        sandbox.wait_until_idle().await;
+        assert_eq!(repeat(other, &id, &who).await, dead, "{moment}");
+
+        let process = Process::serve(sandbox, dir.path(), &settings).await;
+        let restarted = LicensingServiceClient::new(channel(process.address).await);
+        let told = async { while repeat(other, &id, &who).await != back {} };
+        let is_told = tokio::time::timeout(crate::support::PATIENCE, told).await;
+        assert!(is_told.is_ok(), "{moment}: {}", repeat(other, &id, &who).await);
+        // The one that is back does not send it either.
+        repeat(&restarted, &id, &who).await;
+        assert!(sandbox.unassign_calls().len() <= 1, "{moment}");
+        process.kill().await;
+    }
+}
+
+/// What a repeat is told.
+async fn repeat(client: &LicensingServiceClient<tonic::transport::Channel>, id: &str, who: &str) -> String {
+    let mut request = tonic::Request::new(with_id(id, &[who]));
+    request.set_timeout(Duration::from_secs(1));
+    let failure = match client.clone().unassign_licenses(request).await {
+        Ok(_) => return "applied".to_owned(),
+        // On a busy machine the client's own timer may be first.
+        Err(status) if status.details().is_empty() => return "waits".to_owned(),
+        Err(status) => Failure::from(status),
+    };
+    if failure.reason != "DEADLINE_EXCEEDED" {
+        return failure.reason;
+    }
+    assert_eq!(failure.outcome, "unknown", "{failure:?}");
+    "waits".to_owned()
+}

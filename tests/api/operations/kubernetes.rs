@@ -96,3 +96,13 @@ async fn without_the_secret_nothing_is_sent_and_the_id_is_free_when_it_is_back()
     assert!(!replica.ask(with_id(&id, &[&who])).await.unwrap().replayed);
     assert_eq!(sandbox.unassign_calls().len(), 1);
 }
+
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_is_killed_leaves_at_most_one_call_and_the_others_tell_the_truth() {
+    let sandbox = Sandbox::start(unlimited().with_generated_customers(2)).await.unwrap();
+    let (api, dir) = (ApiServer::start().await, tempfile::tempdir().unwrap());
+    let (other, file) = (replica(&sandbox, &api).await, kubeconfig(&api, dir.path()));
+    let store = [("LICENSE_GATEWAY__TOKEN_STORE__KIND", "kubernetes"), ("KUBECONFIG", file.to_str().unwrap())];
+    killed::one_of_two(&sandbox, &other.client, &store).await;
+}

@@ -124,64 +124,8 @@ async fn a_repeat_that_waits_for_another_replica_holds_no_stop_up() {
 #[cfg(feature = "failpoints")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_is_killed_leaves_at_most_one_call_and_the_others_tell_the_truth() {
-    use license_gateway::proto::licensing_service_client::LicensingServiceClient;
-
-    use crate::support::{Process, channel};
-
     let (sandbox, server) = (sandbox().await, RedisServer::start());
-    let other = replica(&sandbox, &server).await;
-    let (dir, url) = (tempfile::tempdir().unwrap(), server.url());
-    let moment_file = dir.path().join("moment");
-    let more = [
-        ("LICENSE_GATEWAY__TOKEN_STORE__KIND", "redis"),
-        ("LICENSE_GATEWAY__TOKEN_STORE__URL", &*url),
-        ("LICENSE_GATEWAY_FAILPOINTS_MOMENT_FILE", moment_file.to_str().unwrap()),
-    ];
-    // What the other one answers while the first is dead, and when it is back.
-    let moments = [
-        ("change: about to claim", "applied", "applied"),
-        ("change: claimed", "waits", "waits"),
-        ("change: intended", "waits", "GATEWAY_CRASHED"),
-        ("change: answered", "waits", "GATEWAY_CRASHED"),
-        ("change: recorded", "waits", "applied"),
-    ];
-    for (moment, dead, back) in moments {
-        sandbox.clear_calls();
-        let (id, who) = (new_id(), customer(&sandbox, 0));
-        std::fs::write(&moment_file, moment).unwrap();
-        let mut process = Process::serve(&sandbox, dir.path(), &more).await;
-        let mut client = LicensingServiceClient::new(channel(process.address).await);
-        let request = with_id(&id, &[&who]);
-        let call = tokio::spawn(async move { client.unassign_licenses(request).await });
-        process.said("stopped at a failpoint").await;
-        process.kill().await;
-        call.abort();
-        std::fs::remove_file(&moment_file).unwrap();
-        sandbox.wait_until_idle().await;
-        let repeat = async || {
-            let mut request = tonic::Request::new(with_id(&id, &[&who]));
-            request.set_timeout(Duration::from_millis(700));
-            match other.client().unassign_licenses(request).await.map_err(Failure::from) {
-                Ok(_) => "applied".to_owned(),
-                Err(failure) if failure.reason == "DEADLINE_EXCEEDED" => {
-                    assert_eq!(failure.outcome, "unknown", "{moment}");
-                    "waits".to_owned()
-                }
-                Err(failure) => failure.reason,
-            }
-        };
-        assert_eq!(repeat().await, dead, "{moment}");
-        let process = Process::serve(&sandbox, dir.path(), &more).await;
-        let restarted = LicensingServiceClient::new(channel(process.address).await);
-        let deadline = tokio::time::Instant::now() + crate::support::PATIENCE;
-        while repeat().await != back {
-            assert!(tokio::time::Instant::now() < deadline, "{moment}: {}", repeat().await);
-        }
-        // The one that is back does not send it either.
-        let mut request = tonic::Request::new(with_id(&id, &[&who]));
-        request.set_timeout(Duration::from_millis(700));
-        let _ = restarted.clone().unassign_licenses(request).await;
-        assert!(sandbox.unassign_calls().len() <= 1, "{moment}");
-        process.kill().await;
-    }
+    let (other, url) = (replica(&sandbox, &server).await, server.url());
+    let store = [("LICENSE_GATEWAY__TOKEN_STORE__KIND", "redis"), ("LICENSE_GATEWAY__TOKEN_STORE__URL", &*url)];
+    killed::one_of_two(&sandbox, &other.client(), &store).await;
 }

@@ -14,13 +14,15 @@ use crate::{
 pub fn judge(record: &Record, matched: &Matched<'_>, broken: &mut Vec<Broken>) {
     let mut ids: BTreeMap<(usize, Uuid), Vec<&Asked>> = BTreeMap::new();
     for asked in &record.asked {
-        if let Some(id) = asked.request.request_id {
+        if let Some(id) = asked.request.id {
             ids.entry((asked.request.caller, id)).or_default().push(asked);
         }
     }
     for requests in ids.values() {
         acts_once(record, matched, requests, broken);
-        requests.iter().for_each(|asked| is_told_of_its_own(record, matched, asked, requests, broken));
+        for asked in requests {
+            is_told_of_its_own(record, matched, asked, requests, broken);
+        }
     }
 }
 
@@ -102,8 +104,8 @@ pub fn acting<'a>(record: &'a Record, matched: &Matched<'_>, asked: &'a Asked) -
 /// Whether another request of this caller with this id came before it in the same process.
 pub fn is_repeat(record: &Record, asked: &Asked) -> bool {
     record.asked.iter().any(|other| {
-        other.request.request_id.is_some()
-            && other.request.request_id == asked.request.request_id
+        other.request.id.is_some()
+            && other.request.id == asked.request.id
             && (other.request.caller, other.life) == (asked.request.caller, asked.life)
             && other.request.name != asked.request.name
             && other.at <= asked.at

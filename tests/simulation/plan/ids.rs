@@ -12,10 +12,10 @@ impl Chance {
         for (number, life) in lives.iter_mut().enumerate() {
             for request in &mut life.requests {
                 if request.bound != Bound::PreviewAlone && self.once_in(2) {
-                    request.request_id = Some(Builder::from_random_bytes(self.0.random()).into_uuid());
+                    request.id = Some(Builder::from_random_bytes(self.0.random()).into_uuid());
                 }
             }
-            let with_id: Vec<_> = life.requests.iter().filter(|one| one.request_id.is_some()).cloned().collect();
+            let with_id: Vec<_> = life.requests.iter().filter(|one| one.id.is_some()).cloned().collect();
             let mut repeats = Vec::new();
             for first in &with_id {
                 for _ in 0..*self.of(&[0, 0, 1, 1, 2, 4]) {

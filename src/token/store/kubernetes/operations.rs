@@ -193,9 +193,9 @@ impl KubernetesOperations {
 fn pack(mut ledger: OperationLedger, most: usize, shorten: fn(&[u8]) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
     loop {
         let text = serde_json::to_vec(&ledger).expect("texts and numbers are always JSON");
-        let mut packer = GzEncoder::new(Vec::new(), Compression::fast());
-        packer.write_all(&text).expect("memory takes all");
-        let packed = packer.finish().expect("memory takes all");
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(&text).expect("memory takes all");
+        let packed = encoder.finish().expect("memory takes all");
         if packed.len() <= most {
             return Some(packed);
         }

@@ -281,6 +281,18 @@ async fn what_is_refused_although_it_is_allowed_says_what_to_do() {
     assert_eq!(server.cluster.secret("gateway", NAME), before);
 }
 
+#[test]
+fn what_the_first_version_wrote_is_read() {
+    let entry = json!({
+        "sha256": "d5a4e738f64bce23934b5b5b13d83355b24766d38312782b7c0083834c2a9c7b",
+        "write": "6f0c4a52-6a0b-4c7e-9d3b-0a5c1c7c2d14",
+        "replaces": null,
+        "record": crate::token::store::sealed::tests::FIRST,
+    });
+    let found = read_entry(entry.to_string().as_bytes()).unwrap();
+    assert_eq!((found.record.generation, found.record.refresh_token.expose()), (7, "refresh-7"));
+}
+
 #[tokio::test]
 async fn missing_permissions_are_named() {
     let server = ApiServer::start().await;

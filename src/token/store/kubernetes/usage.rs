@@ -18,8 +18,8 @@ use crate::token::{
 /// The key in the Secret's data.
 const USAGE_KEY: &str = "usage.json";
 /// The Secret's name has this behind the record's.
-const SUFFIX: &str = "usage";
-const DESCRIPTION: &str = "How many customers the callers of license-gateway touched within the hour. No tokens.";
+const USAGE_SUFFIX: &str = "usage";
+const USAGE_DESCRIPTION: &str = "How many customers the callers of license-gateway touched within the hour. No tokens.";
 
 /// What stands in a Secret beside the record's.
 pub(super) struct Beside {
@@ -29,11 +29,11 @@ pub(super) struct Beside {
 
 impl KubernetesStore {
     pub(in crate::token::store) fn usage_place(&self) -> String {
-        self.beside(SUFFIX).to_string()
+        self.beside(USAGE_SUFFIX).to_string()
     }
 
     pub(in crate::token::store) async fn usage(&self) -> Result<StoredUsage, Error> {
-        let secret = self.beside(SUFFIX).found("be read").await?;
+        let secret = self.beside(USAGE_SUFFIX).found("be read").await?;
         Ok(StoredUsage {
             secret: secret.clone().map(Box::new),
             ..StoredUsage::at(wall_clock(), secret.as_ref().and_then(|secret| value(secret, USAGE_KEY)))
@@ -45,8 +45,8 @@ impl KubernetesStore {
         read: &StoredUsage,
         new: Vec<u8>,
     ) -> Result<UsageWrite, Error> {
-        let place = Beside { key: USAGE_KEY, description: DESCRIPTION };
-        self.beside(SUFFIX).put_beside(read.secret.as_deref(), new, place).await
+        let place = Beside { key: USAGE_KEY, description: USAGE_DESCRIPTION };
+        self.beside(USAGE_SUFFIX).put_beside(read.secret.as_deref(), new, place).await
     }
 
     /// Puts a value into this Secret, if it still is what was read.
