@@ -376,7 +376,11 @@ impl Dispatch {
 
     /// Until when a batch can wait for whatever it needs next.
     fn give_up(&self, batch: &Batch) -> Instant {
-        batch.until().unwrap_or_else(|| Instant::now() + self.max_wait)
+        let usual = Instant::now() + self.max_wait;
+        match batch.until() {
+            Some(until) if batch.has_callers_deadline() => until,
+            until => until.map_or(usual, |until| until.min(usual)),
+        }
     }
 
     /// The pre-send check of a change that is bound to a preview: if other customers are in scope now, it is not sent.
