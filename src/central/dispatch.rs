@@ -257,18 +257,16 @@ impl Dispatch {
         // For callers who set no deadline, who would else wait for as long as Central throttles.
         let last_repeat = Instant::now() + self.max_wait * MOST_WAITS;
         loop {
-            let mut checked_at = None;
-            let (slot, permit) = if batch.is_bound() {
-                drop(first.take()); // what is read takes permits of its own, and no slot
-                // Again for every repeat and every part: each of them would act on the customers of that moment.
-                let (slot, at) = self.confirmed_slot(batch).await?;
-                checked_at = Some(at);
-                (slot, None)
-            } else {
-                match first.take() {
-                    Some((slot, permit)) => (slot, Some(permit)),
-                    None => (self.slot().await, None),
+            let (slot, permit, checked_at) = match first.take() {
+                // Again for every repeat and every part: each of them would act on the customers of that moment. What is
+                // read takes permits of its own, and no slot.
+                given if batch.is_bound() => {
+                    drop(given);
+                    let (slot, at) = self.confirmed_slot(batch).await?;
+                    (slot, None, Some(at))
                 }
+                Some((slot, permit)) => (slot, Some(permit), None),
+                None => (self.slot().await, None, None),
             };
             let (token, permit) = self.token_and_permit(attempts.refused_generation, permit, batch).await?;
             if let Err(retry_after) = lock(&self.breaker).look(Instant::now()) {
