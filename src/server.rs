@@ -49,6 +49,8 @@ use crate::{
 
 /// The largest message that is read: 1,000 ids and 100 services of 128 characters fit.
 const MAX_MESSAGE_BYTES: usize = 256 * 1024;
+/// The same for reflection, which answers with what it was asked: the name of a file or a symbol.
+const MAX_REFLECTION_BYTES: usize = 4 * 1024;
 /// What a sync of the audit trail and the store of operations may take beside a call, and clocks that differ.
 const LEASE_MARGIN: Duration = Duration::from_secs(20);
 
@@ -305,7 +307,7 @@ fn bounds(settings: &config::Server) -> Bounds {
         receive_timeout: settings.receive_timeout,
         idle_timeout: settings.idle_timeout,
         age: Some(settings.max_connection_age).filter(|age| !age.is_zero()),
-        // What runs when a connection is too old has ended by then, a watch too.
+        // What runs when a connection takes no new requests has ended by then, a watch too.
         grace: settings.max_deadline.max(LONGEST_WATCH),
     }
 }
@@ -319,10 +321,12 @@ fn routes(licensing: Licensing, health: HealthService, boundary: &Boundary, trac
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let own_descriptors = "the descriptors were made from .proto files";
+    let v1 = reflection().build_v1().expect(own_descriptors);
+    let v1alpha = reflection().build_v1alpha().expect(own_descriptors);
     Routes::new(licensing)
         .add_service(HealthServer::new(health))
-        .add_service(reflection().build_v1().expect(own_descriptors))
-        .add_service(reflection().build_v1alpha().expect(own_descriptors))
+        .add_service(v1.max_decoding_message_size(MAX_REFLECTION_BYTES))
+        .add_service(v1alpha.max_decoding_message_size(MAX_REFLECTION_BYTES))
         .prepare()
         .into_axum_router()
         .layer(boundary::catch_panics())

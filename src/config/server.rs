@@ -80,7 +80,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         unset: Unset::Default("30m"),
         allowed: Allowed::Duration { min: Duration::ZERO, max: Duration::from_hours(24) },
         meaning: "How old a connection may get, give or take a tenth. Then it takes no new requests, and ends when those on it do, \
-                  after `server.max_deadline` at the latest (a watch after an hour). So callers find new replicas. `0s`: no limit.",
+                  after an hour at the latest. So callers find new replicas. `0s`: no limit.",
     },
     Setting {
         name: "server.max_deadline",

@@ -1,7 +1,13 @@
 //! What holds for every RPC: a deadline that is answered as one, panics that stay inside, refusals while draining, and
 //! failures of the transport in the same words as all others.
 
-use std::{any::Any, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum::{
     body::{Body, Bytes},
@@ -14,9 +20,10 @@ use http::{
     header::{ALLOW, AUTHORIZATION, CONTENT_TYPE},
 };
 use http_body_util::BodyExt as _;
+use hyper::body::Frame;
 use tokio::{
     sync::Semaphore,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, Sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Code, Status};
@@ -48,6 +55,8 @@ const GRPC_ACCEPT_ENCODING: &str = "grpc-accept-encoding";
 const MAX_METADATA_BYTES: usize = 16 * 1024;
 /// What HTTP/2 counts for a header beside its name and value.
 const HEADER_BYTES: usize = 32;
+/// What a stream of reflection may hold: what its peer may send ahead, or answers that it has not taken.
+const REFLECTION_BYTES: usize = 256 * 1024;
 /// What stands before a message.
 const MESSAGE_HEAD_BYTES: usize = 5;
 
@@ -136,8 +145,12 @@ pub(super) async fn guard(State(boundary): State<Boundary>, mut request: Request
     let at = now + allowed.saturating_sub(head_start);
     request.extensions_mut().insert(Deadline { at, is_callers });
     // The service keeps its deadline itself and knows whether anything was sent. This one is for what does not reach
-    // the service in time. Reflection's streams stay open as long as their client wants, up to the longest deadline.
+    // the service in time.
     let deadline = now + allowed.saturating_sub(head_start / 2);
+    if is_reflection(request.uri().path()) {
+        // Both sides of it are streams, and the one ends with the other.
+        request = request.map(|body| Body::new(Ending { body, at: Box::pin(sleep_until(deadline)) }));
+    }
     let mark = SentMark::default();
     request.extensions_mut().insert(mark.clone());
     request.extensions_mut().insert(Draining(boundary.draining.clone()));
@@ -162,12 +175,11 @@ async fn answered(boundary: &Boundary, request: Request, next: Next) -> Result<R
                 Some(peer) => peer.admit(),
                 None => {}
             }
-            let response = next.run(request).await;
-            // Anybody may ask, so what is not taken yet is held to the end.
-            Ok(match held.filter(|_| is_infrastructure) {
-                Some(held) => response.map(|body| Body::new(body.map_frame(move |frame| (&held, frame).1))),
-                None => response,
-            })
+            let mut response = next.run(request).await;
+            if let Some(held) = held {
+                response.extensions_mut().insert(Arc::new(held));
+            }
+            Ok(response)
         }
         Err(NotTaken { failure, is_strangers }) => {
             if let Some(peer) = peer.filter(|_| is_strangers) {
@@ -181,6 +193,10 @@ async fn answered(boundary: &Boundary, request: Request, next: Next) -> Result<R
 /// Whether it is for health or reflection, and not for the contract.
 fn is_infrastructure(request: &Request) -> bool {
     request.uri().path().starts_with("/grpc.")
+}
+
+fn is_reflection(path: &str) -> bool {
+    path.starts_with("/grpc.reflection.")
 }
 
 /// How long a request may take. A watch looks for hours if it must: it has a bound of its own.
@@ -202,13 +218,13 @@ impl NotTaken {
 }
 
 impl Boundary {
-    /// The request with its caller, its whole message and, last, its place among those that are in the gateway. Beside it
-    /// what its address holds for it.
+    /// The request with its caller, its whole message and, last, its place among those that are in the gateway. Or, if it is
+    /// for everybody, with what it holds: it has no such place.
     async fn admit(&self, request: Request) -> Result<(Request, Option<Held>), NotTaken> {
         let path = request.uri().path();
         let is_cheap = CHEAP.iter().any(|method| path.ends_with(method));
         let capacity = if is_cheap { &self.reads } else { &self.changes };
-        let (is_infrastructure, is_reflection) = (path.starts_with("/grpc."), path.starts_with("/grpc.reflection."));
+        let (is_infrastructure, is_reflection) = (is_infrastructure(&request), is_reflection(path));
         let metadata_bytes = metadata_bytes(request.headers());
         if metadata_bytes > MAX_METADATA_BYTES {
             return Err(NotTaken::strangers(Failure::MetadataTooLarge));
@@ -219,11 +235,13 @@ impl Boundary {
             NotTaken { failure: Failure::Overloaded, is_strangers: false }
         };
         let mut held = match &peer {
-            Some(peer) => Some(peer.hold(metadata_bytes).ok_or_else(overloaded)?),
+            Some(peer) => {
+                let bytes = metadata_bytes + if is_reflection { REFLECTION_BYTES } else { 0 };
+                Some(Held::new(peer, is_infrastructure, bytes).ok_or_else(overloaded)?)
+            }
             None => None,
         };
         if is_reflection {
-            // Both sides of it are streams.
             return Ok((request, held));
         }
         let (mut parts, body) = request.into_parts();
@@ -244,6 +262,7 @@ impl Boundary {
         if !is_infrastructure {
             let permit = Arc::clone(capacity).try_acquire_owned().map_err(|_| overloaded())?;
             parts.extensions.insert(Room(Arc::new(permit)));
+            held = None;
         }
         Ok((Request::from_parts(parts, Body::from(message)), held))
     }
@@ -264,6 +283,24 @@ impl Boundary {
             is_strangers: unidentified != Unidentified::KeysUnavailable,
             failure: Failure::CallerUnauthenticated(unidentified),
         })
+    }
+}
+
+/// A body that ends at a point in time, whatever was still to come.
+struct Ending {
+    body: Body,
+    at: Pin<Box<Sleep>>,
+}
+
+impl hyper::body::Body for Ending {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.at.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        Pin::new(&mut self.body).poll_frame(cx)
     }
 }
 

@@ -3,7 +3,9 @@
 //!
 //! tonic's and axum's own servers bound neither their number nor what a silent or a noisy peer costs.
 
+mod answer;
 mod frames;
+mod held;
 mod meter;
 mod peer;
 mod places;
@@ -21,10 +23,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
-pub(super) use self::{
-    meter::Protocol,
-    peer::{Held, Peer},
-};
+pub(super) use self::{held::Held, meter::Protocol, peer::Peer};
 use self::{
     places::{Place, Places},
     report::Report,
@@ -48,7 +47,7 @@ pub(super) struct Bounds {
     pub(super) idle_timeout: Duration,
     /// None: as old as it gets.
     pub(super) age: Option<Duration>,
-    /// How long requests may go on once their connection is too old.
+    /// How long requests of callers may go on once their connection takes no new ones.
     pub(super) grace: Duration,
 }
 

@@ -2,6 +2,7 @@
 
 mod attacks;
 mod protocol;
+mod shared;
 mod wire;
 
 use std::{net::SocketAddr, time::Duration};

@@ -28,8 +28,10 @@ const SMALL_BYTES: usize = 64;
 pub(super) enum Frame {
     /// A request or a response begins, or ends with trailers.
     Headers,
-    /// A good part of a message, or its end.
+    /// A good part of a message.
     Data,
+    /// The end of a message.
+    LastData,
     /// A stream is cut off, for this reason.
     Reset(u32),
     /// The connection ends, for this reason.
@@ -124,7 +126,8 @@ impl Frames {
                 self.is_in_headers &= flags & END_HEADERS == 0;
                 Frame::Other
             }
-            DATA if flags & END_STREAM != 0 || (flags & PADDED == 0 && length >= SMALL_BYTES) => Frame::Data,
+            DATA if flags & END_STREAM != 0 => Frame::LastData,
+            DATA if flags & PADDED == 0 && length >= SMALL_BYTES => Frame::Data,
             RST_STREAM if length >= ERROR_CODE_BYTES => Frame::Reset(self.reason(HEAD_BYTES)),
             GOAWAY if length >= LAST_STREAM_BYTES + ERROR_CODE_BYTES => {
                 Frame::GoAway(self.reason(HEAD_BYTES + LAST_STREAM_BYTES))
@@ -202,7 +205,7 @@ mod tests {
             Frame::Data,
             Frame::Other,
             Frame::Other,
-            Frame::Data,
+            Frame::LastData,
             Frame::Reset(8),
             Frame::GoAway(11),
             Frame::Other,

@@ -16,16 +16,20 @@ use tokio::{
 use super::frames::{Budget, Frame, Frames};
 use crate::telemetry::metrics::Closed;
 
-/// Frames that move no request on. Every part of a request, and of an answer, allows some more of them: clients
-/// acknowledge what they read, and measure the way with a PING.
+/// Frames that move no request on. The beginning and the end of a request, and every part of an answer, allow some more of
+/// them: clients acknowledge what they read, and measure the way with a PING.
 const IDLE_FRAMES: (u32, u32) = (2_000, 200);
 const IDLE_FRAMES_PER_REQUEST: u32 = 3;
-/// What a reset costs of them: more than its request brought, so that requests that are begun and cut off run out.
-const COST_OF_RESET: u32 = 4;
+/// What a reset costs of them: more than its request brought with beginning and end, so that requests that are begun and
+/// cut off run out.
+const COST_OF_RESET: u32 = 2 * IDLE_FRAMES_PER_REQUEST + 1;
+/// What DATA costs that comes after its request was answered: the client may not have heard yet.
+const COST_OF_STRAY: u32 = 2;
 /// Streams that break the protocol. No library makes any.
 const BROKEN_STREAMS: (u32, u32) = (100, 5);
 
 const NO_ERROR: u32 = 0;
+const STREAM_CLOSED: u32 = 5;
 const REFUSED_STREAM: u32 = 7;
 const CANCEL: u32 = 8;
 const ENHANCE_YOUR_CALM: u32 = 11;
@@ -98,6 +102,11 @@ impl Meter {
         state.excess.or(state.ended_for)
     }
 
+    /// The first bytes may begin.
+    pub(super) fn begins(&self, now: Instant) {
+        self.state().receiving_since = Some(now);
+    }
+
     /// A request has begun or ended.
     pub(super) fn active(&self) {
         let mut state = self.state();
@@ -122,10 +131,12 @@ impl Meter {
         let ended = state.received.ended;
         let (idle_frames, active_at, excess) = (&mut state.idle_frames, &mut state.active_at, &mut state.excess);
         state.received.feed(bytes, |frame| match frame {
-            Frame::Headers | Frame::Data => {
+            Frame::Headers | Frame::LastData => {
                 idle_frames.earn(IDLE_FRAMES_PER_REQUEST);
                 *active_at = now;
             }
+            // As many as one likes: they bring nothing.
+            Frame::Data => *active_at = now,
             Frame::Reset(_) | Frame::GoAway(_) | Frame::Other => {
                 let cost = if frame == Frame::Other { 1 } else { COST_OF_RESET };
                 if !idle_frames.spend(cost, now) {
@@ -151,16 +162,18 @@ impl Meter {
         let (idle_frames, active_at, excess) = (&mut state.idle_frames, &mut state.active_at, &mut state.excess);
         let (broken_streams, ended_for) = (&mut state.broken_streams, &mut state.ended_for);
         state.sent.feed(bytes, |frame| match frame {
-            Frame::Headers | Frame::Data => {
+            Frame::Headers | Frame::Data | Frame::LastData => {
                 idle_frames.earn(1);
                 *active_at = now;
             }
             Frame::Reset(NO_ERROR | CANCEL) | Frame::GoAway(NO_ERROR) | Frame::Other => {}
             Frame::GoAway(ENHANCE_YOUR_CALM) => *ended_for = Some(Closed::Flood),
             Frame::GoAway(_) => *ended_for = Some(Closed::Errors),
-            // More streams at once than were allowed: they cost work, but a client may not know the limit yet.
-            Frame::Reset(REFUSED_STREAM) => {
-                if !idle_frames.spend(COST_OF_RESET, now) {
+            // More streams at once than were allowed, or DATA of one that HTTP/2 has forgotten already: they cost work, but a
+            // client may not know yet.
+            Frame::Reset(reason @ (REFUSED_STREAM | STREAM_CLOSED)) => {
+                let cost = if reason == STREAM_CLOSED { COST_OF_STRAY } else { COST_OF_RESET };
+                if !idle_frames.spend(cost, now) {
                     *excess = Some(Closed::Flood);
                 }
             }
@@ -237,5 +250,54 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Metered<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
+    }
+
+    /// How often a peer may send these, and get those, within a moment.
+    fn times(received: &[Vec<u8>], sent: &[Vec<u8>]) -> usize {
+        let now = Instant::now();
+        let meter = Meter::new(Protocol::Http2, now);
+        meter.received(PREFACE, now).unwrap();
+        let (received, sent) = (received.concat(), sent.concat());
+        (0..10_000).take_while(|_| meter.received(&received, now).and_then(|()| meter.sent(&sent, now)).is_ok()).count()
+    }
+
+    #[test]
+    fn what_moves_nothing_on_runs_out_and_requests_do_not() {
+        let (head, block, end) = (frame(1, 4, b"block"), frame(0, 0, &[0; 1_000]), frame(0, 1, b"message"));
+        let (trailers, reset) = (frame(1, 5, b"trailers"), frame(3, 0, &CANCEL.to_be_bytes()));
+        let answer = [head.clone(), end.clone(), trailers.clone()];
+        let stray = frame(3, 0, &STREAM_CLOSED.to_be_bytes());
+        let refused = frame(3, 0, &REFUSED_STREAM.to_be_bytes());
+        let ping = frame(6, 0, &[0; 8]);
+        let whole = [head.clone(), block.clone(), end.clone()];
+        assert_eq!(times(&[&whole[..], &[ping.clone(), ping]].concat(), &answer), 10_000);
+        let cut_off = |parts: &[&[Vec<u8>]]| times(&[&parts.concat()[..], std::slice::from_ref(&reset)].concat(), &[]);
+        for parts in [&whole[..1], &whole, &[head.clone(), trailers]] {
+            let times = cut_off(&[parts]);
+            assert!((100..5_000).contains(&times), "{times}");
+        }
+        assert!(times(&[head.clone(), end.clone()], &[refused]) < 5_000);
+        let late = times(std::slice::from_ref(&block), &[stray]);
+        assert!((700..5_000).contains(&late), "{late}");
+    }
+
+    #[test]
+    fn after_a_handshake_the_first_bytes_have_their_own_time() {
+        let (first, later) = (Instant::now(), Instant::now() + std::time::Duration::from_secs(5));
+        let meter = Meter::new(Protocol::Http2, first);
+        meter.begins(later);
+        assert_eq!(meter.progress().receiving_since, Some(later));
     }
 }

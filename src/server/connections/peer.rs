@@ -3,30 +3,23 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
-    task::{Context, Poll},
 };
 
-use axum::body::{Body, Bytes};
-use hyper::body::{Frame, SizeHint};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     frames::Budget,
+    held::Holdings,
     meter::{Meter, Protocol},
+    places::Places,
 };
 use crate::{server::tls::ClientCertificate, telemetry::metrics::Closed};
 
-/// What the requests from one address, or of one admitted peer, may hold before they are admitted: headers, messages that
-/// are not complete.
-const MAX_UNADMITTED_BYTES: usize = 16 * 1024 * 1024;
-/// What a request holds beside its bytes: its stream, its task.
-const REQUEST_BYTES: usize = 8 * 1024;
 /// Requests of a connection that are refused before they are admitted: of unknown callers, without a message.
 const REFUSALS: (u32, u32) = (1_000, 50);
 /// Requests for what is everybody's: health, reflection, metrics.
@@ -40,30 +33,32 @@ pub(in crate::server) struct Peer {
     /// The certificate that it showed.
     pub(in crate::server) certificate: OnceLock<ClientCertificate>,
     pub(super) meter: Arc<Meter>,
-    pub(super) unadmitted: Unadmitted,
-    /// What its own requests hold since it was admitted: strangers at its address take nothing of that.
-    own: Unadmitted,
+    /// What its requests hold, and all of its network, and all of its listener.
+    pub(super) held: AtomicUsize,
+    pub(super) of_network: Arc<Holdings>,
+    pub(super) of_all: Arc<Holdings>,
+    pub(super) places: Weak<Places>,
     is_admitted: AtomicBool,
     refusals: Mutex<Budget>,
     public_requests: Mutex<Budget>,
     running: AtomicUsize,
-    /// Since when answers wait for the peer to take them.
+    /// How many requests it has begun.
+    asked: AtomicU64,
+    /// Parts of answers that it has not taken, and since when, in their order.
     untaken: Mutex<BTreeMap<u64, Instant>>,
-    answers: AtomicU64,
+    parts: AtomicU64,
     ended_for: OnceLock<Closed>,
     ending: CancellationToken,
+    pub(super) cutting: CancellationToken,
 }
-
-/// What requests hold that are not admitted: all from one address, or those of one peer.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Unadmitted(Arc<AtomicUsize>);
 
 impl Peer {
     pub(super) fn new(
         address: SocketAddr,
         network: IpAddr,
         protocol: Protocol,
-        unadmitted: Unadmitted,
+        (of_network, of_all): (Arc<Holdings>, Arc<Holdings>),
+        places: Weak<Places>,
         now: Instant,
     ) -> Self {
         Self {
@@ -71,16 +66,20 @@ impl Peer {
             network,
             certificate: OnceLock::new(),
             meter: Arc::new(Meter::new(protocol, now)),
-            unadmitted,
-            own: Unadmitted::default(),
+            held: AtomicUsize::new(0),
+            of_network,
+            of_all,
+            places,
             is_admitted: AtomicBool::new(false),
             refusals: Mutex::new(Budget::new(REFUSALS.0, REFUSALS.1, now)),
             public_requests: Mutex::new(Budget::new(PUBLIC_REQUESTS.0, PUBLIC_REQUESTS.1, now)),
             running: AtomicUsize::new(0),
+            asked: AtomicU64::new(0),
             untaken: Mutex::default(),
-            answers: AtomicU64::new(0),
+            parts: AtomicU64::new(0),
             ended_for: OnceLock::new(),
             ending: CancellationToken::new(),
+            cutting: CancellationToken::new(),
         }
     }
 
@@ -109,17 +108,20 @@ impl Peer {
         }
     }
 
-    /// Room for a request that is not admitted yet; none: its address holds too much already.
-    pub(in crate::server) fn hold(&self, bytes: usize) -> Option<Held> {
-        let of = if self.is_admitted() { &self.own } else { &self.unadmitted };
-        let mut held = Held { of: of.clone(), bytes: 0 };
-        held.more(REQUEST_BYTES + bytes).then_some(held)
-    }
-
-    /// Ends the connection, with what runs on it. The first reason counts.
+    /// Ends the connection: it may ask for nothing new. The first reason counts.
     pub(in crate::server) fn end(&self, reason: Closed) {
         let _ = self.ended_for.set(reason); // there is a reason already
         self.ending.cancel();
+    }
+
+    /// Ends it at once, with what runs on it.
+    pub(super) fn cut(&self) {
+        self.cutting.cancel();
+    }
+
+    /// Until it is ended at once.
+    pub(super) async fn is_cut(&self) {
+        self.cutting.cancelled().await;
     }
 
     pub(super) fn ended_for(&self) -> Option<Closed> {
@@ -131,109 +133,43 @@ impl Peer {
         self.ended_for().unwrap_or(Closed::Errors)
     }
 
+    pub(super) fn begins_request(&self) {
+        self.running.fetch_add(1, Relaxed);
+        self.asked.fetch_add(1, Relaxed);
+        self.meter.active();
+    }
+
+    pub(super) fn ends_request(&self) {
+        self.meter.active();
+        self.running.fetch_sub(1, Relaxed);
+    }
+
     pub(super) fn running(&self) -> usize {
         self.running.load(Relaxed)
     }
 
-    /// Since when the oldest answer waits that the peer does not take.
+    pub(super) fn asked(&self) -> u64 {
+        self.asked.load(Relaxed)
+    }
+
+    /// Part of an answer is there; its number.
+    pub(super) fn waits_to_be_taken(&self, now: Instant) -> u64 {
+        let number = self.parts.fetch_add(1, Relaxed);
+        self.untaken().insert(number, now);
+        number
+    }
+
+    pub(super) fn has_taken(&self, part: u64) {
+        self.untaken().remove(&part);
+    }
+
+    /// Since when the oldest part of an answer waits that the peer does not take.
     pub(super) fn untaken_since(&self) -> Option<Instant> {
-        self.untaken().values().min().copied()
+        self.untaken().values().next().copied()
     }
 
     fn untaken(&self) -> MutexGuard<'_, BTreeMap<u64, Instant>> {
         self.untaken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Bytes that an address holds.
-#[derive(Debug)]
-pub(in crate::server) struct Held {
-    of: Unadmitted,
-    bytes: usize,
-}
-
-impl Held {
-    /// Whether there is room for so many more.
-    #[must_use]
-    pub(in crate::server) fn more(&mut self, bytes: usize) -> bool {
-        self.bytes += bytes;
-        self.of.0.fetch_add(bytes, Relaxed) + bytes <= MAX_UNADMITTED_BYTES
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.of.0.fetch_sub(self.bytes, Relaxed);
-    }
-}
-
-/// A request that runs, until its answer is out.
-#[derive(Debug)]
-pub(super) struct CallRunning {
-    peer: Arc<Peer>,
-    number: u64,
-}
-
-impl CallRunning {
-    pub(super) fn begin(peer: &Arc<Peer>) -> Self {
-        peer.running.fetch_add(1, Relaxed);
-        peer.meter.active();
-        Self { peer: Arc::clone(peer), number: peer.answers.fetch_add(1, Relaxed) }
-    }
-
-    /// Part of its answer is there, and the peer must take it before there is more.
-    fn waits_for_peer(&self) {
-        self.peer.untaken().insert(self.number, Instant::now());
-    }
-
-    /// The peer has taken all there is.
-    fn waits_for_answer(&self) {
-        self.peer.untaken().remove(&self.number);
-    }
-}
-
-impl Drop for CallRunning {
-    fn drop(&mut self) {
-        self.waits_for_answer();
-        self.peer.meter.active();
-        self.peer.running.fetch_sub(1, Relaxed);
-    }
-}
-
-/// The body of an answer. HTTP/2 asks it for more when the peer has taken what was there: an answer that nobody takes
-/// shows by not being asked.
-#[derive(Debug)]
-pub(super) struct AnswerBody {
-    body: Body,
-    running: CallRunning,
-}
-
-impl AnswerBody {
-    pub(super) fn new(body: Body, running: CallRunning) -> Self {
-        running.waits_for_peer();
-        Self { body, running }
-    }
-}
-
-impl hyper::body::Body for AnswerBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
-        match frame {
-            Poll::Ready(_) => self.running.waits_for_peer(),
-            Poll::Pending => self.running.waits_for_answer(),
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
@@ -243,22 +179,7 @@ mod tests {
 
     fn peer() -> Peer {
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        Peer::new(address, address.ip(), Protocol::Http2, Unadmitted::default(), Instant::now())
-    }
-
-    #[test]
-    fn what_is_not_admitted_holds_only_so_much_and_gives_it_back() {
-        let peer = peer();
-        let mut held = Vec::new();
-        while let Some(more) = peer.hold(1024 * 1024) {
-            held.push(more);
-        }
-        assert_eq!(held.len(), 15);
-        assert!(!held[0].more(2 * 1024 * 1024));
-        peer.admit();
-        assert!(peer.hold(1024 * 1024).is_some(), "a caller does not share with strangers");
-        drop(held);
-        assert!(peer.hold(1024 * 1024).is_some());
+        Peer::new(address, address.ip(), Protocol::Http2, Default::default(), Weak::new(), Instant::now())
     }
 
     #[test]

@@ -4,16 +4,18 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
 };
 
 use tokio::time::Instant;
 
-use super::{
-    meter::Protocol,
-    peer::{Peer, Unadmitted},
-};
+use super::{held::Holdings, meter::Protocol, peer::Peer};
 use crate::telemetry::metrics::Closed;
+
+/// Of so many places, as many again as one may be held by peers that have lost theirs: what they have asked may end. But
+/// they have descriptors too, so never more of them than [`MOST_LEAVING`].
+const PLACES_PER_LEAVING: usize = 8;
+const MOST_LEAVING: usize = 50;
 
 /// The places of one listener.
 #[derive(Debug)]
@@ -21,6 +23,8 @@ pub(super) struct Places {
     protocol: Protocol,
     most: usize,
     most_per_address: usize,
+    most_leaving: usize,
+    holdings: Arc<Holdings>,
     taken: Mutex<Taken>,
 }
 
@@ -29,6 +33,8 @@ pub(super) struct Places {
 struct Taken {
     next: u64,
     peers: BTreeMap<u64, Arc<Peer>>,
+    /// Those that have lost their places, until they are gone.
+    leaving: BTreeMap<u64, Arc<Peer>>,
 }
 
 /// A connection's place; free again when it is dropped.
@@ -41,31 +47,66 @@ pub(super) struct Place {
 
 impl Places {
     pub(super) fn new(protocol: Protocol, most: usize, most_per_address: usize) -> Self {
-        Self { protocol, most, most_per_address, taken: Mutex::default() }
+        let most_leaving = (most / PLACES_PER_LEAVING).clamp(1, MOST_LEAVING);
+        let (holdings, taken) = (Arc::default(), Mutex::default());
+        Self { protocol, most, most_per_address, most_leaving, holdings, taken }
     }
 
     /// A place for this peer, or why there is none.
     pub(super) fn take(self: &Arc<Self>, address: SocketAddr) -> Result<Place, Closed> {
         let network = network(address.ip());
         let mut taken = self.taken();
-        let of_network = taken.peers.values().filter(|peer| peer.network == network);
-        let unadmitted = of_network.clone().next().map_or_else(Unadmitted::default, |peer| peer.unadmitted.clone());
-        if of_network.count() >= self.most_per_address && !taken.evict(|peer| peer.network == network) {
+        let is_neighbour = |peer: &&Arc<Peer>| peer.network == network;
+        let neighbour = taken.peers.values().chain(taken.leaving.values()).find(is_neighbour);
+        let of_network = neighbour.map(|peer| Arc::clone(&peer.of_network)).unwrap_or_default();
+        if taken.peers.values().filter(is_neighbour).count() >= self.most_per_address
+            && !self.evict_oldest(&mut taken, Some(network))
+        {
             return Err(Closed::TooManyOfAddress);
         }
-        if taken.peers.len() >= self.most && !taken.evict(|_| true) {
+        if taken.peers.len() >= self.most && !self.evict_oldest(&mut taken, None) {
             return Err(Closed::TooMany);
         }
         let number = taken.next;
         taken.next += 1;
-        let peer = Arc::new(Peer::new(address, network, self.protocol, unadmitted, Instant::now()));
+        let holdings = (of_network, Arc::clone(&self.holdings));
+        let places = Arc::downgrade(self);
+        let peer = Arc::new(Peer::new(address, network, self.protocol, holdings, places, Instant::now()));
         taken.peers.insert(number, Arc::clone(&peer));
         Ok(Place { number, peer, places: Arc::clone(self) })
     }
 
     /// Closes the oldest connection that was never admitted to anything, if there is one.
     pub(super) fn evict_any(&self) -> bool {
-        self.taken().evict(|_| true)
+        self.evict_oldest(&mut self.taken(), None)
+    }
+
+    /// Closes, at once, the stranger that holds most, if that is more than this peer holds. `network`: only of that one.
+    pub(super) fn evict_larger(&self, than: &Peer, network: Option<IpAddr>) -> bool {
+        let mut taken = self.taken();
+        let held = |peer: &Peer| peer.held.load(Relaxed);
+        let larger = taken.strangers(network).filter(|(_, peer)| held(peer) > held(than));
+        let Some(number) = larger.max_by_key(|(_, peer)| held(peer)).map(|(number, _)| *number) else { return false };
+        if let Some(peer) = self.evict(&mut taken, number) {
+            peer.cut();
+        }
+        true
+    }
+
+    fn evict_oldest(&self, taken: &mut Taken, network: Option<IpAddr>) -> bool {
+        let Some(number) = taken.strangers(network).next().map(|(number, _)| *number) else { return false };
+        self.evict(taken, number);
+        true
+    }
+
+    /// Takes the place of a peer. The oldest of those that have lost theirs are cut off when there are too many of them.
+    fn evict(&self, taken: &mut Taken, number: u64) -> Option<Arc<Peer>> {
+        let peer = taken.peers.remove(&number)?;
+        peer.end(Closed::Evicted);
+        taken.leaving.insert(number, Arc::clone(&peer));
+        let excess = taken.leaving.len().saturating_sub(self.most_leaving);
+        taken.leaving.values().take(excess).for_each(|peer| peer.cut());
+        Some(peer)
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
@@ -74,19 +115,17 @@ impl Places {
 }
 
 impl Taken {
-    fn evict(&mut self, may_go: impl Fn(&Peer) -> bool) -> bool {
-        let mut strangers = self.peers.iter().filter(|(_, peer)| !peer.is_admitted() && may_go(peer));
-        let Some(number) = strangers.next().map(|(number, _)| *number) else { return false };
-        if let Some(stranger) = self.peers.remove(&number) {
-            stranger.end(Closed::Evicted);
-        }
-        true
+    fn strangers(&self, network: Option<IpAddr>) -> impl Iterator<Item = (&u64, &Arc<Peer>)> {
+        let may_go = move |peer: &Peer| network.is_none_or(|network| peer.network == network);
+        self.peers.iter().filter(move |(_, peer)| !peer.is_admitted() && may_go(peer))
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.places.taken().peers.remove(&self.number);
+        let mut taken = self.places.taken();
+        taken.peers.remove(&self.number);
+        taken.leaving.remove(&self.number);
     }
 }
 
@@ -140,5 +179,16 @@ mod tests {
             place.peer.admit();
         }
         assert_eq!(places.take(from("2001:db8::4")).unwrap_err(), Closed::TooManyOfAddress);
+    }
+
+    #[test]
+    fn of_those_that_have_lost_their_places_only_so_many_stay() {
+        let places = places(16, 16);
+        let strangers: Vec<_> = (0..20).map(|_| places.take(from("10.0.0.1")).unwrap()).collect();
+        let is_cut = |place: &Place| place.peer.cutting.is_cancelled();
+        assert_eq!(strangers.iter().map(is_cut).collect::<Vec<_>>(), [vec![true; 2], vec![false; 18]].concat());
+        assert!(strangers[..4].iter().all(|place| place.peer.ended_for() == Some(Closed::Evicted)));
+        drop(strangers);
+        assert!(places.taken().leaving.is_empty());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
-use axum::{Router, body::Body};
+use axum::Router;
 use http::{Request, Response};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -19,8 +19,10 @@ use tower::ServiceExt as _;
 
 use super::{
     Bounds, Connections,
+    answer::{AnswerBody, CallRunning},
+    held::Held,
     meter::{Metered, Protocol},
-    peer::{AnswerBody, CallRunning, Peer},
+    peer::Peer,
     places::Place,
 };
 use crate::{chance::jitter, server::tls, telemetry::metrics::Closed};
@@ -34,7 +36,8 @@ const MAX_HEADER_BYTES: u32 = 64 * 1024;
 /// What a connection may send ahead of being read, and a stream of it: the largest message.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const STREAM_WINDOW: u32 = 256 * 1024;
-/// A peer that is told to go may ask for nothing new; what it has asked may end within this.
+/// A peer that is told to go may ask for nothing new. What a stranger has asked may end within this, and everybody has it
+/// to hear of it.
 const GRACE_OF_STRANGERS: Duration = Duration::from_secs(5);
 
 impl Connections {
@@ -64,29 +67,33 @@ impl Connections {
             let is_public = self.protocol == Protocol::Http1;
             service_fn(move |request| respond(Arc::clone(&peer), is_public, router.clone(), request))
         };
+        // A handshake may have taken its time; what comes now has its own.
+        peer.meter.begins(Instant::now());
         let io = TokioIo::new(Metered::new(io, Arc::clone(&peer.meter)));
         let builder = builder(self.protocol, &self.bounds);
         let mut served = pin!(builder.serve_connection(io, service));
         let age = self.bounds.age.map(|age| age.mul_f64(0.9 + 0.2 * jitter()));
         // Served until it ends by itself, or is told to.
-        let (reason, grace) = tokio::select! {
+        let reason = tokio::select! {
             _ = &mut served => return peer.meter.excess().map_or(Ok(()), Err),
-            reason = peer.ended() => (Some(reason), GRACE_OF_STRANGERS),
+            reason = peer.ended() => Some(reason),
             reason = overdue(peer, &self.bounds) => match reason {
-                Closed::Idle => (Some(reason), GRACE_OF_STRANGERS),
+                Closed::Idle => Some(reason),
                 _ => return Err(reason),
             },
-            () = aged(age) => (Some(Closed::Age), self.bounds.grace),
-            () = self.closing.cancelled() => (None, Duration::MAX),
+            () = aged(age) => Some(Closed::Age),
+            () = self.closing.cancelled() => None,
         };
+        if reason == Some(Closed::Evicted) && peer.running() == 0 {
+            return Err(Closed::Evicted);
+        }
         served.as_mut().graceful_shutdown();
-        let ended = async {
-            tokio::select! {
-                _ = &mut served => peer.meter.excess(),
-                reason = stuck(peer, &self.bounds) => Some(reason),
-            }
+        let grace = if reason.is_some() { self.bounds.grace } else { Duration::MAX };
+        let excess = tokio::select! {
+            _ = &mut served => peer.meter.excess(),
+            reason = stuck(peer, &self.bounds) => Some(reason),
+            () = overstays(peer, grace) => None,
         };
-        let excess = timeout(grace, ended).await.unwrap_or_default();
         excess.or(reason).map_or(Ok(()), Err)
     }
 }
@@ -97,7 +104,7 @@ async fn respond(
     is_public: bool,
     router: Router,
     mut request: Request<Incoming>,
-) -> Result<Response<Body>, Infallible> {
+) -> Result<Response<AnswerBody>, Infallible> {
     let running = CallRunning::begin(&peer);
     if is_public {
         peer.asks_for_public();
@@ -105,9 +112,9 @@ async fn respond(
     let info = TcpConnectInfo { local_addr: None, remote_addr: Some(peer.address) };
     request.extensions_mut().insert(info);
     request.extensions_mut().insert(peer);
-    let response = router.oneshot(request).await?;
-    // It runs until its last byte is handed over.
-    Ok(response.map(|body| Body::new(AnswerBody::new(body, running))))
+    let mut response = router.oneshot(request).await?;
+    let held = response.extensions_mut().remove::<Arc<Held>>();
+    Ok(response.map(|body| AnswerBody::new(body, running, held)))
 }
 
 fn builder(protocol: Protocol, bounds: &Bounds) -> Builder<TokioExecutor> {
@@ -117,8 +124,8 @@ fn builder(protocol: Protocol, bounds: &Bounds) -> Builder<TokioExecutor> {
             let mut builder = builder.http1_only();
             builder
                 .http1()
-                .timer(TokioTimer::new())
-                .header_read_timeout(bounds.receive_timeout)
+                // The meter bounds heads. hyper would count the time between two requests as that of the second's head.
+                .header_read_timeout(None)
                 .max_buf_size(16 * 1024);
             builder
         }
@@ -160,6 +167,22 @@ async fn overdue(peer: &Peer, bounds: &Bounds) -> Closed {
     tokio::select! {
         reason = idle => reason,
         reason = stuck(peer, bounds) => reason,
+    }
+}
+
+/// Until a peer that was told to go must be gone: a stranger soon, as one that asks for more all the same; a caller when
+/// nothing of it runs, or `grace` is over.
+async fn overstays(peer: &Peer, grace: Duration) {
+    let staying = async {
+        sleep(GRACE_OF_STRANGERS).await;
+        let asked = peer.asked();
+        while peer.is_admitted() && peer.running() > 0 && peer.asked() == asked {
+            sleep(GRACE_OF_STRANGERS).await;
+        }
+    };
+    tokio::select! {
+        _ = timeout(grace, staying) => {}
+        () = peer.is_cut() => {}
     }
 }
 

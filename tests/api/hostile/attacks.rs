@@ -35,6 +35,8 @@ const MANY: u32 = 300_000;
 const MOST_KIB: u64 = 100 * 1024;
 /// SETTINGS_INITIAL_WINDOW_SIZE = 0: nothing but headers may be sent to this peer.
 const NO_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 0];
+/// The same with a byte: as much of every answer.
+const SMALLEST_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 1];
 
 /// What an attack has come to.
 enum End {
@@ -46,7 +48,7 @@ enum End {
     Held(Vec<Box<dyn Stream>>),
 }
 
-const ON_HTTP2: [&str; 38] = [
+const ON_HTTP2: [&str; 40] = [
     "PING",
     "PING acknowledged that was never sent",
     "SETTINGS",
@@ -59,6 +61,7 @@ const ON_HTTP2: [&str; 38] = [
     "CONTINUATION without headers",
     "headers that never end",
     "requests that are cut off",
+    "requests with a message that are cut off",
     "requests that make the gateway cut them off",
     "requests that overflow their windows",
     "headers that no request may have",
@@ -82,6 +85,7 @@ const ON_HTTP2: [&str; 38] = [
     "HTTP/1",
     "noise",
     "health that is not taken",
+    "health that is taken by the byte",
     "answers that are not read",
     "headers without a message",
     "connections without end",
@@ -115,6 +119,10 @@ async fn on_http2(attack: &str, door: &Door) -> End {
         "requests that are cut off" => {
             Box::new(move |index| [begin(index), frame(RST_STREAM, 0, id(index), &8u32.to_be_bytes())].concat())
         }
+        "requests with a message that are cut off" => Box::new(move |index| {
+            let end = frame(DATA, END_STREAM, id(index), &[0; 5]);
+            [begin(index), end, frame(RST_STREAM, 0, id(index), &8u32.to_be_bytes())].concat()
+        }),
         "requests that make the gateway cut them off" => {
             Box::new(move |index| [begin(index), frame(WINDOW_UPDATE, 0, id(index), &[0; 4])].concat())
         }
@@ -126,9 +134,9 @@ async fn on_http2(attack: &str, door: &Door) -> End {
         "empty DATA" => Box::new(move |index| if index == 0 { begin(0) } else { frame(DATA, 0, 1, &[]) }),
         "DATA of padding" => Box::new(move |index| if index == 0 { begin(0) } else { frame(DATA, PADDED, 1, &[0]) }),
         "DATA in crumbs" => Box::new(move |index| if index == 0 { begin(0) } else { frame(DATA, 0, 1, &[0]) }),
-        "DATA for a request that has ended" => Box::new(move |index| {
-            [get(index, &[]), frame(DATA, 0, id(index), &[0; 100]), frame(DATA, 0, id(index), &[0; 100])].concat()
-        }),
+        "DATA for a request that has ended" => {
+            Box::new(move |index| [get(index, &[]), frame(DATA, 0, id(index), &[0; 100]).repeat(10)].concat())
+        }
         "GOAWAY" => Box::new(|_| frame(GOAWAY, 0, 0, &[0; 8])),
         "health again and again" => Box::new(health),
         "forms of a browser" => {
@@ -182,8 +190,9 @@ async fn quietly(
         }
         "HTTP/1" => door.send(b"POST / HTTP/1.1\r\nhost: gateway\r\n\r\n").await,
         "noise" => door.send(&[0xa5; 1_000]).await,
-        "health that is not taken" => {
-            let mut wire = door.http2(&NO_WINDOW).await;
+        "health that is not taken" | "health that is taken by the byte" => {
+            let window = if attack.ends_with("byte") { &SMALLEST_WINDOW } else { &NO_WINDOW };
+            let mut wire = door.http2(window).await;
             wire.send(&(0..500).flat_map(health).collect::<Vec<_>>()).await.unwrap();
             wire.stream()
         }

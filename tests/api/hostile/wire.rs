@@ -65,7 +65,7 @@ impl Door {
     pub(super) async fn http2(&self, settings: &[u8]) -> Wire {
         let preface = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(SETTINGS, 0, 0, settings)].concat();
         let (reader, writer) = split(self.send(&preface).await);
-        Wire { reader, writer }
+        Wire { reader, writer, is_told_to_go: false }
     }
 }
 
@@ -73,6 +73,8 @@ impl Door {
 pub(super) struct Wire {
     pub(super) reader: ReadHalf<Box<dyn Stream>>,
     writer: WriteHalf<Box<dyn Stream>>,
+    /// Whether a GOAWAY has been read.
+    pub(super) is_told_to_go: bool,
 }
 
 impl Wire {
@@ -105,6 +107,12 @@ impl Wire {
         }
     }
 
+    /// Writes, and reads nothing: every frame that comes can be looked at.
+    pub(super) async fn write(&mut self, bytes: &[u8]) {
+        self.writer.write_all(bytes).await.unwrap();
+        self.writer.flush().await.unwrap();
+    }
+
     /// The headers of an unassignment, without its message.
     pub(super) async fn request(&mut self, stream: u32, more: &[(&str, &str)]) -> io::Result<()> {
         self.send(&frame(HEADERS, END_HEADERS, stream, &header_block(UNASSIGN, more))).await
@@ -126,8 +134,7 @@ impl Wire {
 
     /// Asks, and reads until the answer: all that was sent before has been read then.
     pub(super) async fn ping(&mut self) {
-        self.writer.write_all(&frame(PING, 0, 0, b"everyone")).await.unwrap();
-        self.writer.flush().await.unwrap();
+        self.write(&frame(PING, 0, 0, b"everyone")).await;
         let answered = async { while self.until(PING).await & ACK == 0 {} };
         timeout(PATIENCE, answered).await.expect("an answer");
     }
@@ -135,14 +142,21 @@ impl Wire {
     /// Reads until a frame of this kind; its flags.
     pub(super) async fn until(&mut self, kind: u8) -> u8 {
         loop {
-            let mut head = [0; 9];
-            self.reader.read_exact(&mut head).await.expect("a frame");
-            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
-            self.reader.read_exact(&mut vec![0; length]).await.expect("all of it");
-            if head[3] == kind {
-                return head[4];
+            let (next, flags, _) = self.next().await;
+            if next == kind {
+                return flags;
             }
         }
+    }
+
+    /// The kind, the flags and the stream of the next frame.
+    pub(super) async fn next(&mut self) -> (u8, u8, u32) {
+        let mut head = [0; 9];
+        self.reader.read_exact(&mut head).await.expect("a frame");
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        self.reader.read_exact(&mut vec![0; length]).await.expect("all of it");
+        self.is_told_to_go |= head[3] == GOAWAY;
+        (head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]))
     }
 }
 
