@@ -258,7 +258,8 @@ impl Licensing {
             let (callers, identity) = (Arc::clone(&self.callers), rpc.identity.clone());
             move || callers.take_read(&identity, Instant::now()).map_err(|exhausted| exhausted.retry_after)
         };
-        let rights = Rights { may_send: Box::new(may_send), may_read: Box::new(may_read) };
+        let sets_deadline = rpc.patience.is_some();
+        let rights = Rights { may_send: Box::new(may_send), may_read: Box::new(may_read), sets_deadline };
         Unsent::new(Arc::clone(operation), rpc.deadline, rights, rpc.mark.clone())
     }
 

@@ -125,11 +125,10 @@ impl Keys {
         let mut reads = self.reads.subscribe();
         let arrived = *reads.borrow_and_update();
         let needed = match self.verify(token) {
-            // One that has begun may have been answered before the key was there.
-            Err(Unverified::Token(TokenError::UnknownKey)) => arrived.begun + 1,
             // Whatever the one under way finds is newer.
             Err(Unverified::NoKeys) if arrived.begun > arrived.ended => arrived.begun,
-            Err(Unverified::NoKeys) => arrived.begun + 1,
+            // One that has begun may have been answered before the key was there.
+            Err(Unverified::NoKeys | Unverified::Token(TokenError::UnknownKey)) => arrived.begun + 1,
             known => return known,
         };
         let Ok(_place) = self.waiting.try_acquire() else { return Err(Unverified::NoKeys) };
@@ -245,7 +244,8 @@ impl Keys {
     fn log_state(&self, state: &KeysState) {
         let from = match &self.source {
             KeySource::File(path) => path.display().to_string(),
-            KeySource::Url(url) => url.url.to_string(),
+            // A query may hold a key.
+            KeySource::Url(url) => url.url.as_str().split('?').next().unwrap_or_default().to_owned(),
         };
         match state {
             KeysState::Held(_) => {

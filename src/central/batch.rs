@@ -209,6 +209,11 @@ impl Batch {
         self.pieces().map(Piece::until).max_by_key(|until| (until.is_none(), *until)).flatten()
     }
 
+    /// Whether one of the callers has set how long they wait.
+    pub(super) fn has_callers_deadline(&self) -> bool {
+        self.pieces().any(|piece| piece.member().has_callers_deadline())
+    }
+
     /// What is sent: the union of all customers. None if nobody is left.
     pub(super) fn scope(&self) -> Option<Cow<'_, Scope>> {
         let (first, others) = self.places.split_first()?;

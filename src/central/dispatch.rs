@@ -70,6 +70,8 @@ pub(super) struct Dispatch {
     /// Bounds the calls on their way: it halves the memory at the same throughput.
     in_flight: Arc<Semaphore>,
     max_in_flight: usize,
+    /// Bounds the pre-send checks under way: half as many as calls, in order.
+    checks: Semaphore,
     max_wait: Duration,
     breaker: Arc<Mutex<Breaker>>,
     budget: Mutex<RetryBudget>,
@@ -114,6 +116,7 @@ impl Dispatch {
             joined: Notify::new(),
             in_flight: Arc::new(Semaphore::new(settings.max_in_flight)),
             max_in_flight: settings.max_in_flight,
+            checks: Semaphore::new(settings.max_in_flight.div_ceil(2)),
             max_wait: settings.max_wait,
             breaker,
             budget: Mutex::new(RetryBudget::new(Instant::now())),
@@ -251,21 +254,19 @@ impl Dispatch {
     async fn send(&self, batch: &mut Batch, slot: OwnedSemaphorePermit, permit: Permit) -> Result<Answer, Error> {
         let mut attempts = Attempts::default();
         let mut first = Some((slot, permit));
-        // For callers without a deadline, who would else wait for as long as Central throttles.
+        // For callers who set no deadline, who would else wait for as long as Central throttles.
         let last_repeat = Instant::now() + self.max_wait * MOST_WAITS;
         loop {
-            let mut checked_at = None;
-            let (slot, permit) = if batch.is_bound() {
-                drop(first.take()); // what is read takes permits of its own, and no slot
-                // Again for every repeat and every part: each of them would act on the customers of that moment.
-                let slot = self.confirmed_slot(batch).await?;
-                checked_at = Some(Instant::now());
-                (slot, None)
-            } else {
-                match first.take() {
-                    Some((slot, permit)) => (slot, Some(permit)),
-                    None => (self.slot().await, None),
+            let (slot, permit, checked_at) = match first.take() {
+                // Again for every repeat and every part: each of them would act on the customers of that moment. What is
+                // read takes permits of its own, and no slot.
+                given if batch.is_bound() => {
+                    drop(given);
+                    let (slot, at) = self.confirmed_slot(batch).await?;
+                    (slot, None, Some(at))
                 }
+                Some((slot, permit)) => (slot, Some(permit), None),
+                None => (self.slot().await, None, None),
             };
             let (token, permit) = self.token_and_permit(attempts.refused_generation, permit, batch).await?;
             if let Err(retry_after) = lock(&self.breaker).look(Instant::now()) {
@@ -297,8 +298,9 @@ impl Dispatch {
             } else if refused.error.outcome() == Outcome::NotApplied {
                 batch.did_not_run();
             }
-            let Some(wait) =
-                refused.repeat_after.filter(|wait| batch.until().is_some() || Instant::now() + *wait < last_repeat)
+            let Some(wait) = refused
+                .repeat_after
+                .filter(|wait| batch.has_callers_deadline() || Instant::now() + *wait < last_repeat)
             else {
                 return Err(refused.error);
             };
@@ -372,7 +374,11 @@ impl Dispatch {
 
     /// Until when a batch can wait for whatever it needs next.
     fn give_up(&self, batch: &Batch) -> Instant {
-        batch.until().unwrap_or_else(|| Instant::now() + self.max_wait)
+        let usual = Instant::now() + self.max_wait;
+        match batch.until() {
+            Some(until) if batch.has_callers_deadline() => until,
+            until => until.map_or(usual, |until| until.min(usual)),
+        }
     }
 
     /// The pre-send check of a change that is bound to a preview: if other customers are in scope now, it is not sent.
@@ -392,16 +398,17 @@ impl Dispatch {
         Ok(())
     }
 
-    /// The pre-send check, and a slot for the call right after it. Nobody holds a slot while customers are read: others
-    /// could send meanwhile. Where every slot is taken, the check is made again once there is one.
-    async fn confirmed_slot(&self, batch: &mut Batch) -> Result<OwnedSemaphorePermit, Error> {
-        self.confirm(batch).await?;
-        if let Ok(slot) = Arc::clone(&self.in_flight).try_acquire_owned() {
-            return Ok(slot);
+    /// The pre-send check, and a slot for the call right after it; also when the check was made. Nobody holds a slot while
+    /// customers are read: others could send meanwhile. Who finds every slot taken then makes the check again.
+    async fn confirmed_slot(&self, batch: &mut Batch) -> Result<(OwnedSemaphorePermit, Instant), Error> {
+        let _check = self.checks.acquire().await;
+        loop {
+            drop(self.slot().await); // while every slot is taken, there is nothing to check for
+            self.confirm(batch).await?;
+            if let Ok(slot) = Arc::clone(&self.in_flight).try_acquire_owned() {
+                return Ok((slot, Instant::now()));
+            }
         }
-        let slot = self.slot().await;
-        self.confirm(batch).await?;
-        Ok(slot)
     }
 
     async fn slot(&self) -> OwnedSemaphorePermit {

@@ -38,6 +38,8 @@ pub struct Rights {
     pub may_send: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// Whether the caller may cause one more read of Central; if not, after how long. A yes is counted.
     pub may_read: Box<dyn Fn() -> Result<(), Duration> + Send + Sync>,
+    /// Whether the deadline is the caller's own, and not the gateway's for whoever sets none.
+    pub sets_deadline: bool,
 }
 
 /// Whether anything may have been sent for an RPC: for those who must answer it without knowing what it was doing.
@@ -170,6 +172,11 @@ impl Member {
     /// Cancelled when the caller gives up.
     pub(super) fn gone(&self) -> &CancellationToken {
         &self.gone
+    }
+
+    /// Whether the caller has set how long they wait.
+    pub(super) fn has_callers_deadline(&self) -> bool {
+        self.deadline.is_some() && self.rights.sets_deadline
     }
 
     /// Whether the caller may cause one more read; a yes is counted.
@@ -366,7 +373,7 @@ impl SentMark {
 impl Default for Rights {
     /// Everything is allowed.
     fn default() -> Self {
-        Self { may_send: Box::new(|| Ok(())), may_read: Box::new(|| Ok(())) }
+        Self { may_send: Box::new(|| Ok(())), may_read: Box::new(|| Ok(())), sets_deadline: true }
     }
 }
 

@@ -62,7 +62,7 @@ impl CheckConfig {
             return refuse(&format!("the gateway would not start:\n  {}", refusals.join("\n  ")));
         }
         let warnings = loaded.config.warnings(SystemTime::now());
-        let warnings: String = warnings.iter().map(|warning| format!("warning: {}\n", print::clean(warning))).collect();
+        let warnings = print::lines(warnings.iter().map(|warning| format!("warning: {}", print::clean(warning))));
         print::out(&format!("{GOOD}configuration is valid{GOOD:#}\n{warnings}\n{}", effective(&loaded)));
         Exit::Clean
     }

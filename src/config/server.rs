@@ -53,7 +53,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         unset: Unset::Default("500"),
         allowed: Allowed::Integer { min: 1, max: 100_000 },
         meaning: "How many connections there may be. If there are as many, a new one takes the place of the oldest whose peer was \
-                  never admitted to anything; else it is closed. The process needs a few more file descriptors than these.",
+                  never admitted to anything; else it is closed. Fewer where the limit of file descriptors is low.",
     },
     Setting {
         name: "server.max_connections_per_address",
@@ -80,13 +80,13 @@ pub(super) const SETTINGS: &[Setting] = &[
         unset: Unset::Default("30m"),
         allowed: Allowed::Duration { min: Duration::ZERO, max: Duration::from_hours(24) },
         meaning: "How old a connection may get, give or take a tenth. Then it takes no new requests, and ends when those on it do, \
-                  after an hour at the latest. So callers find new replicas. `0s`: no limit.",
+                  after `server.max_deadline` at the latest (a watch after an hour). So callers find new replicas. `0s`: no limit.",
     },
     Setting {
         name: "server.max_deadline",
         unset: Unset::Default("5m"),
         allowed: Allowed::Duration { min: Duration::from_secs(1), max: Duration::from_hours(1) },
-        meaning: "The deadline of a request whose caller sets none, or a later one.",
+        meaning: "The deadline of a request whose caller sets none, or a later one. A watch always has an hour.",
     },
     Setting {
         name: "server.max_streams_per_connection",

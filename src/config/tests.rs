@@ -663,6 +663,9 @@ fn secrets_are_not_in_what_is_printed() {
     assert!(!format!("{loaded:?}").contains("s3cr3t"));
 }
 
+/// Makes another section and key of them.
+type Misspell<'a> = &'a dyn Fn(&str, &str) -> (String, String);
+
 /// Every setting, misspelt in each of these ways in the file, is told.
 #[test]
 fn no_misspelt_setting_is_silent() {
@@ -670,7 +673,7 @@ fn no_misspelt_setting_is_silent() {
         let at = word.len() / 2;
         format!("{}{}{}{}", &word[..at - 1], &word[at..=at], &word[at - 1..at], &word[at + 1..])
     };
-    let ways: [(&str, &dyn Fn(&str, &str) -> (String, String)); 8] = [
+    let ways: [(&str, Misspell<'_>); 8] = [
         ("a letter is missing", &|section, key| (section.to_owned(), key[1..].to_owned())),
         ("wrong case", &|section, key| (section.to_owned(), key.to_uppercase())),
         ("dashes", &|section, key| (section.to_owned(), format!("{}-", key.replace('_', "-")))),

@@ -39,6 +39,13 @@ impl Config {
                  gateway is told to stop may be cut off with an unknown outcome; raise the one or lower the other"
             ));
         }
+        let longest = self.server.max_deadline;
+        if longest < call {
+            warnings.push(format!(
+                "server.max_deadline is {longest:?} and central.timeout {call:?}: a request may end, with an unknown outcome, \
+                 before Central's answer may; raise the one or lower the other"
+            ));
+        }
         let calls_apart = f64::from(self.quota.replicas) / f64::from(self.quota.per_second);
         let (wait, distance) = (self.central.max_wait, Duration::from_secs_f64(calls_apart));
         if wait < distance {

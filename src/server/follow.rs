@@ -74,6 +74,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::config::Config;
 
     #[tokio::test(start_paused = true)]
     async fn what_is_read_only_once_is_not_taken() {
@@ -88,5 +89,49 @@ mod tests {
         let following = follow(read, |text| taken.push(*text));
         let _ = tokio::time::timeout(Duration::from_secs(10), following).await; // it goes on for ever
         assert_eq!(taken, ["old", "new"]);
+    }
+
+    /// An editor writes in pieces, and each piece is a valid policy: without the limit, without the caller, without anybody.
+    #[tokio::test(start_paused = true)]
+    async fn a_policy_that_is_being_written_loses_no_limit_and_no_caller() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, secret) = (dir.path().join("gateway.toml"), dir.path().join("secret"));
+        std::fs::write(&secret, "s").unwrap();
+        let text = format!(
+            "[central]\ncluster = \"us-2\"\n[credentials]\nclient_id = \"id\"\nclient_secret_file = \"{}\"\n[[callers]]\n\
+             identity = \"a\"\nrpcs = [\"UnassignLicenses\"]\nscopes = [\"include\"]\nservices = \"*\"\ncustomers = \"*\"\n\
+             max_customers_per_request = 1\n",
+            secret.display()
+        );
+        std::fs::write(&file, &text).unwrap();
+        let source = Config::load(Some(&file), []).unwrap().policy_source.unwrap();
+        let whole = source.read(&text).unwrap();
+        let pieces = ["[central]", "[[callers]]", "max_customers"].map(|word| text.find(word).unwrap());
+        for piece in pieces {
+            assert_ne!(source.read(&text[..piece]).unwrap(), whole, "it would be taken");
+        }
+        let read = {
+            let source = source.clone();
+            move || source.text().ok()
+        };
+        let following = follow(read, |text| {
+            let policy = source.read(text.as_ref().expect("it is there all the time")).unwrap();
+            assert_eq!(policy, whole);
+        });
+        let writing = async {
+            // Each piece stands there for a while, but for less than it takes to look twice.
+            for round in 0..40 {
+                for piece in pieces {
+                    std::fs::write(&file, &text[..piece]).unwrap();
+                    sleep(Duration::from_millis(1 + round * 7 % 90)).await;
+                }
+                std::fs::write(&file, &text).unwrap();
+                sleep(Duration::from_millis(200 + round * 13 % 100)).await;
+            }
+        };
+        tokio::select! {
+            () = following => {}
+            () = writing => {}
+        }
     }
 }

@@ -20,7 +20,7 @@ use tokio_rustls::{
     rustls::{
         self, RootCertStore, ServerConfig,
         crypto::{CryptoProvider, aws_lc_rs},
-        pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem, pem::PemObject as _},
+        pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject as _},
         server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier, danger::ClientCertVerifier},
     },
     server::TlsStream,
@@ -51,10 +51,8 @@ pub enum Error {
     /// A file holds something else.
     #[error("{file} is no PEM file of the right kind")]
     Malformed {
-        /// Which.
+        /// Which. Why it is not, is not told: the library's words hold lines of the file, and a key may stand in it.
         file: PathBuf,
-        /// Why.
-        source: pem::Error,
     },
     /// A file holds no certificate.
     #[error("{file} holds no certificate")]
@@ -236,7 +234,7 @@ impl Current {
         };
         let chain = certificates(&files.certificate_file, &contents.certificate)?;
         let key = PrivateKeyDer::from_pem_slice(&contents.key)
-            .map_err(|source| Error::Malformed { file: files.key_file.clone(), source })?;
+            .map_err(|_| Error::Malformed { file: files.key_file.clone() })?;
         let mut config = builder.with_single_cert(chain, key).map_err(|source| Error::Pair {
             certificate: files.certificate_file.clone(),
             key: files.key_file.clone(),
@@ -264,6 +262,6 @@ fn verifier(file: &Path, pem: &[u8], provider: Arc<CryptoProvider>) -> Result<Ar
 
 fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let certificates = certificates.map_err(|source| Error::Malformed { file: file.to_owned(), source })?;
+    let certificates = certificates.map_err(|_| Error::Malformed { file: file.to_owned() })?;
     if certificates.is_empty() { Err(Error::Empty { file: file.to_owned() }) } else { Ok(certificates) }
 }

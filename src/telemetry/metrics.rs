@@ -13,7 +13,10 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 use opentelemetry::{KeyValue, metrics::Meter};
-use prometheus::{TextEncoder, proto::LabelPair};
+use prometheus::{
+    TextEncoder,
+    proto::{LabelPair, Metric, MetricFamily},
+};
 use tonic::Code;
 
 use self::instruments::Instruments;
@@ -188,7 +191,7 @@ impl Metrics {
         let registry = self.0.as_ref()?.registry.as_ref()?;
         let mut families = registry.gather();
         let labels = families.iter_mut().filter(|family| family.name() == "target_info");
-        let labels = labels.flat_map(|family| family.mut_metric()).flat_map(|metric| metric.mut_label());
+        let labels = labels.flat_map(MetricFamily::mut_metric).flat_map(Metric::mut_label);
         labels.for_each(make_readable);
         // What cannot be written as text cannot be served.
         TextEncoder::new().encode_to_string(&families).ok()

@@ -66,7 +66,8 @@ pub(crate) struct Cluster {
 struct State {
     revision: u64,
     secrets: BTreeMap<(String, String), Value>,
-    faults: BTreeMap<&'static str, VecDeque<Fault>>,
+    /// By verb, with the end of the name of the Secret that they are about.
+    faults: BTreeMap<&'static str, VecDeque<(&'static str, Fault)>>,
     forbidden: BTreeSet<&'static str>,
     requests: Vec<&'static str>,
 }
@@ -118,7 +119,12 @@ impl Cluster {
 
     /// What happens to the next requests of a verb, one after the other.
     pub(crate) fn next(&self, verb: &'static str, fault: Fault) {
-        self.state().faults.entry(verb).or_default().push_back(fault);
+        self.next_of("", verb, fault);
+    }
+
+    /// The same of Secrets whose name ends so.
+    pub(crate) fn next_of(&self, end: &'static str, verb: &'static str, fault: Fault) {
+        self.state().faults.entry(verb).or_default().push_back((end, fault));
     }
 
     pub(crate) fn forbid(&self, verb: &'static str) {
@@ -196,7 +202,10 @@ async fn answer(cluster: Arc<Cluster>, request: Request<Incoming>) -> io::Result
     let fault = {
         let mut state = cluster.state();
         state.requests.push(verb);
-        state.faults.get_mut(verb).and_then(VecDeque::pop_front)
+        state.faults.get_mut(verb).and_then(|faults| {
+            let place = faults.iter().position(|(end, _)| name.unwrap_or_default().ends_with(end))?;
+            faults.remove(place).map(|(_, fault)| fault)
+        })
     };
     if parts.headers.get(header::AUTHORIZATION).is_none_or(|given| given != &format!("Bearer {BEARER}")) {
         return Ok(status(401, "Unauthorized", "Unauthorized"));

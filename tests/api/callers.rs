@@ -159,6 +159,51 @@ async fn the_switch_works_at_once_and_a_bad_file_changes_nothing() {
     assert!(process.exit().await.0.success());
 }
 
+/// A mistake in a file that asks for `read_only`, in that word even, does not leave it off.
+#[tokio::test]
+async fn a_bad_file_that_asks_for_the_switch_sets_it() {
+    let sandbox = sandbox().await;
+    let dir = tempfile::tempdir().unwrap();
+    let process = Process::serve(&sandbox, dir.path(), &[]).await;
+    let file = config_file(&sandbox, dir.path());
+    let text = fs::read_to_string(&file).unwrap();
+    let mut client = LicensingServiceClient::new(channel(process.address).await);
+    let mut unassign = async || {
+        let answer = client.unassign_licenses(include(&[&customer(&sandbox, 0)]));
+        timeout(PATIENCE, answer).await.expect("an answer").map(|_| ()).map_err(Failure::from)
+    };
+    let cases = [
+        ("raed_only = true\n", "raed_only"),
+        // The section stands there twice then, which is a mistake of its own.
+        ("[central]\nread_only = true\n", "central"),
+        ("read_only = true\n[[callers]]\n", "callers[0].identity"),
+    ];
+    for (wrong, _) in cases {
+        unassign().await.unwrap();
+        put(&file, &format!("{wrong}{text}"));
+        let failure = async {
+            loop {
+                if let Err(failure) = unassign().await {
+                    return failure;
+                }
+            }
+        };
+        denied(&timeout(PATIENCE, failure).await.expect("the switch is set"));
+        put(&file, &text);
+        let works_again = async { while unassign().await.is_err() {} };
+        timeout(PATIENCE, works_again).await.expect("the switch goes back");
+    }
+    process.terminate();
+    let (status, log) = process.exit().await;
+    assert!(status.success());
+    let message = "the policy cannot be loaded, but for read_only: the one before still holds, without changes";
+    let told: Vec<_> = log.iter().filter(|line| line["message"] == message).collect();
+    assert_eq!(told.len(), cases.len(), "{told:?}");
+    for (line, (_, named)) in told.iter().zip(cases) {
+        assert!(line["problem"].as_str().unwrap().contains(named), "{line}");
+    }
+}
+
 /// Fifty requests wait when the switch is set; what was on its way already is not stopped.
 #[tokio::test]
 async fn what_waits_when_the_switch_is_set_is_not_sent() {

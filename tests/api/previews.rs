@@ -365,7 +365,9 @@ async fn a_bound_request_travels_alone_and_in_parts_if_need_be() {
     sandbox.clear_calls();
     sandbox.fault(Fault::answer(413).on(Operation::Unassign));
     assert_eq!(gateway.send(bound.clone()).await.unwrap(), 3, "whole, then each half");
-    assert_eq!(sandbox.calls_of(Operation::Customers).len(), 3);
+    // Once for each call, and again by a half that finds the slot taken by the other.
+    let reads = sandbox.calls_of(Operation::Customers).len();
+    assert!((3..=5).contains(&reads), "{reads}");
 
     // Somebody leaves between the halves: the second one is not sent.
     sandbox.fault(Fault::answer(413).on(Operation::Unassign));

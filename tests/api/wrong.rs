@@ -4,6 +4,7 @@
 //! prefix, then TOML behind a `|`), and the sentence.
 
 use std::{
+    fmt::Write as _,
     fs,
     io::{BufRead as _, BufReader, Read as _},
     path::Path,
@@ -100,7 +101,7 @@ fn serve(mut command: Command) -> (Option<i32>, String) {
             child.wait().unwrap();
             return (None, said);
         }
-        said += &format!("{line}\n{}\n", record["error"].as_str().unwrap_or_default());
+        let _ = writeln!(said, "{line}\n{}", record["error"].as_str().unwrap_or_default());
     }
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     (Some(child.wait().unwrap().code().expect("no signal ends it")), said)
@@ -129,7 +130,7 @@ fn check_config_and_serve_refuse_the_same_with_the_same_sentence() {
             }
             (Some(_), _) => {}
         }
-        table += &format!("{set}\n  {shown}\n");
+        let _ = writeln!(table, "{set}\n  {shown}");
     }
     assert!(lines.len() >= 120, "{}", lines.len());
     assert!(wrong.is_empty(), "{}\n\nAll as it is:\n{table}", wrong.join("\n"));
@@ -149,6 +150,7 @@ fn check_config_warns_of_what_will_hurt() {
         ),
         ("CENTRAL__CA_FILE={dir}/soon.pem", "central.ca_file holds a certificate that expires at "),
         ("SERVER__DRAIN_TIMEOUT=5s", "server.drain_timeout is 5s and central.timeout 30s: "),
+        ("SERVER__MAX_DEADLINE=5s", "server.max_deadline is 5s and central.timeout 30s: "),
         ("QUOTA__REPLICAS=100", "central.max_wait is 10s, and by quota.per_second and quota.replicas two calls are 16"),
         (
             "CENTRAL__BASE_URL=https://global.api.greenlake.hpe.com",
@@ -219,7 +221,7 @@ fn no_secret_is_shown_wherever_it_was_put() {
             let mut said = String::new();
             for mut command in [with("check-config"), with("token status")] {
                 let ran = Ran::from(command.output().unwrap());
-                said += &format!("{}{}", ran.out, ran.err);
+                let _ = write!(said, "{}{}", ran.out, ran.err);
             }
             said += &serve(with("serve")).1;
             assert!(!said.contains(TOKEN) && !said.contains(middle), "{variable}={value}: {said}");

@@ -324,6 +324,12 @@ def every_values_file_is_a_configuration(folder, binary):
         with Node(place, binary, rendered, plausible_secrets(rendered, certificates)) as node:
             pod = node.pod(rendered.pod(), "gateway")
             done = pod.exec("check-config")
+            if rendered.settings().get("token_store", {}).get("kind") == "kubernetes":
+                # There is no API server here: the one thing that a start would refuse.
+                refused = done.returncode == 64 and "cannot find its cluster" in done.stderr
+                assert refused and len(done.stderr.strip().splitlines()) == 2, f"{file.name}: {done.stdout}{done.stderr}"
+                checked += 1
+                continue
             assert done.returncode == 0, f"{file.name}: {done.stdout}{done.stderr}"
             # It looks at what it is told to look at.
             broken = rendered.settings()["central"]

@@ -416,7 +416,7 @@ async fn nothing_is_given_back_twice() {
         async move { ask(&channel, include(&["f".repeat(32).as_str()])).await }
     });
     sandbox.wait_for_held("answer", 1).await;
-    api.cluster.next("update", Trouble::CutAfter);
+    api.cluster.next_of("-usage", "update", Trouble::CutAfter);
     sandbox.release("answer");
     held.await.unwrap().unwrap_err();
     process.said("hourly quotas cannot be counted; requests of callers that have one are refused").await;

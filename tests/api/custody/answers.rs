@@ -47,7 +47,6 @@ fn unreadable() -> Vec<(&'static str, Reply, Reading)> {
         ("HTML with 502", answer(Answer::new(502).dialect(Dialect::Html)), Unclear),
         ("nothing with 200", Reply::Token(TokenBody::Empty), Unclear),
         ("nothing with 204", body(204, ""), Unclear),
-        ("JSON cut short", Reply::Token(TokenBody::Malformed), Unclear),
         ("less than Content-Length announces", Reply::Truncated, Unclear),
         ("an array", body(200, "[]"), Unclear),
         ("null", body(200, "null"), Unclear),
@@ -58,8 +57,6 @@ fn unreadable() -> Vec<(&'static str, Reply, Reading)> {
         ("a refresh_token of blanks", body(200, r#"{"access_token":"a","refresh_token":"  "}"#), Unclear),
         ("a number as refresh_token", body(200, r#"{"access_token":"a","refresh_token":7}"#), Unclear),
         ("control characters", body(200, r#"{"access_token":"a\u0007b","refresh_token":"r\r\nx: y"}"#), Unclear),
-        ("two objects", body(200, r#"{"access_token":"a","refresh_token":"r"}{}"#), Unclear),
-        ("a byte order mark", body(200, "\u{feff}{\"access_token\":\"a\",\"refresh_token\":\"r\"}"), Unclear),
         ("a lying gzip header", answer(Answer::lying_gzip()), Unclear),
         ("a redirect", answer(Answer::redirect("/elsewhere")), Unclear),
         ("a redirect that keeps method and body", answer(Answer::new(307).header("Location", "/elsewhere")), Unclear),
@@ -93,6 +90,7 @@ fn odd() -> Vec<(&'static str, Reply)> {
         ("expires_in is an object", expires_in(json!({ "seconds": 7200 }))),
         ("no expires_in", without("expires_in")),
         ("no token_type", without("token_type")),
+        ("JSON cut short, and both tokens", Reply::Token(TokenBody::Malformed)),
         ("less than is announced, and both tokens", Reply::ResetBehind),
     ]
 }
