@@ -43,11 +43,11 @@ async fn an_id_runs_once_whatever_replica_is_asked_and_both_tell_of_it() {
     let sandbox = Sandbox::start(unlimited().with_generated_customers(2)).await.unwrap();
     let api = ApiServer::start().await;
     let replicas = [Arc::new(replica(&sandbox, &api).await), Arc::new(replica(&sandbox, &api).await)];
-    for round in 0..5 {
+    for (round, repeats) in [20, 20, 20, 200].into_iter().enumerate() {
         sandbox.clear_calls();
         let (id, who) = (new_id(), customer(&sandbox, 0));
         let mut asking = JoinSet::new();
-        for n in 0..20 {
+        for n in 0..repeats {
             let (replica, request) = (Arc::clone(&replicas[n % 2]), with_id(&id, &[&who]));
             asking.spawn(async move { replica.ask(request).await.expect("applied") });
         }
