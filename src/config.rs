@@ -28,7 +28,7 @@ pub mod settings;
 mod sources;
 #[cfg(test)]
 mod tests;
-mod text;
+pub(crate) mod text;
 mod tls;
 mod token_store;
 mod warnings;

@@ -7,7 +7,7 @@
 use crate::{
     audit,
     callers::keys::Keys,
-    config::{AuditPlace, Config},
+    config::{AuditPlace, Config, text},
     exchange::{ConnectionReuse, HttpClient},
     server::Error,
     telemetry::{Telemetry, Tracing, log::with_causes},
@@ -24,6 +24,20 @@ pub(crate) async fn refusals(config: &Config) -> Vec<String> {
         AuditPlace::Directory(path) => audit::check(path).map_err(Error::from),
         AuditPlace::Stdout => Ok(()),
     };
+    let audit_path = match &config.audit.place {
+        AuditPlace::Directory(path) => Some(("audit.path", path)),
+        AuditPlace::Stdout => None,
+    };
+    let directories = [("token_store.path", &config.token_store.path)].into_iter().chain(audit_path);
+    let unwritable = directories.filter_map(|(setting, path)| {
+        let problem = text::writable(path).err()?;
+        Some(format!("{setting}: {:?} {problem}", path.display().to_string()))
+    });
     let later = [keys.err(), store.err(), http.err(), trail.err()];
-    telemetry.err().into_iter().chain(later.into_iter().flatten().map(|error| with_causes(&error))).collect()
+    telemetry
+        .err()
+        .into_iter()
+        .chain(unwritable)
+        .chain(later.into_iter().flatten().map(|error| with_causes(&error)))
+        .collect()
 }

@@ -35,21 +35,31 @@ pub(super) fn secret_file(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// A directory that is there, or may be made: what needs it makes it.
+/// A directory that is there, or may be made: what needs it makes it. Whether it can be written is another question: the
+/// commands that only read must say so in their own words ([`writable`]).
 pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
-    let here = |path: &Path| if path.as_os_str().is_empty() { PathBuf::from(".") } else { path.to_owned() };
-    let Some((nearest, found)) =
-        Path::new(text).ancestors().map(here).find_map(|path| fs::metadata(&path).ok().map(|found| (path, found)))
-    else {
-        return Ok(text.into()); // not even the working directory can be looked at
-    };
-    let is_itself = nearest == Path::new(text);
-    if !found.is_dir() {
-        let what = if is_itself { "is not a directory" } else { "lies below something that is not a directory" };
-        return Err(format!("{what}; several files are kept there"));
+    match nearest(Path::new(text)) {
+        Some((path, found)) if !found.is_dir() => {
+            let is_itself = path == Path::new(text);
+            let what = if is_itself { "is not a directory" } else { "lies below something that is not a directory" };
+            Err(format!("{what}; several files are kept there"))
+        }
+        _ => Ok(text.into()),
     }
+}
+
+/// What there is of a path already. None: not even the working directory can be looked at.
+fn nearest(path: &Path) -> Option<(PathBuf, fs::Metadata)> {
+    let here = |path: &Path| if path.as_os_str().is_empty() { PathBuf::from(".") } else { path.to_owned() };
+    path.ancestors().map(here).find_map(|path| fs::metadata(&path).ok().map(|found| (path, found)))
+}
+
+/// Whether this user may write to a directory, or make it.
+pub(crate) fn writable(path: &Path) -> Result<(), String> {
+    let Some((nearest, _)) = nearest(path) else { return Ok(()) };
+    let is_itself = nearest == path;
     match rustix::fs::access(&nearest, Access::WRITE_OK | Access::EXEC_OK) {
-        Ok(()) => Ok(text.into()),
+        Ok(()) => Ok(()),
         Err(error) if is_itself => {
             Err(format!("cannot be written to by this user ({error}); change its owner or mode"))
         }
