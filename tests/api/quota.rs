@@ -37,7 +37,8 @@ async fn a_large_preview_holds_nobody_up() {
         let began = Instant::now();
         gateway.unassign(&customer(&sandbox, 0)).await.expect("applied");
         let took = began.elapsed();
-        assert!(took <= Duration::from_millis(700), "{took:?}");
+        // The preview takes five seconds. On a busy machine the paused clock goes on while an answer is on its way.
+        assert!(took <= Duration::from_millis(1_500), "{took:?}");
     }
     let pages = sandbox.calls_of(Operation::Customers).len();
     assert!(!preview.is_finished() && pages >= 3, "both go on: {pages} pages");
