@@ -81,6 +81,7 @@ fn start(subcommand: &str, dir: &Path, variables: &str, toml: &str) -> Command {
     let config = dir.join("gateway.toml");
     let arguments: Vec<_> = subcommand.split(' ').chain(["--config", config.to_str().unwrap()]).collect();
     let mut command = command(&arguments);
+    command.env("HOME", dir); // else it is that of whoever runs the tests, with a kubeconfig perhaps
     for variable in variables.split(" ; ").map(str::trim).filter(|variable| !variable.is_empty()) {
         let (name, value) = variable.split_once('=').unwrap();
         let value = value.replace("{dir}", dir.to_str().unwrap());
